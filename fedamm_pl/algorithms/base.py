@@ -1,0 +1,230 @@
+"""``FederatedModule``: a classifier as a LightningModule that also knows both sides of a federated round."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from fedamm_pl.data.datamodule import Batch
+from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.data.transforms import normalize
+from fedamm_pl.federation.aggregation import WeightedAverage
+from fedamm_pl.federation.messages import Answer, ClientResult, ClientSession, Question, State
+from fedamm_pl.losses import example_losses
+from fedamm_pl.metrics import ShotAccuracy
+from fedamm_pl.models import build_model
+
+
+def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
+    """Check a number.
+
+    Raises:
+        ValueError: If it is not finite, or not above or at least the bound.
+    """
+    if above is not None and not above < value < float("inf"):
+        raise ValueError(f"Expected `{name}` to be a number above {above}, got {value}.")
+    if least is not None and not least <= value < float("inf"):
+        raise ValueError(f"Expected `{name}` to be a number of {least} or more, got {value}.")
+
+
+class FederatedModule(pl.LightningModule):
+    """A classifier that trains in a plain Trainer and as server and client of a federation; by itself, FedAvg.
+
+    A client's round is a fit on its own data; ``train/...`` metrics that a subclass logs per epoch arrive at the server as
+    ``client/...``. The server's side is ``broadcast``, ``answer`` and ``server_update``.
+
+    Args:
+        num_classes: Number of classes C.
+        in_channels: Image channels: 1 grey, 3 colour.
+        model: A name in :data:`fedamm_pl.models.MODELS`, the import path of a callable(num_classes, in_channels) ->
+            Module, or in Python a Module (``load_from_checkpoint`` then needs ``model=`` again).
+        lr: Learning rate of the local SGD.
+        momentum: Its momentum, Nesterov's unless 0.
+        weight_decay: Its weight decay.
+        info: What is known of the images: normalisation for uint8 input, class names, shot groups.
+
+    Raises:
+        ValueError: If an option is out of range or there is no such network.
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ("model.",)
+    """Prefixes of the ``state_dict`` entries that travel between server and clients."""
+
+    uses_meta_set: ClassVar[bool] = False
+    """Whether the method needs the server's balanced meta set."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        model: str | nn.Module = "resnet32",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        info: ImageInfo | None = None,
+    ) -> None:
+        super().__init__()
+        require_range("lr", lr, above=0)
+        require_range("momentum", momentum, least=0)
+        require_range("weight_decay", weight_decay, least=0)
+        self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
+        self.model = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
+        self.info: ImageInfo = info or {}
+        self.register_buffer("mean", torch.tensor(self.info.get("mean", [0.0] * in_channels)), persistent=False)
+        self.register_buffer("std", torch.tensor(self.info.get("std", [1.0] * in_channels)), persistent=False)
+        self.test_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
+        self.val_accuracy = self.test_accuracy.clone()
+        self.session: ClientSession | None = None  # set by an executor for the time of a client's fit
+        self.meta_seconds = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits.
+
+        Args:
+            images: uint8 images (B, in_channels, H, W), or floating point ones normalised already.
+
+        Returns:
+            Logits of shape (B, num_classes).
+        """
+        logits: Tensor = self.model(self.prepare(images))
+        return logits
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalise uint8 images; pass others through."""
+        return normalize(images, self.mean, self.std) if images.dtype == torch.uint8 else images
+
+    # Client: training
+
+    def on_train_start(self) -> None:
+        """Start the sums of the epoch's means."""
+        self._sums: dict[str, Tensor] = {}
+        self._num_seen = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return the mean cross-entropy of a batch (images, labels)."""
+        images, labels = batch
+        losses = example_losses(self(images), labels)
+        self.track(len(labels), loss=losses.sum())
+        return losses.mean()
+
+    def track(self, num_examples: int, **sums: Tensor) -> None:
+        """Add to sums kept on the device; their means over the epoch are logged as ``train/...`` at its end.
+
+        Args:
+            num_examples: Number of examples B of the batch.
+            sums: Scalars by name, summed over the batch.
+        """
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._num_seen += num_examples
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means."""
+        self.log_dict({f"train/{name}": value / self._num_seen for name, value in self._sums.items()})
+        self._sums, self._num_seen = {}, 0
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD over the parameters of the classifier alone."""
+        return self.sgd(self.model, self.hparams["lr"])
+
+    def sgd(self, module: nn.Module, lr: float) -> torch.optim.SGD:
+        """Return SGD with the momentum and weight decay of this module."""
+        momentum = self.hparams["momentum"]
+        return torch.optim.SGD(
+            [param for param in module.parameters() if param.requires_grad],
+            lr=lr,
+            momentum=momentum,
+            nesterov=momentum > 0,
+            weight_decay=self.hparams["weight_decay"],
+        )
+
+    # Client: state
+
+    def shared_state(self) -> State:
+        """Return copies of the ``state_dict`` entries that travel."""
+        return {
+            name: value.detach().clone() for name, value in self.state_dict().items() if name.startswith(self.shared)
+        }
+
+    def load_shared_state(self, state: State) -> None:
+        """Copy a shared state into this module, in place.
+
+        Raises:
+            ValueError: If an entry is missing, unknown or of another shape.
+        """
+        expected = {name for name in self.state_dict() if name.startswith(self.shared)}
+        if set(state) != expected:
+            differing = sorted(expected ^ set(state))
+            raise ValueError(f"Expected `state` to hold the shared entries of the module, got a difference in {differing}.")
+        try:
+            self.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"Expected `state` to have the shapes of the module, got {error}.") from error
+
+    def client_payload(self) -> State:
+        """Return what the client sends back after its fit."""
+        return self.shared_state()
+
+    # Server
+
+    def broadcast(self, state: State) -> State:
+        """Return what goes out to the clients of a round, given the server's state."""
+        return state
+
+    def answer(self, question: Question, meta: Batch) -> Answer:
+        """Answer a client in mid-round.
+
+        Args:
+            question: What the client asks.
+            meta: The server's meta set: uint8 images, labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing")
+
+    def server_update(self, state: State, results: Iterable[ClientResult]) -> State:
+        """Return the server's next state from its last one and the results of a round, taken one at a time.
+
+        Raises:
+            ValueError: If there is no result of a weight above 0.
+        """
+        average = WeightedAverage()
+        for result in results:
+            average.add(result.payload, result.weight)
+        return average.compute()
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch; logs ``val/loss`` and the accuracies of :class:`ShotAccuracy`."""
+        self._measure(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch; logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`."""
+        self._measure(batch, "test", self.test_accuracy)
+
+    def _measure(self, batch: Batch, stage: str, accuracy: ShotAccuracy) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy.update(logits, labels)
+        self.log(f"{stage}/loss", example_losses(logits, labels).mean(), on_epoch=True, batch_size=len(labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation accuracies."""
+        self._log_accuracy("val", self.val_accuracy)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test accuracies."""
+        self._log_accuracy("test", self.test_accuracy)
+
+    def _log_accuracy(self, stage: str, accuracy: ShotAccuracy) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.compute().items()})
+        accuracy.reset()
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Return class probabilities (B, C) for images, or for (images, labels)."""
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        return self(images).softmax(1)

@@ -1,0 +1,218 @@
+"""FedAMM (Qian, Lu, Wang, *Long-Tailed Federated Learning via Aggregated Meta Mapping*, ICIP).
+
+Not to be confused with two later methods of the same acronym (MICCAI 2025, TIFS 2025).
+"""
+
+import gc
+import time
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedamm_pl.algorithms.base import FederatedModule, require_range
+from fedamm_pl.data.datamodule import Batch
+from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.federation.messages import Answer, ClientResult, Question, State
+from fedamm_pl.losses import example_losses, weighted_loss
+from fedamm_pl.meta import Differentiation, meta_gradient, virtual_step
+from fedamm_pl.models import WeightNet
+
+MetaUpdate = Literal["asynchronous", "synchronous"]
+
+
+class FedAMM(FederatedModule):
+    """FedAvg whose clients weight each example by V(its loss), a weight net meta-learned against the server's meta set.
+
+    ``asynchronous``: each client updates the weight net once a round, before its epochs, trains with the weight net it
+    received and returns the updated one. ``synchronous``: it updates it every ``meta_interval`` steps with the mini-batch
+    as support, and trains with the updated one. The server averages weight nets like classifiers. With a constant weight
+    net a client's step equals FedAvg's.
+
+    In a plain Trainer, on ``{"train": ..., "meta": ...}`` loaders, it is Meta-Weight-Net (Shu et al., NeurIPS 2019): the
+    update is synchronous, an epoch is as long as the train loader, and the meta loader is cycled.
+
+    Logged beside ``train/loss`` (the unweighted mean cross-entropy, comparable with FedAvg's): ``train/meta_loss``, the
+    loss on the meta set after the virtual step.
+
+    Args:
+        num_classes: Number of classes C.
+        in_channels: Image channels: 1 grey, 3 colour.
+        model: A name in :data:`fedamm_pl.models.MODELS`, the import path of a callable(num_classes, in_channels) ->
+            Module, or in Python a Module (``load_from_checkpoint`` then needs ``model=`` again).
+        lr: Learning rate of the local SGD and of the virtual step.
+        momentum: Momentum of both SGDs, Nesterov's unless 0; the virtual step has none.
+        weight_decay: Weight decay of both SGDs; the virtual step has none.
+        info: What is known of the images: normalisation for uint8 input, class names, shot groups.
+        meta_lr: Learning rate of the weight net; 0 leaves it as it is.
+        meta_update: When a client updates the weight net: asynchronous (once a round) or synchronous.
+        meta_interval: Synchronous: steps from one update to the next.
+        differentiation: How the weight net's gradient is computed: higher, functional or forward (the fast one). All
+            agree up to rounding.
+
+    Raises:
+        ValueError: If an option is out of range or there is no such network.
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ("model.", "weight_net.")
+    uses_meta_set: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        model: str | nn.Module = "resnet32",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        info: ImageInfo | None = None,
+        meta_lr: float = 0.01,
+        meta_update: MetaUpdate = "asynchronous",
+        meta_interval: int = 1,
+        differentiation: Differentiation = "higher",
+    ) -> None:
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        require_range("meta_lr", meta_lr, least=0)
+        require_range("meta_interval", meta_interval, least=1)
+        self.weight_net = WeightNet()
+        self.automatic_optimization = False
+        self._returned_weight_net: State = {}
+
+    def configure_optimizers(self) -> list[torch.optim.SGD]:
+        """Return one SGD for the classifier and one for the weight net."""
+        return [self.sgd(self.model, self.hparams["lr"]), self.sgd(self.weight_net, self.hparams["meta_lr"])]
+
+    # Client
+
+    def on_fit_start(self) -> None:
+        """Refuse what would silently give a wrong meta gradient."""
+        if self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "Expected `precision` to be one without loss scaling for FedAMM, which would leave the meta gradient "
+                "unscaled, got '16-mixed': take bf16-mixed."
+            )
+
+    def on_train_start(self) -> None:
+        """Federated and asynchronous: do the round's one meta step, and put its outcome aside for the result."""
+        super().on_train_start()
+        self.meta_seconds = 0.0
+        if self.session is None:
+            self._end_epoch_with_train_loader()
+        elif self.hparams["meta_update"] == "asynchronous":
+            received = self._weight_net_state()
+            images, labels = self.session.data.support(self.session.task.seed)
+            with self.trainer.precision_plugin.forward_context():  # this hook runs outside of it
+                self._meta_step((self.prepare(images), labels), None)
+            self._returned_weight_net = self._weight_net_state()
+            self.load_state_dict(received, strict=False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Update the weight net if it is time, then take a step on the weighted batch loss."""
+        batch, meta = self._split(batch)
+        images, labels = self.prepare(batch[0]), batch[1]
+        synchronous = self.session is None or self.hparams["meta_update"] == "synchronous"
+        if synchronous and self._local_step % self.hparams["meta_interval"] == 0:
+            self._meta_step((images, labels), meta)
+        losses = example_losses(self.model(images), labels)
+        with torch.no_grad():
+            raw_weights = self.weight_net(losses)
+        optimizer = self._optimizers[0]
+        optimizer.zero_grad()
+        self.manual_backward(weighted_loss(losses, raw_weights))
+        optimizer.step()
+        self.track(len(labels), loss=losses.sum())
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means and the last meta loss."""
+        super().on_train_epoch_end()
+        self.log("train/meta_loss", self._meta_loss)
+
+    def client_payload(self) -> State:
+        """Return the trained classifier and the updated weight net."""
+        return {**self.shared_state(), **self._returned_weight_net}
+
+    def _meta_step(self, support: Batch, meta: Batch | None) -> None:
+        """Update the weight net in place by steps 1 to 4 of a round.
+
+        Args:
+            support: Normalised images and labels.
+            meta: The meta batch in a plain Trainer; in a federation the server has it.
+        """
+        start = time.perf_counter()
+        step = virtual_step(
+            self.model, self.weight_net, support, self.hparams["lr"], self.hparams["differentiation"]
+        )
+        if self.session is None:
+            assert meta is not None
+            gradient, meta_loss = meta_gradient(self.model, step.params, (self.prepare(meta[0]), meta[1]))
+        else:
+            payload = {f"model.{name}": value for name, value in step.params.items()}
+            answer = self.session.ask(self._local_step, payload)
+            gradient = {name.removeprefix("model."): value for name, value in answer.payload.items()}
+            meta_loss = answer.metrics["meta_loss"]
+        weight_net_gradient = step.weight_net_gradient(gradient)
+        for name, parameter in self.weight_net.named_parameters():
+            parameter.grad = weight_net_gradient[name]
+        self._optimizers[1].step()
+        self._meta_loss = meta_loss
+        self.meta_seconds += time.perf_counter() - start
+
+    @property
+    def _optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        return optimizers
+
+    @property
+    def _local_step(self) -> int:
+        return max(self.trainer.fit_loop.total_batch_idx, 0)  # -1 before the first batch
+
+    def _weight_net_state(self) -> State:
+        return {name: value for name, value in self.shared_state().items() if name.startswith("weight_net.")}
+
+    # Server
+
+    def answer(self, question: Question, meta: Batch) -> Answer:
+        """Return the meta gradient g at the virtual weights of a client.
+
+        Args:
+            question: Holds w_hat.
+            meta: The whole meta set: uint8 images, labels.
+        """
+        params = {name.removeprefix("model."): value for name, value in question.payload.items()}
+        gradient, loss = meta_gradient(self.model, params, (self.prepare(meta[0]), meta[1]))
+        return Answer({f"model.{name}": value for name, value in gradient.items()}, {"meta_loss": loss})
+
+    def server_update(self, state: State, results: Iterable[ClientResult]) -> State:
+        """Average classifiers and weight nets."""
+        state = super().server_update(state, results)
+        if self.hparams["differentiation"] == "higher":
+            gc.collect()  # higher leaves its patched networks in reference cycles
+        return state
+
+    # Plain Trainer
+
+    def _split(self, batch: Any) -> tuple[Batch, Batch | None]:
+        if self.session is not None:
+            return batch, None
+        return batch["train"], batch["meta"]
+
+    def _end_epoch_with_train_loader(self) -> None:
+        """Check the loaders of a plain Trainer, and let the train loader set the length of its epochs.
+
+        Lightning's default for several loaders is the longest one.
+        """
+        loader = self.trainer.train_dataloader
+        if not isinstance(loader, dict) or set(loader) != {"train", "meta"}:
+            raise ValueError(
+                'Expected loaders {"train": ..., "meta": ...} for FedAMM in a plain Trainer, '
+                f"got {type(loader).__name__}: the meta loader yields balanced batches for the weight net."
+            )
+        fit_loop = self.trainer.fit_loop
+        limits = [fit_loop.max_batches]
+        if hasattr(loader["train"], "__len__"):
+            limits.append(len(loader["train"]))
+        if min(limits) < fit_loop.max_batches:
+            fit_loop.max_batches = min(limits)
+            self.trainer.val_check_batch = max(1, int(min(limits) * self.trainer.val_check_interval))

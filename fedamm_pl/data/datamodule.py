@@ -1,0 +1,341 @@
+"""``FederatedDataModule``: a long-tailed data set, its meta set and its clients as a LightningDataModule."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from fedamm_pl.data import partition as partitions
+from fedamm_pl.data.datasets import NORMALIZATION, ImageData, ImageInfo, load_images
+from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
+from fedamm_pl.data.transforms import Augmentation, augment, channel_statistics, draw_augmentation
+from fedamm_pl.metrics import ShotRule, shot_groups
+from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator
+
+Partition = Literal["by_num_classes", "by_dirichlet", "by_shards", "iid"]
+Batch = tuple[Tensor, Tensor]
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class BatchLoader:
+    """An iterable of (images, labels) batches sliced from tensors, without per-image work.
+
+    Each pass shuffles and augments anew from one stream of random numbers; two loaders made with the same seed yield
+    the same batches. A last batch of one example, on which BatchNorm may be undefined, joins the batch before it.
+
+    Attributes:
+        images: uint8 images (N, C, H, W), on any device; batches come from there.
+        labels: int64 labels (N,).
+        indices: The examples to visit, shape (n,), on the CPU.
+        batch_size: Examples a batch.
+        augmentation: What to do to the images, see :mod:`fedamm_pl.data.transforms`.
+        seed: Seed of shuffling and augmentation; None visits the examples in order, unaugmented.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    batch_size: int
+    augmentation: Augmentation = "none"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self._generator = None if self.seed is None else torch_generator(self.seed)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.indices), self.batch_size)
+        return whole + (rest > 1 or (rest == 1 and whole == 0))
+
+    def __iter__(self) -> Iterator[Batch]:
+        order, draws = self.indices, None
+        if self._generator is not None:
+            order = order[torch.randperm(len(order), generator=self._generator)]
+            if self.augmentation != "none":
+                draws = draw_augmentation(len(order), self._generator, self.augmentation).to(self.images.device)
+        order = order.to(self.images.device)
+        for step in range(len(self)):
+            last = step + 1 == len(self)
+            chosen = slice(step * self.batch_size, None if last else (step + 1) * self.batch_size)
+            images, labels = self.images[order[chosen]], self.labels[order[chosen]]
+            yield images if draws is None else augment(images, draws[chosen]), labels
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What one client holds.
+
+    Attributes:
+        images: uint8 images that the client's indices point into, shape (N, C, H, W).
+        labels: Labels of shape (N,).
+        indices: The client's own examples, shape (n_k,).
+        batch_size: Examples a training batch.
+        augmentation: The training transform.
+        support_size: Size m * C of the support batch of FedAMM's virtual step, before the client's own size bounds it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    batch_size: int
+    augmentation: Augmentation
+    support_size: int
+
+    @property
+    def num_examples(self) -> int:
+        """Number n_k of the client's examples."""
+        return len(self.indices)
+
+    def train_loader(self, seed: int) -> BatchLoader:
+        """Return shuffled, augmented batches of all the client's examples."""
+        return BatchLoader(self.images, self.labels, self.indices, self.batch_size, self.augmentation, seed)
+
+    def support(self, seed: int) -> Batch:
+        """Draw min(n_k, m * C) examples without replacement, with the training transform."""
+        generator = torch_generator(derive_seed(seed, "support"))
+        size = min(self.num_examples, self.support_size)
+        chosen = self.indices[torch.randperm(self.num_examples, generator=generator)[:size]]
+        return _augmented(self.images, self.labels, chosen, self.augmentation, generator)
+
+
+def _augmented(
+    images: Tensor, labels: Tensor, chosen: Tensor, augmentation: Augmentation, generator: torch.Generator
+) -> Batch:
+    draws = draw_augmentation(len(chosen), generator, augmentation).to(images.device)
+    chosen = chosen.to(images.device)
+    return augment(images[chosen], draws), labels[chosen]
+
+
+class FederatedDataModule(pl.LightningDataModule):
+    """A training set with a long tail, split over clients, with a balanced meta set at the server and a test set.
+
+    The meta set is taken out first, then the tail is cut, then the rest is partitioned. All three depend on the data
+    options and the seed alone, so every method sees the same split. Images stay uint8; augmentation is done batch-wise,
+    normalisation by the module. In a plain Trainer the loaders hold the union of all clients.
+
+    Args:
+        dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini (in the package), image_folder, or the name of an
+            npz file or folder in ``root``.
+        root: Folder of the data; downloads go there.
+        num_clients: Number of clients K.
+        partition: How the training set is split over the clients, see :mod:`fedamm_pl.data.partition`.
+        imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
+        imbalance_profile: Shape of the tail: exponential, step, or none (all images kept).
+        shuffle_ranks: Draw which class is how frequent; without it class 0 is the largest.
+        num_meta_per_class: Balanced images m a class that the server holds and no client does; 0 for none.
+        batch_size: Training images a batch.
+        test_batch_size: Test images a batch.
+        min_classes_per_client: by_num_classes: fewest classes drawn for a client.
+        dirichlet_alpha: by_dirichlet: concentration; the smaller, the more the clients differ.
+        min_client_size: by_dirichlet: fewest images of a client.
+        shards_per_client: by_shards: shards a client.
+        shot_rule: How classes are grouped into many, medium and few, see :func:`fedamm_pl.metrics.shot_groups`.
+        shot_ranges: Rule index: group name -> first and last class, both included.
+        augmentation: Training transform: random crop with padding 4 and horizontal flip, crop alone, or none.
+        seed: Seed of the split.
+
+    Raises:
+        ValueError: If an option is out of range or the data cannot be found; at ``setup`` for what needs the data.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "fashion_mnist_mini",
+        root: str = "data",
+        num_clients: int = 20,
+        partition: Partition = "by_num_classes",
+        imbalance_factor: float = 0.01,
+        imbalance_profile: Profile = "exponential",
+        shuffle_ranks: bool = False,
+        num_meta_per_class: int = 10,
+        batch_size: int = 64,
+        test_batch_size: int = 500,
+        min_classes_per_client: int = 2,
+        dirichlet_alpha: float = 0.5,
+        min_client_size: int = 10,
+        shards_per_client: int = 2,
+        shot_rule: ShotRule = "share",
+        shot_ranges: dict[str, tuple[int, int]] | None = None,
+        augmentation: Augmentation = "crop_flip",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, size in (("batch_size", batch_size), ("test_batch_size", test_batch_size)):
+            if size < 1:
+                raise ValueError(f"Expected `{name}` to be 1 or more, got {size}.")
+        if not 0 < imbalance_factor <= 1:
+            raise ValueError(f"Expected `imbalance_factor` to be in (0, 1], got {imbalance_factor}.")
+        if seed < 0:
+            raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
+        self.save_hyperparameters()
+        self._images: ImageData | None = None
+
+    def load_images(self) -> ImageData:
+        """Load the images; override it to bring your own."""
+        return load_images(self.hparams["dataset"], self.hparams["root"])
+
+    def prepare_data(self) -> None:
+        """Download the images if they are missing."""
+        self.setup()
+
+    def setup(self, stage: str = "fit") -> None:
+        """Load the images, take out the meta set, cut the tail and split the rest over the clients; once only."""
+        if self._images is not None:
+            return
+        options: dict[str, Any] = dict(self.hparams)
+        images = self.load_images()
+        labels = images.train_labels.numpy()
+        split = long_tail_split(
+            labels,
+            len(images.class_names),
+            numpy_generator(options["seed"], "long_tail"),
+            num_meta_per_class=options["num_meta_per_class"],
+            imbalance_factor=options["imbalance_factor"],
+            profile=options["imbalance_profile"],
+            shuffle_ranks=options["shuffle_ranks"],
+            class_names=images.class_names,
+        )
+        self._clients = self._partition(labels[split.train])
+        self._train, self._meta = (torch.from_numpy(part) for part in (split.train, split.meta))
+        self._client_indices = [self._train[torch.from_numpy(mine)] for mine in self._clients]
+        self._info = self._describe(images, split.class_counts)
+        self._images = images
+
+    def _partition(self, labels: npt.NDArray[np.int64]) -> list[Indices]:
+        options = self.hparams
+        num_clients, rng = options["num_clients"], numpy_generator(options["seed"], "partition")
+        match options["partition"]:
+            case "by_num_classes":
+                return partitions.by_num_classes(labels, num_clients, rng, min_classes=options["min_classes_per_client"])
+            case "by_dirichlet":
+                alpha, smallest = options["dirichlet_alpha"], options["min_client_size"]
+                return partitions.by_dirichlet(labels, num_clients, rng, alpha=alpha, min_size=smallest)
+            case "by_shards":
+                return partitions.by_shards(labels, num_clients, rng, shards_per_client=options["shards_per_client"])
+            case "iid":
+                return partitions.iid(labels, num_clients, rng)
+        raise ValueError(
+            "Expected `partition` to be by_num_classes, by_dirichlet, by_shards or iid, "
+            f"got {options['partition']!r}."
+        )
+
+    def _describe(self, images: ImageData, class_counts: list[int]) -> ImageInfo:
+        options = self.hparams
+        mean, std = NORMALIZATION.get(options["dataset"], (None, None))
+        if mean is None or len(mean) != images.train_images.shape[1]:
+            mean, std = channel_statistics(images.train_images[self._train])
+        ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
+        return ImageInfo(
+            image_size=list(images.train_images.shape[2:]),
+            mean=list(mean),
+            std=list(std),
+            class_names=list(images.class_names),
+            class_counts=class_counts,
+            shot_rule=options["shot_rule"],
+            shot_groups=shot_groups(class_counts, options["shot_rule"], ranges),
+        )
+
+    @property
+    def images(self) -> ImageData:
+        """All images, loaded on first use."""
+        self.setup()
+        assert self._images is not None
+        return self._images
+
+    @property
+    def info(self) -> ImageInfo:
+        """What the trained module must know of the images, in primitive types."""
+        self.setup()
+        return self._info
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.images.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels: 1 grey, 3 colour."""
+        return self.images.train_images.shape[1]
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients K."""
+        return int(self.hparams["num_clients"])
+
+    @property
+    def client_class_counts(self) -> npt.NDArray[np.int64]:
+        """Examples of each class at each client, shape (K, C)."""
+        labels = self.images.train_labels[self._train].cpu().numpy()
+        return partitions.class_histogram(labels, self._clients, self.num_classes)
+
+    def to(self, device: torch.device) -> None:
+        """Keep all images on this device, where they fit into half of its free memory."""
+        images = self.images
+        needed = images.train_images.nbytes + images.test_images.nbytes
+        if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] // 2:
+            log.warning("the images (%d MB) stay on the CPU: they would fill the GPU", needed // 2**20)
+            return
+        self._images = ImageData(
+            images.train_images.to(device),
+            images.train_labels.to(device),
+            images.test_images.to(device),
+            images.test_labels.to(device),
+            images.class_names,
+        )
+
+    def client(self, client_id: int) -> ClientData:
+        """Return the data of one client, 0..K - 1."""
+        images = self.images
+        return ClientData(
+            images.train_images,
+            images.train_labels,
+            self._client_indices[client_id],
+            self.hparams["batch_size"],
+            self.hparams["augmentation"],
+            len(self._meta),
+        )
+
+    def client_size(self, client_id: int) -> int:
+        """Return the number n_k of examples of one client."""
+        self.setup()
+        return len(self._client_indices[client_id])
+
+    def meta_batch(self, seed: int) -> Batch:
+        """Return the whole meta set, in fixed order, with the training transform drawn from this seed.
+
+        Raises:
+            ValueError: If ``num_meta_per_class`` is 0.
+        """
+        images = self.images
+        if not len(self._meta):
+            raise ValueError("Expected `num_meta_per_class` to be 1 or more for a meta set, got 0.")
+        return _augmented(
+            images.train_images, images.train_labels, self._meta, self.hparams["augmentation"], torch_generator(seed)
+        )
+
+    def _loader(self, indices: Tensor, purpose: str, batch_size: int) -> BatchLoader:
+        images, seed = self.images, derive_seed(self.hparams["seed"], purpose)
+        return BatchLoader(
+            images.train_images, images.train_labels, indices, batch_size, self.hparams["augmentation"], seed
+        )
+
+    def train_dataloader(self) -> BatchLoader | dict[str, BatchLoader]:
+        """Return the union of all clients; with the meta set beside it for a module that asks for one."""
+        self.setup()
+        train = self._loader(self._train, "centralized", self.hparams["batch_size"])
+        if not getattr(self.trainer and self.trainer.lightning_module, "uses_meta_set", False):
+            return train
+        return {"train": train, "meta": self._loader(self._meta, "meta", max(len(self._meta), 1))}
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return the test set in order."""
+        images = self.images
+        order = torch.arange(len(images.test_labels))
+        return BatchLoader(images.test_images, images.test_labels, order, self.hparams["test_batch_size"])

@@ -1,0 +1,264 @@
+"""Image data sets as uint8 tensors in memory: torchvision's, npz files, image folders and the one shipped inside."""
+
+import zipfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+DOWNLOADABLE = {
+    "cifar10": torchvision.datasets.CIFAR10,
+    "cifar100": torchvision.datasets.CIFAR100,
+    "fashion_mnist": torchvision.datasets.FashionMNIST,
+}
+SHIPPED = "fashion_mnist_mini"
+NORMALIZATION = {  # channel means and standard deviations of the training sets, as commonly published
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    SHIPPED: ((0.2860,), (0.3530,)),
+}
+KEYS = (  # Keras, MedMNIST
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+FASHION_CLASSES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle_boot".split()
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASS_NAMES = {"cifar10": CIFAR10_CLASSES, "fashion_mnist": FASHION_CLASSES, SHIPPED: FASHION_CLASSES}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled image data set.
+
+    Attributes:
+        train_images: uint8, shape (N, C, H, W).
+        train_labels: int64, shape (N,).
+        test_images: uint8, shape (M, C, H, W).
+        test_labels: int64, shape (M,).
+        class_names: One name a class, in the order of the labels.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: list[str]
+
+
+class ImageInfo(TypedDict, total=False):
+    """What a trained module must know of its images, in primitive types, so that a checkpoint of it stands alone.
+
+    Attributes:
+        image_size: Height and width in pixels.
+        mean: Channel means in [0, 1].
+        std: Channel standard deviations.
+        class_names: One name a class.
+        class_counts: Training images a class.
+        shot_rule: The rule that made the shot groups.
+        shot_groups: Group name -> class indices.
+    """
+
+    image_size: list[int]
+    mean: list[float]
+    std: list[float]
+    class_names: list[str]
+    class_counts: list[int]
+    shot_rule: str
+    shot_groups: dict[str, list[int]]
+
+
+def load_images(dataset: str, root: str | Path) -> ImageData:
+    """Load a data set by name.
+
+    The first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` with Keras or
+    MedMNIST keys; the folder ``<root>/<dataset>`` or, for ``dataset="image_folder"``, ``<root>`` itself, with
+    ``{train,test}/<class>/*.png``; torchvision's files under ``root``, downloaded on first use.
+
+    Args:
+        dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``image_folder``, or the name of
+            an npz file or folder in ``root``.
+        root: The folder that holds the data.
+
+    Returns:
+        The images in memory.
+
+    Raises:
+        ValueError: If nothing of that name is found or can be downloaded, or a file cannot be used.
+    """
+    root = Path(root)
+    if dataset == SHIPPED:
+        with resources.as_file(resources.files("fedamm_pl.data") / SHIPPED / f"{SHIPPED}.npz") as path:
+            return read_npz(path, CLASS_NAMES[SHIPPED])
+    npz, folder = root / f"{dataset}.npz", root if dataset == "image_folder" else root / dataset
+    if npz.is_file():
+        return read_npz(npz, CLASS_NAMES.get(dataset))
+    if (folder / "train").is_dir():
+        return read_image_folder(folder)
+    if dataset in DOWNLOADABLE:
+        return _from_torchvision(dataset, root)
+    raise ValueError(
+        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, or `root` to hold {npz} or "
+        f"{folder}/train/<class>/*.png, got {dataset!r} and no such file."
+    )
+
+
+def _from_torchvision(dataset: str, root: Path) -> ImageData:
+    loader: Any = DOWNLOADABLE[dataset]
+    try:
+        try:
+            train, test = (loader(root, train=part, download=False) for part in (True, False))
+        except RuntimeError:  # not there, or damaged
+            train, test = (loader(root, train=part, download=True) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected {dataset} under `root` = {root} or a network to download it, got neither ({error}). Three ways: run "
+            f"once with network; copy torchvision's files of it into {root}; or put {root / dataset}.npz there (x_train, "
+            f"y_train, x_test, y_test). The data set {SHIPPED} needs none of them."
+        ) from error
+    pixels = {part: np.asarray(images.data) for part, images in (("train", train), ("test", test))}
+    return ImageData(
+        _images(pixels["train"], "the training images"),
+        torch.as_tensor(train.targets),
+        _images(pixels["test"], "the test images"),
+        torch.as_tensor(test.targets),
+        CLASS_NAMES.get(dataset, list(train.classes)),
+    )
+
+
+def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
+    """Read images from an npz file with Keras keys (``x_train``...) or MedMNIST keys (``train_images``...).
+
+    Args:
+        path: The file. Images are uint8 of shape (N, H, W) or (N, H, W, C); labels are integers of shape (N,) or (N, 1).
+            Objects pickled inside are refused.
+        class_names: Names of the classes; by default their numbers.
+
+    Returns:
+        The images in memory.
+
+    Raises:
+        ValueError: If the file is damaged, lacks a key, or holds arrays of another kind. The message names file and key.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = list(archive.keys())
+            keys = next((keys for keys in KEYS if set(keys) <= set(found)), None)
+            if keys is None:
+                raise ValueError(
+                    f"Expected {path} to hold {' or '.join(', '.join(keys) for keys in KEYS)}, got {', '.join(found) or 'nothing'}."
+                )
+            x_train, y_train, x_test, y_test = (archive[key] for key in keys)
+    except (OSError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"Expected {path} to be a whole npz file, got one that cannot be read ({error}).") from error
+    except ValueError as error:
+        if "Expected" in str(error):
+            raise
+        raise ValueError(f"Expected {path} to be a npz file of plain arrays, got: {error}.") from error
+    data = ImageData(
+        _images(x_train, f"{keys[0]} of {path}"),
+        _labels(y_train, len(x_train), f"{keys[1]} of {path}"),
+        _images(x_test, f"{keys[2]} of {path}"),
+        _labels(y_test, len(x_test), f"{keys[3]} of {path}"),
+        [],
+    )
+    if data.train_images.shape[1:] != data.test_images.shape[1:]:
+        raise ValueError(
+            f"Expected training and test images of {path} to be of one shape (C, H, W), "
+            f"got {tuple(data.train_images.shape[1:])} and {tuple(data.test_images.shape[1:])}."
+        )
+    num_classes = int(max(data.train_labels.max(), data.test_labels.max())) + 1
+    if class_names is not None and len(class_names) < num_classes:
+        raise ValueError(f"Expected labels of {path} to be below {len(class_names)}, got {num_classes - 1}.")
+    data.class_names.extend(class_names or map(str, range(num_classes)))
+    return data
+
+
+def _images(array: npt.NDArray[Any], what: str) -> Tensor:
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0:
+        raise ValueError(
+            f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C), got {array.dtype} of shape {array.shape}."
+        )
+    array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array).copy())
+
+
+def _labels(array: npt.NDArray[Any], num_images: int, what: str) -> Tensor:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (num_images,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"Expected {what} to be {num_images} integers, got {array.dtype} of shape {array.shape}.")
+    if array.min() < 0:
+        raise ValueError(f"Expected {what} to be 0 or more, got {array.min()}.")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def read_image_folder(folder: Path) -> ImageData:
+    """Read ``<folder>/{train,test}/<class>/*.png`` (or .jpg, .bmp, .gif, .tif, .webp).
+
+    Args:
+        folder: The folder. All images are of one size; if all training images are grey they stay grey, else all become RGB.
+
+    Returns:
+        The images in memory, classes in alphabetical order of their folders.
+
+    Raises:
+        ValueError: If a folder is empty or missing, a file is no image, or sizes differ. The message names the file.
+    """
+    classes = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
+    if not classes:
+        raise ValueError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
+    unknown = {entry.name for entry in (folder / "test").glob("*/")} - set(classes)
+    if unknown:
+        raise ValueError(f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}.")
+    train_files, train_labels = _image_files(folder / "train", classes)
+    test_files, test_labels = _image_files(folder / "test", classes)
+    mode = "L" if all(_open(path).mode in ("1", "L") for path in train_files) else "RGB"
+    size = _open(train_files[0]).size
+    return ImageData(
+        _read_files(train_files, mode, size), train_labels, _read_files(test_files, mode, size), test_labels, classes
+    )
+
+
+def _image_files(folder: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).glob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not files:
+        raise ValueError(f"Expected {folder} to hold images as <class>/*.png, got none.")
+    return [path for path, _ in files], torch.tensor([label for _, label in files])
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Expected {path} to be an image, got a file that cannot be decoded ({error}).") from error
+
+
+def _read_files(paths: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
+    pixels = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                pixels.append(np.asarray(image.convert(mode)))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"Expected {path} to be an image, got a file that cannot be decoded ({error}).") from error
+        if image.size != size:
+            raise ValueError(
+                f"Expected all images to be of one size, {size[0]} x {size[1]} as {paths[0].name}, "
+                f"got {image.size[0]} x {image.size[1]} for {path}: resize them first."
+            )
+    return _images(np.stack(pixels), "images")

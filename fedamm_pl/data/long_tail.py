@@ -1,0 +1,117 @@
+"""Long-tailed class profiles and the balanced meta set (Cui et al., CVPR 2019; Qian et al., FedAMM)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Profile = Literal["exponential", "step", "none"]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LongTailSplit:
+    """Indices of the examples kept for training and of those held by the server.
+
+    Attributes:
+        train: Sorted indices of the long-tailed training set.
+        meta: Indices of the balanced meta set, grouped by class.
+        class_counts: Training images per class, by class index.
+    """
+
+    train: Indices
+    meta: Indices
+    class_counts: list[int]
+
+
+def long_tail_counts(num_classes: int, largest: float, imbalance_factor: float, profile: Profile) -> list[int]:
+    """Return the number of examples that the class of each rank keeps.
+
+    ``exponential``: ``int(largest * imbalance_factor ** (rank / (num_classes - 1)))``. ``step``: the first half of the
+    ranks keep ``int(largest)``, the others ``int(largest * imbalance_factor)``. ``none``: no bound.
+
+    Args:
+        num_classes: Number of classes C.
+        largest: Examples of the class of rank 0, ``(N - m * C) / C`` for a balanced set of N with m meta images a class.
+        imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
+        profile: The shape of the tail.
+
+    Returns:
+        Counts by rank, largest first.
+
+    Raises:
+        ValueError: If ``imbalance_factor`` is outside (0, 1] or the profile is unknown.
+
+    Example:
+        >>> long_tail_counts(10, 4990, 0.01, "exponential")
+        [4990, 2991, 1793, 1075, 644, 386, 231, 138, 83, 49]
+    """
+    if not 0 < imbalance_factor <= 1:
+        raise ValueError(f"Expected `imbalance_factor` to be in (0, 1], got {imbalance_factor}.")
+    match profile:
+        case "exponential":
+            steps = max(num_classes - 1, 1)
+            return [int(largest * imbalance_factor ** (rank / steps)) for rank in range(num_classes)]
+        case "step":
+            head = num_classes // 2
+            return [int(largest)] * head + [int(largest * imbalance_factor)] * (num_classes - head)
+        case "none":
+            return [np.iinfo(np.int64).max] * num_classes
+    raise ValueError(f"Expected `imbalance_profile` to be exponential, step or none, got {profile!r}.")
+
+
+def long_tail_split(
+    labels: npt.NDArray[np.integer],
+    num_classes: int,
+    rng: np.random.Generator,
+    *,
+    num_meta_per_class: int = 10,
+    imbalance_factor: float = 0.01,
+    profile: Profile = "exponential",
+    shuffle_ranks: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> LongTailSplit:
+    """Take the meta set out of a training set and give the rest a long tail.
+
+    Args:
+        labels: Labels of the whole training set, shape (N,), in ``0..num_classes - 1``.
+        num_classes: Number of classes C.
+        rng: Source of all draws.
+        num_meta_per_class: Images m per class that the server keeps; 0 for none.
+        imbalance_factor: Smallest over largest class, in (0, 1].
+        profile: The shape of the tail, see :func:`long_tail_counts`.
+        shuffle_ranks: Draw which class is how frequent; without it rank = class index.
+        class_names: Names for error messages.
+
+    Returns:
+        Disjoint training and meta indices with the class counts of the training set.
+
+    Raises:
+        ValueError: If a class has fewer than m + 1 examples, or an option is out of range.
+    """
+    if num_meta_per_class < 0:
+        raise ValueError(f"Expected `num_meta_per_class` to be 0 or more, got {num_meta_per_class}.")
+    available = np.bincount(labels, minlength=num_classes)
+    smallest = int(available.argmin())
+    if available[smallest] < num_meta_per_class + 1:
+        name = class_names[smallest] if class_names else smallest
+        raise ValueError(
+            f"Expected every class to have at least num_meta_per_class + 1 = {num_meta_per_class + 1} training images, "
+            f"got {available[smallest]} for class {name}: lower `num_meta_per_class` or leave the class out."
+        )
+    largest = (len(labels) - num_meta_per_class * num_classes) / num_classes
+    counts = long_tail_counts(num_classes, largest, imbalance_factor, profile)
+    if min(counts) < 1:
+        raise ValueError(
+            f"Expected `imbalance_factor` to leave every class at least 1 training image, got {imbalance_factor} with "
+            f"{int(largest)} images in the largest class."
+        )
+    ranks = rng.permutation(num_classes) if shuffle_ranks else np.arange(num_classes)
+    meta, train = [], []
+    for label in range(num_classes):
+        order = rng.permutation(np.flatnonzero(labels == label))
+        meta.append(order[:num_meta_per_class])
+        train.append(order[num_meta_per_class:][: counts[ranks[label]]])
+    return LongTailSplit(np.sort(np.concatenate(train)), np.concatenate(meta), [len(kept) for kept in train])

@@ -1,0 +1,83 @@
+"""Augmentation and normalisation as batched tensor operations on uint8 images."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Augmentation = Literal["crop_flip", "crop", "none"]
+PADDING = 4
+
+
+def draw_augmentation(num_images: int, generator: torch.Generator, augmentation: Augmentation) -> Tensor:
+    """Draw the parameters of a random crop with padding 4 and of a horizontal flip.
+
+    Args:
+        num_images: Number of images N.
+        generator: Source of the draws, on the CPU.
+        augmentation: ``crop_flip``, ``crop`` (never flipped) or ``none``.
+
+    Returns:
+        Integers of shape (N, 3): row offset and column offset in 0..8, and 1 where the image is flipped.
+    """
+    offsets = torch.randint(2 * PADDING + 1, (num_images, 2), generator=generator)
+    flips = torch.randint(2, (num_images, 1), generator=generator)
+    draws = torch.cat([offsets, flips], dim=1)
+    match augmentation:
+        case "crop_flip":
+            return draws
+        case "crop":
+            return draws * torch.tensor([1, 1, 0])
+        case "none":
+            return torch.tensor([[PADDING, PADDING, 0]]).expand(num_images, 3)
+    raise ValueError(f"Expected `augmentation` to be crop_flip, crop or none, got {augmentation!r}.")
+
+
+def augment(images: Tensor, draws: Tensor) -> Tensor:
+    """Crop each image at its offset out of its zero-padded self, and mirror it where drawn.
+
+    Args:
+        images: Images of shape (N, C, H, W).
+        draws: What :func:`draw_augmentation` returned, on the device of the images.
+
+    Returns:
+        Images of the same shape and type. Offsets of 4 without a flip give the images themselves.
+    """
+    num_images, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (PADDING,) * 4)
+    rows = draws[:, :1] + torch.arange(height, device=images.device)  # (N, H)
+    columns = draws[:, 1:2] + torch.arange(width, device=images.device)  # (N, W)
+    columns = torch.where(draws[:, 2:] == 1, columns.flip(1), columns)
+    which = torch.arange(num_images, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Turn uint8 images into normalised floating point ones.
+
+    Args:
+        images: uint8 images of shape (N, C, H, W).
+        mean: Channel means in [0, 1], shape (C,); its type is that of the result.
+        std: Channel standard deviations, shape (C,).
+
+    Returns:
+        ``(images / 255 - mean) / std``.
+    """
+    return (images.to(mean.dtype) / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def channel_statistics(images: Tensor) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to [0, 1].
+
+    A constant channel gets a standard deviation of 1, so that normalising it divides by no zero.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten().long(), minlength=256).double() / channel.numel()
+        mean = float(share @ levels)
+        std = float((share @ (levels - mean) ** 2).sqrt())
+        means.append(mean)
+        stds.append(std if std > 0 else 1.0)
+    return means, stds

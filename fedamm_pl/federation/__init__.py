@@ -1,0 +1,1 @@
+"""The federation: messages, sampling, executors, aggregation, the round loop, checkpoints and callbacks."""

@@ -1,0 +1,116 @@
+"""What crosses the border between server and clients: frozen dataclasses with flat, detached tensors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedamm_pl.data.datamodule import ClientData
+
+State = dict[str, Tensor]
+"""Tensors by the module's own ``state_dict`` keys."""
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """What the server asks of one client in one round.
+
+    Attributes:
+        round_num: The round, from 1.
+        client_id: The client, 0..K - 1.
+        seed: Seed of all the client's draws in this round.
+        local_epochs: Passes E over the client's data.
+        payload: The broadcast state.
+    """
+
+    round_num: int
+    client_id: int
+    seed: int
+    local_epochs: int
+    payload: State
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What a client returns.
+
+    Attributes:
+        client_id: The client.
+        num_examples: The number n_k of its examples.
+        payload: Its trained state.
+        metrics: Means over the last local epoch, for example ``loss``.
+        bytes_received: Tensor bytes that the client received in the round, answers included.
+        bytes_sent: Tensor bytes that it sent, questions included.
+        train_seconds: Wall time of the fit without the meta steps.
+        meta_seconds: Wall time of the meta steps, the server's answers included.
+        weight: Weight of the payload in the average, before normalisation.
+    """
+
+    client_id: int
+    num_examples: int
+    payload: State
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    train_seconds: float = 0.0
+    meta_seconds: float = 0.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a client asks the server in mid-round.
+
+    Attributes:
+        round_num: The round.
+        client_id: Who asks.
+        step: The local step at which it asks.
+        payload: For FedAMM the virtual weights w_hat.
+    """
+
+    round_num: int
+    client_id: int
+    step: int
+    payload: State
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server answers.
+
+    Attributes:
+        payload: For FedAMM the meta gradient g, by the keys of the question.
+        metrics: Scalars for the logs, for example ``meta_loss``; tensors of shape ().
+    """
+
+    payload: State
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def payload_bytes(payload: Mapping[str, Tensor]) -> int:
+    """Return the size of the tensors of a payload in bytes."""
+    return sum(value.nbytes for value in payload.values())
+
+
+class ClientSession:
+    """One client's part in one round, as its module sees it: task, data, and a line to the server that counts bytes.
+
+    Args:
+        task: What the server asks.
+        data: The client's data.
+        answer: The server.
+    """
+
+    def __init__(self, task: ClientTask, data: ClientData, answer: Callable[[Question], Answer]) -> None:
+        self.task = task
+        self.data = data
+        self.bytes_received = payload_bytes(task.payload)
+        self.bytes_sent = 0
+        self._answer = answer
+
+    def ask(self, step: int, payload: State) -> Answer:
+        """Send a question at a local step and return the answer."""
+        answer = self._answer(Question(self.task.round_num, self.task.client_id, step, payload))
+        self.bytes_sent += payload_bytes(payload)
+        self.bytes_received += payload_bytes(answer.payload)
+        return answer

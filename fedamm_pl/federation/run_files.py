@@ -1,0 +1,153 @@
+"""The files of a run directory: checkpoints, metrics.csv, summary.json, final.ckpt."""
+
+import csv
+import io
+import json
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
+from fedamm_pl.federation.checkpoint import PATTERN, save_checkpoint, write_atomically
+from fedamm_pl.federation.summary import summarize
+
+if TYPE_CHECKING:
+    from fedamm_pl.federation.orchestrator import Orchestrator
+
+REPORTED_VERSIONS = ("fedamm_pl", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "higher", "numpy")
+
+
+def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
+    """Return the callbacks that write a run directory."""
+    return [MetricsCSV(folder), RoundCheckpoint(folder / "checkpoints", keep_checkpoints), FinalFiles(folder)]
+
+
+class MetricsCSV(FederationCallback):
+    """Writes metrics.csv, a row for each evaluated round. After a resume it starts from the checkpoint's rows.
+
+    Args:
+        folder: Where to write it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+        self._columns: list[str] = []
+
+    def on_run_start(self, orchestrator: "Orchestrator") -> None:
+        """Cut the file to the rounds that the run starts from."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(orchestrator.state.history)
+
+    def on_round_end(self, orchestrator: "Orchestrator", record: RoundRecord) -> None:
+        """Append a row, or write all anew if a metric appears for the first time."""
+        if not record.evaluated:
+            return
+        row = orchestrator.state.history[-1]
+        if set(row) <= set(self._columns):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+        else:
+            self._write(orchestrator.state.history)
+
+    def _write(self, history: list[dict[str, float]]) -> None:
+        names = dict.fromkeys(name for row in history for name in row)
+        # test metrics first: the first row has no client metrics, later ones may add classes
+        self._columns = sorted(names, key=lambda name: (name != "round", not name.startswith("test/")))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomically(self.path, text.getvalue().encode())
+
+
+class RoundCheckpoint(FederationCallback):
+    """Writes a checkpoint after every round and keeps the newest few and that of the best test accuracy.
+
+    Args:
+        folder: Where to write them.
+        keep: How many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def on_round_end(self, orchestrator: "Orchestrator", record: RoundRecord) -> None:
+        """Write the round's checkpoint, then remove what is no longer kept."""
+        save_checkpoint(self.folder, orchestrator.state, orchestrator.fingerprint())
+        evaluated = [row for row in orchestrator.state.history if "test/acc" in row]
+        best = max(evaluated, key=lambda row: row["test/acc"], default={"round": -1})["round"]
+        for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
+            if path.stem != f"round_{int(best):06d}":
+                path.unlink()
+
+
+class FinalFiles(FederationCallback):
+    """Writes final.ckpt, a Lightning checkpoint of the trained module, and summary.json when the run ends.
+
+    Args:
+        folder: Where to write them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_run_end(self, orchestrator: "Orchestrator") -> None:
+        """Write both."""
+        module = orchestrator.module
+        trainer = orchestrator.trainer.build()
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(self.folder / "final.ckpt", weights_only=True)
+        write_atomically(self.folder / "summary.json", json.dumps(summary(orchestrator), indent=2).encode())
+
+
+def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
+    """Return the content of summary.json.
+
+    ``bytes_per_round`` are tensor bytes, means over rounds (all clients together) and over a client's rounds;
+    ``seconds_per_round`` are means of the wall time, round 0 excluded.
+    """
+    state, data, info = orchestrator.state, orchestrator.data, orchestrator.data.info
+    rounds, fits = max(state.round_num, 1), max(state.clients_total, 1)
+    imbalance_factor = data.hparams["imbalance_factor"]
+    return {
+        **summarize(state.history),
+        "best_is": "largest accuracy and smallest loss over the evaluated rounds, chosen on the test set",
+        "method": type(orchestrator.module).__name__,
+        "model": orchestrator.fingerprint()["algorithm.model"],
+        "num_parameters": sum(parameter.numel() for parameter in orchestrator.module.model.parameters()),
+        "num_rounds": state.round_num,
+        "seed": orchestrator.seed,
+        "dataset": data.hparams["dataset"],
+        "class_counts": info["class_counts"],
+        "shot_rule": info["shot_rule"],
+        "shot_groups": info["shot_groups"],
+        "imbalance_factor": imbalance_factor,
+        "IF": 1 / imbalance_factor,
+        "normalization": {"mean": info["mean"], "std": info["std"]},
+        "bytes_per_round": {
+            **{name: value / rounds for name, value in state.bytes_total.items()},
+            **{f"{name}_per_client": value / fits for name, value in state.bytes_total.items()},
+        },
+        "seconds_per_round": {name: value / rounds for name, value in state.seconds.items()},
+        "hardware": {
+            "accelerator": orchestrator.trainer.kind,
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in REPORTED_VERSIONS}},
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def _version(package: str) -> str:
+    if package == "fedamm_pl":  # also where it runs from a clone, not installed
+        from fedamm_pl import __version__
+
+        return __version__
+    return version(package)

@@ -1,0 +1,46 @@
+"""What a finished run amounts to: final, best and mean of the last ten evaluations."""
+
+from collections.abc import Mapping, Sequence
+
+SHOWN = {"test/acc": "all", "test/acc_many": "many", "test/acc_medium": "medium", "test/acc_few": "few"}
+LAST = 10
+
+
+def short_names(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return metric -> short name for the overall and grouped accuracies among these metrics, in order."""
+    return {metric: name for metric, name in SHOWN.items() if metric in metrics}
+
+
+def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float] | dict[str, dict[str, float]]]:
+    """Summarise the test metrics of a run.
+
+    Args:
+        history: A row for each evaluated round.
+
+    Returns:
+        ``final``: the values of the last row. ``best``: for each metric its ``value`` and ``round``, the largest accuracy
+        or smallest loss; chosen on the test set, so an optimistic figure. ``mean_last_10``: mean of the last ten
+        evaluated rounds, round 0 excluded (of round 0 alone if there is no other).
+    """
+    rows = [row for row in history if row["round"] > 0] or list(history)
+    final = {name: value for name, value in rows[-1].items() if name.startswith("test/")}
+    best: dict[str, dict[str, float]] = {}
+    for name in final:
+        pick = min if name == "test/loss" else max
+        row = pick((row for row in rows if name in row), key=lambda row: row[name])
+        best[name] = {"value": row[name], "round": row["round"]}
+    last = rows[-LAST:]
+    mean = {name: sum(values) / len(values) for name in final if (values := [row[name] for row in last if name in row])}
+    return {"final": final, "best": best, "mean_last_10": mean}
+
+
+def table(history: Sequence[Mapping[str, float]]) -> str:
+    """Format final, best and mean of the last ten for all, many, medium and few, in percent."""
+    summary = summarize(history)
+    columns = short_names(summary["final"])  # type: ignore[arg-type]
+    lines = [f"{'test accuracy, %':<18}" + "".join(f"{name:>9}" for name in columns.values())]
+    for title, key in (("final", "final"), ("best (on test)", "best"), (f"mean of last {LAST}", "mean_last_10")):
+        values = [summary[key][metric] for metric in columns]
+        numbers = [value["value"] if isinstance(value, dict) else value for value in values]
+        lines.append(f"{title:<18}" + "".join(f"{100 * number:9.2f}" for number in numbers))
+    return "\n".join(lines)

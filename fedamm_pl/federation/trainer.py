@@ -1,0 +1,109 @@
+"""Quiet Lightning Trainers for the many short fits and evaluations of a federation."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from typing_extensions import override
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true"]
+CHATTY_LOGGERS = ("pytorch_lightning.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch")
+IGNORED_WARNINGS = (
+    r".*LeafSpec",  # torch's own tree utilities, called by Lightning in every fit
+    r".*you defined a `validation_step` but have no `val_dataloader`",  # the server evaluates, clients do not
+    r".*GPU available but not used",  # --trainer.accelerator cpu is a choice
+)
+
+
+class ResidentStrategy(SingleDeviceStrategy):
+    """Training on one device that leaves the module there when a fit ends.
+
+    Lightning moves it to the CPU, which would cost a transfer per client and round.
+    """
+
+    @override
+    def teardown(self) -> None:
+        self.precision_plugin.teardown()
+        self.checkpoint_io.teardown()
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How and where clients train and the global model is evaluated."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """Hardware: auto takes a GPU if there is one."""
+    device: int = 0
+    """Which GPU."""
+    precision: Precision = "32-true"
+    """Arithmetic of training, meta step and evaluation. 16-mixed is left out: its loss scaling would distort the meta gradient."""
+    deterministic: bool = False
+    """On a GPU: only deterministic kernels, so that the same seed gives the same bits."""
+
+    @cached_property
+    def _probe(self) -> pl.Trainer:
+        """A Trainer that resolves accelerator and device once."""
+        try:
+            with quiet():
+                return pl.Trainer(**self._options, devices=self._devices)
+        except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
+            raise ValueError(f"Expected `accelerator` to be available, got {self.accelerator!r}: {error}") from error
+
+    @property
+    def _devices(self) -> Any:
+        return [self.device] if self.accelerator in ("gpu", "cuda") or self.device else 1
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "accelerator": self.accelerator,
+            "precision": self.precision,
+            "deterministic": self.deterministic,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        }
+
+    @property
+    def kind(self) -> str:
+        """The resolved hardware: ``cpu``, ``cuda`` or ``mps``."""
+        return str(self._probe.strategy.root_device.type)
+
+    def build(self, **options: Any) -> pl.Trainer:
+        """Return a fresh Trainer without logger, checkpoints, bar and summary.
+
+        Args:
+            options: Further arguments of the Trainer, for example ``max_epochs``.
+        """
+        strategy = ResidentStrategy(device=self._probe.strategy.root_device)
+        return pl.Trainer(**self._options, devices=self._devices, strategy=strategy, **options)
+
+    def place(self, module: pl.LightningModule) -> None:
+        """Move a module to the device and into the parameter type that its fits will use."""
+        self._probe.precision_plugin.convert_module(module)
+        module.to(self._probe.strategy.root_device)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what Lightning says on every fit: devices, tips, stopping reasons, and warnings known to be void."""
+    loggers = [logging.getLogger(name) for name in CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

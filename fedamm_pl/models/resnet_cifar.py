@@ -1,0 +1,73 @@
+"""ResNets for 32x32 images (He et al., CVPR 2016, section 4.2) with parameter-free shortcuts (option A)."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm; the shortcut subsamples and pads channels with zeros (option A).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Stride of the first convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride = stride
+        self.padding = (out_channels - in_channels) // 2
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
+        shortcut = inputs
+        if self.stride > 1 or self.padding:
+            shortcut = inputs[:, :, :: self.stride, :: self.stride]
+            shortcut = functional.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
+        hidden = functional.relu(self.bn1(self.conv1(inputs)))
+        return functional.relu(self.bn2(self.conv2(hidden)) + shortcut)
+
+
+class ResNetCIFAR(nn.Module):
+    """A 3x3 convolution, three stages of basic blocks with 16, 32, 64 channels, global mean, one linear layer.
+
+    Args:
+        num_classes: Number of classes C.
+        in_channels: Image channels: 1 grey, 3 colour.
+        depth: 6n + 2 layers for n blocks a stage: 20, 32, 44, 56.
+        width: Channels of the first stage.
+
+    Raises:
+        ValueError: If the depth is not 6n + 2.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int = 3, depth: int = 32, width: int = 16) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"Expected `depth` to be 6n + 2 with n >= 1, got {depth}.")
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.stages = nn.Sequential(
+            *(
+                BasicBlock(
+                    width * 2 ** max(stage - (block == 0), 0), width * 2**stage, 2 if stage and block == 0 else 1
+                )
+                for stage in range(3)
+                for block in range((depth - 2) // 6)
+            )
+        )
+        self.classifier = nn.Linear(4 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to logits (B, num_classes)."""
+        hidden = functional.relu(self.bn1(self.conv1(images)))
+        features = self.stages(hidden).mean((2, 3))
+        logits: Tensor = self.classifier(features)
+        return logits
