@@ -1,23 +1,22 @@
 """The command line: a typed configuration, from YAML files and options, to a finished run."""
 
+import dataclasses
 import datetime
+import difflib
+import inspect
 import logging
-import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from fedamm_pl import FederatedDataModule, FederatedModule, Orchestrator, __version__
-from fedamm_pl import algorithms as known_algorithms
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.checkpoint import write_atomically
 from fedamm_pl.federation.summary import table
@@ -26,10 +25,11 @@ from fedamm_pl.federation.trainer import TrainerConfig
 DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping.
 Trains a classifier over simulated clients with long-tailed data and writes metrics, checkpoints and the model to a folder.
 """
-NOT_PASSED_ON = {"module", "data", "seed", "callbacks", "output_dir", "keep_checkpoints", "trainer", "executor"}
+NOT_OPTIONS = {"self", "module", "data", "seed", "callbacks", "output_dir", "keep_checkpoints", "trainer", "executor"}
+LINKED = ("num_classes", "in_channels", "info")  # what the algorithm learns from the data
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class OutputConfig:
     """Where results go and what is shown."""
 
@@ -42,33 +42,23 @@ class OutputConfig:
 
 
 class Parser(ArgumentParser):
-    """An argument parser whose errors are one line: the option, what it got, what is allowed."""
+    """A parser whose errors are one line that names the option, what it got and what is allowed; exit status 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line to standard error and exit with status 2."""
+        """Print one line to standard error and exit."""
         print(f"fedamm: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
 
 
-def one_line(message: str) -> str:
-    """Shorten a message of several lines to one, without the parts that speak of the parser."""
-    known = ", ".join(name for name in known_algorithms.__all__ if name != "FederatedModule")
-    if found := re.search(r"[Nn]o (?:known )?subclass .*?['\"]?(\w+)['\"]?|Import path (\S+) does not|class_path '?(\S+?)'?[ :]", message):
-        del found
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    del known
-    return " ".join(lines)
-
-
 def build_parser() -> Parser:
-    """Return the parser of ``fedamm``, without sub-commands."""
+    """Return the parser of the program."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog="fedamm", description=DESCRIPTION, allow_abbrev=False, version=f"fedamm_pl {__version__}")
     parser.add_argument("--config", action="config", help="A YAML file with these options; later ones override earlier.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of split, initial weights, sampling and training.")
     parser.add_argument("--data", type=FederatedDataModule, default={"class_path": "fedamm_pl.FederatedDataModule"})
     parser.add_argument("--algorithm", type=FederatedModule, required=True, help="FedAMM, FedAvg, or an import path.")
-    parser.add_class_arguments(Orchestrator, "federation", skip=NOT_PASSED_ON, instantiate=False)
+    parser.add_class_arguments(Orchestrator, "federation", skip=NOT_OPTIONS, instantiate=False)
     parser.add_argument("--trainer", type=TrainerConfig, default=TrainerConfig())
     parser.add_argument(
         "--logger",
@@ -78,16 +68,68 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--output", type=OutputConfig, default=OutputConfig())
     parser.link_arguments("seed", "data.init_args.seed")
-    for name in ("num_classes", "in_channels", "info"):
+    for name in LINKED:
         parser.link_arguments("data", f"algorithm.init_args.{name}", _attribute(name), apply_on="instantiate")
     return parser
 
 
-def _attribute(name: str) -> Any:
+def _attribute(name: str) -> Callable[[FederatedDataModule], Any]:
     def attribute(data: FederatedDataModule) -> Any:
         return getattr(data, name)
 
+    attribute.__name__ = name  # shown by --help
     return attribute
+
+
+# Messages
+
+
+def option_names() -> dict[str, str]:
+    """Return parameter name -> option, for messages of the library, which knows no options."""
+    options = {name: f"--output.{name}" for name in (field.name for field in dataclasses.fields(OutputConfig))}
+    options.update({name: f"--trainer.{name}" for name in (field.name for field in dataclasses.fields(TrainerConfig))})
+    owners: list[tuple[str, type]] = [("federation", Orchestrator), ("data", FederatedDataModule)]
+    owners += [("algorithm", algorithm) for algorithm in algorithm_classes()]
+    for group, owner in owners:
+        for name in inspect.signature(owner).parameters:
+            if name not in NOT_OPTIONS and name not in LINKED:
+                options[name] = f"--{group}.{name}"
+    return {**options, "output_dir": "--output.dir", "seed": "--seed"}
+
+
+def algorithm_classes() -> list[type[FederatedModule]]:
+    """Return the algorithms that are imported, FederatedModule left out."""
+    found, queue = [], [FederatedModule]
+    while queue:
+        subclasses = queue.pop().__subclasses__()
+        found += subclasses
+        queue += subclasses
+    return found
+
+
+def one_line(message: str) -> str:
+    """Reword a parser's or the library's message as one line that names options."""
+    options = option_names()
+    message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+    message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: (.*)", message):
+        name = unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-")
+        close = difflib.get_close_matches(name.split(".")[-1], options, 1)
+        return f"unknown option {name}" + (f"; did you mean {options[close[0]]}?" if close else "; see --help")
+    if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
+        name = options.get(wrong[1], f"--{wrong[1]}")
+        if name == "--algorithm":
+            names = ", ".join(sorted(algorithm.__name__ for algorithm in algorithm_classes()))
+            got = re.search(r"string: (\S+)|Import path (\S+)|'class_path': '([^']+)'", wrong[2])
+            value = next(filter(None, got.groups())) if got else ""
+            return f"Expected --algorithm to be one of {names} or an import path of a FederatedModule, got {value or wrong[2]}"
+        text = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match[1] or "", wrong[2])
+        text = re.sub(r"^Expected an? (.*?)\. Got value: (.*)", r"to be \1, got \2", text)
+        return f"Expected {name} {text}" if text.startswith("to be") else f"{name}: {text}"
+    return message
+
+
+# The run
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -98,7 +140,99 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     config = parser.parse_args(list(sys.argv[1:] if args is None else args))
-    print(config)
+    folder = Path(config.output.dir or default_folder(config))
+    logging.basicConfig(format="%(message)s")
+    try:
+        orchestrator, loggers = instantiate(parser, config, folder)
+    except ValueError as error:
+        parser.error(str(error))
+    text = dump(parser, config)
+    write_atomically(folder / "config.yaml", text.encode())
+    options = flatten(yaml.safe_load(text))
+    orchestrator.callbacks += [LogTo(logger, options, text) for logger in loggers]
+    if config.output.progress == "auto":
+        orchestrator.callbacks.append(Progress())
+    print(describe(orchestrator))
+    try:
+        history = orchestrator.run()
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C in a fit into a SystemExit
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print(f"\ninterrupted; the same command with --output.dir {folder} continues after the last completed round")
+        sys.exit(130)
+    print(table(history))
+    print(f"results in {folder}")
+
+
+def default_folder(config: Namespace) -> Path:
+    """Return runs/<config name>/<date-time>."""
+    name = Path(str(config.config[-1])).stem if config.config else type(config.algorithm).__name__
+    return Path("runs") / name / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def instantiate(parser: Parser, config: Namespace, folder: Path) -> tuple[Orchestrator, list[Logger]]:
+    """Build everything that a configuration names.
+
+    Raises:
+        ValueError: If an option is out of range or data, module and folder do not fit together.
+    """
+    if config.seed < 0:
+        raise ValueError(f"Expected `seed` to be 0 or more, got {config.seed}.")
+    pl.seed_everything(config.seed, verbose=False)  # initial weights are drawn when the module is made
+    parts = parser.instantiate(config)
+    orchestrator = Orchestrator(
+        parts.algorithm,
+        parts.data,
+        **vars(config.federation),
+        seed=config.seed,
+        output_dir=folder,
+        keep_checkpoints=config.output.keep_checkpoints,
+        trainer=parts.trainer,
+    )
+    if parts.logger is True:
+        purge = orchestrator.state.round_num + 1  # of an interrupted run: what it logged of an unfinished round
+        return orchestrator, [TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=purge)]
+    return orchestrator, parts.logger or []
+
+
+def dump(parser: Parser, config: Namespace) -> str:
+    """Return the configuration as YAML without ``output.dir``, fit for ``--config``."""
+    shown = config.clone()
+    shown.output.dir = None
+    content = yaml.safe_load(parser.dump(shown))
+    content["output"].pop("dir", None)
+    return str(yaml.safe_dump(content, sort_keys=False))
+
+
+def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested configuration to ``group.option`` -> value, without ``init_args``."""
+    if not isinstance(options, dict):
+        return {prefix: options}
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat.update(flatten(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")))
+    return flat
+
+
+def describe(orchestrator: Orchestrator) -> str:
+    """Describe in a few lines what is about to run."""
+    module, data, info = orchestrator.module, orchestrator.data, orchestrator.data.info
+    sizes = [data.client_size(client) for client in range(data.num_clients)]
+    factor, parameters = data.hparams["imbalance_factor"], sum(value.numel() for value in module.model.parameters())
+    groups = "; ".join(f"{name} {members}" for name, members in info["shot_groups"].items() if members)
+    started = orchestrator.state.round_num
+    return "\n".join(
+        [
+            f"{type(module).__name__} with {module.hparams['model']} ({parameters:,} parameters) on {module.device}, "
+            f"{orchestrator.trainer.precision}",
+            f"{data.hparams['dataset']}: {sum(info['class_counts'])} training images, imbalance factor {factor:g} "
+            f"(IF {1 / factor:g}), {data.num_clients} clients of {min(sizes)} to {max(sizes)} images",
+            f"images per class: {' '.join(map(str, info['class_counts']))}",
+            f"shot groups by {info['shot_rule']}: {groups}",
+            *([f"continuing after round {started}"] if started else []),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder if it is missing, and try to write into it.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"Expected `output_dir` to be a folder that can be written, got {folder} ({error.strerror})."
+        ) from error
 
 
 def save_checkpoint(folder: Path, state: RunState, fingerprint: Mapping[str, Any]) -> Path:
@@ -110,7 +127,7 @@ def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Any]] | None:
     if paths:
         raise ValueError(
             f"Expected {folder} to hold a whole checkpoint to continue from, got {len(paths)} damaged: "
-            "choose another `dir`, or delete them to start anew."
+            "choose another `output_dir`, or delete them to start anew."
         )
     return None
 

@@ -11,7 +11,7 @@ import torch
 from fedamm_pl.algorithms.base import FederatedModule
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
-from fedamm_pl.federation.checkpoint import RunState, differences, latest_checkpoint
+from fedamm_pl.federation.checkpoint import RunState, differences, latest_checkpoint, make_writable
 from fedamm_pl.federation.executors import Executor, SequentialExecutor
 from fedamm_pl.federation.messages import Answer, ClientResult, ClientTask, Question, State
 from fedamm_pl.federation.run_files import run_files
@@ -42,7 +42,8 @@ class Orchestrator:
         executor: Trains the clients; by default one after the other in this process.
 
     Raises:
-        ValueError: If an option is out of range, or module and data do not fit together.
+        ValueError: If an option is out of range, module and data do not fit together, or ``output_dir`` cannot be
+            written, holds a run with other options, or only damaged checkpoints.
     """
 
     def __init__(
@@ -86,18 +87,15 @@ class Orchestrator:
         check_fit(module, data)
         self.trainer.place(module)
         self.data.to(module.device)
+        self.state = self._restore() or RunState(0, module.shared_state())
 
     def run(self) -> History:
         """Run the rounds that are left.
 
         Returns:
             A row of metrics for each evaluated round, the first of round 0.
-
-        Raises:
-            ValueError: If ``output_dir`` holds a run with other options, or only damaged checkpoints.
         """
         with quiet():
-            self.state = self.restore() or RunState(0, self.module.shared_state())
             self._call("on_run_start")
             if not self.state.history:  # round 0: the initial model
                 self._finish_round(self.state.shared, [], time.perf_counter())
@@ -117,21 +115,21 @@ class Orchestrator:
             self._call("on_run_end")
         return self.state.history
 
-    def restore(self) -> RunState | None:
-        """Return the state that a run in ``output_dir`` left, or None.
-
-        Raises:
-            ValueError: If that run had other options, or all its checkpoints are damaged.
-        """
-        saved = self.output_dir and latest_checkpoint(self.output_dir / "checkpoints")
-        if not saved:
+    def _restore(self) -> RunState | None:
+        """Return the state that a run in ``output_dir`` left, or None."""
+        if self.output_dir is None:
+            return None
+        saved = latest_checkpoint(self.output_dir / "checkpoints")
+        if saved is None:
+            make_writable(self.output_dir)
             return None
         state, fingerprint = saved
         if differing := differences(fingerprint, self.fingerprint()):
             raise ValueError(
-                f"Expected `dir` {self.output_dir} to hold a run with the same options, got others: "
-                f"{'; '.join(differing)}. Choose another `dir`, or the old options."
+                f"Expected `output_dir` {self.output_dir} to hold a run with the same options, got others: "
+                f"{'; '.join(differing)}. Choose another folder, or the old options."
             )
+        make_writable(self.output_dir)
         state.shared = {name: value.to(self.module.device) for name, value in state.shared.items()}
         return state
 
