@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from fedamm_pl import FederatedDataModule, FederatedModule, Orchestrator, __version__
-from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
+from fedamm_pl.federation.callbacks import LogTo, Progress
 from fedamm_pl.federation.checkpoint import write_atomically
 from fedamm_pl.federation.summary import table
 from fedamm_pl.federation.trainer import TrainerConfig
@@ -54,7 +54,9 @@ def build_parser() -> Parser:
     """Return the parser of the program."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog="fedamm", description=DESCRIPTION, allow_abbrev=False, version=f"fedamm_pl {__version__}")
-    parser.add_argument("--config", action="config", help="A YAML file with these options; later ones override earlier.")
+    parser.add_argument(
+        "--config", action="config", help="A YAML file with these options; later ones override earlier."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of split, initial weights, sampling and training.")
     parser.add_argument("--data", type=FederatedDataModule, default={"class_path": "fedamm_pl.FederatedDataModule"})
     parser.add_argument("--algorithm", type=FederatedModule, required=True, help="FedAMM, FedAvg, or an import path.")
@@ -111,6 +113,7 @@ def one_line(message: str) -> str:
     """Reword a parser's or the library's message as one line that names options."""
     options = option_names()
     message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+    message = re.sub(r"^Call to compute_fn of link .*?\) failed: ", "", message)  # what the data said when it was loaded
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
     if unknown := re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: (.*)", message):
         name = unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-")
@@ -124,6 +127,7 @@ def one_line(message: str) -> str:
             value = next(filter(None, got.groups())) if got else ""
             return f"Expected --algorithm to be one of {names} or an import path of a FederatedModule, got {value or wrong[2]}"
         text = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match[1] or "", wrong[2])
+        text = re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
         text = re.sub(r"^Expected an? (.*?)\. Got value: (.*)", r"to be \1, got \2", text)
         return f"Expected {name} {text}" if text.startswith("to be") else f"{name}: {text}"
     return message

@@ -122,7 +122,7 @@ def _with_double_backward(model: nn.Module, weight_net: nn.Module, support: Batc
 
 
 def _backward_step(stepped: Tensors, weight_net: nn.Module) -> VirtualStep:
-    """h by back-propagation of g through the unrolled step."""
+    """Compute h by back-propagation of g through the unrolled step."""
 
     def weight_net_gradient(gradient: Mapping[str, Tensor]) -> Tensors:
         reached = {name: value for name, value in stepped.items() if value.grad_fn is not None}
@@ -154,7 +154,9 @@ def _with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, 
         )
         return dict(zip(_trainable(weight_net), values, strict=True))
 
-    stepped = {name: (value - lr * grad).detach() for (name, value), grad in zip(params.items(), gradients, strict=True)}
+    stepped = {
+        name: (value - lr * grad).detach() for (name, value), grad in zip(params.items(), gradients, strict=True)
+    }
     return VirtualStep(stepped, weight_net_gradient)
 
 
@@ -169,7 +171,8 @@ def _directional_derivative(
         # torch registers its own forward-mode rules through the deprecated torch.jit.script
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
         duals = {
-            name: forward_ad.make_dual(value.detach(), direction[name].to(value.dtype)) for name, value in params.items()
+            name: forward_ad.make_dual(value.detach(), direction[name].to(value.dtype))
+            for name, value in params.items()
         }
         losses, tangents = forward_ad.unpack_dual(_functional_losses(model, duals, support))
     return torch.zeros_like(losses) if tangents is None else tangents

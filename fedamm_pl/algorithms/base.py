@@ -160,7 +160,9 @@ class FederatedModule(pl.LightningModule):
         expected = {name for name in self.state_dict() if name.startswith(self.shared)}
         if set(state) != expected:
             differing = sorted(expected ^ set(state))
-            raise ValueError(f"Expected `state` to hold the shared entries of the module, got a difference in {differing}.")
+            raise ValueError(
+                f"Expected `state` to hold the shared entries of the module, got a difference in {differing}."
+            )
         try:
             self.load_state_dict(state, strict=False)
         except RuntimeError as error:

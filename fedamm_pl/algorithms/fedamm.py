@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedamm_pl.algorithms.base import FederatedModule, require_range
 from fedamm_pl.data.datamodule import Batch
@@ -140,9 +140,7 @@ class FedAMM(FederatedModule):
             meta: The meta batch in a plain Trainer; in a federation the server has it.
         """
         start = time.perf_counter()
-        step = virtual_step(
-            self.model, self.weight_net, support, self.hparams["lr"], self.hparams["differentiation"]
-        )
+        step = virtual_step(self.model, self.weight_net, support, self.hparams["lr"], self.hparams["differentiation"])
         if self.session is None:
             assert meta is not None
             gradient, meta_loss = meta_gradient(self.model, step.params, (self.prepare(meta[0]), meta[1]))

@@ -212,7 +212,9 @@ class FederatedDataModule(pl.LightningDataModule):
         num_clients, rng = options["num_clients"], numpy_generator(options["seed"], "partition")
         match options["partition"]:
             case "by_num_classes":
-                return partitions.by_num_classes(labels, num_clients, rng, min_classes=options["min_classes_per_client"])
+                return partitions.by_num_classes(
+                    labels, num_clients, rng, min_classes=options["min_classes_per_client"]
+                )
             case "by_dirichlet":
                 alpha, smallest = options["dirichlet_alpha"], options["min_client_size"]
                 return partitions.by_dirichlet(labels, num_clients, rng, alpha=alpha, min_size=smallest)
@@ -221,8 +223,7 @@ class FederatedDataModule(pl.LightningDataModule):
             case "iid":
                 return partitions.iid(labels, num_clients, rng)
         raise ValueError(
-            "Expected `partition` to be by_num_classes, by_dirichlet, by_shards or iid, "
-            f"got {options['partition']!r}."
+            f"Expected `partition` to be by_num_classes, by_dirichlet, by_shards or iid, got {options['partition']!r}."
         )
 
     def _describe(self, images: ImageData, class_counts: list[int]) -> ImageInfo:

@@ -29,8 +29,8 @@ KEYS = (  # Keras, MedMNIST
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
-FASHION_CLASSES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle_boot".split()
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle_boot"]
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CLASS_NAMES = {"cifar10": CIFAR10_CLASSES, "fashion_mnist": FASHION_CLASSES, SHIPPED: FASHION_CLASSES}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
@@ -218,7 +218,9 @@ def read_image_folder(folder: Path) -> ImageData:
         raise ValueError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
     unknown = {entry.name for entry in (folder / "test").glob("*/")} - set(classes)
     if unknown:
-        raise ValueError(f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}.")
+        raise ValueError(
+            f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}."
+        )
     train_files, train_labels = _image_files(folder / "train", classes)
     test_files, test_labels = _image_files(folder / "test", classes)
     mode = "L" if all(_open(path).mode in ("1", "L") for path in train_files) else "RGB"

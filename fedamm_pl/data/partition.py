@@ -24,7 +24,9 @@ def _require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1
         )
 
 
-def by_num_classes(labels: Labels, num_clients: int, rng: np.random.Generator, *, min_classes: int = 2) -> list[Indices]:
+def by_num_classes(
+    labels: Labels, num_clients: int, rng: np.random.Generator, *, min_classes: int = 2
+) -> list[Indices]:
     """Clients of equal size that hold a random number of classes (the partition of the FedAMM paper).
 
     In client order: draw s from U{min_classes..C} and s distinct classes; while these hold fewer than

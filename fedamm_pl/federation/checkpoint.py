@@ -35,7 +35,9 @@ class RunState:
     round_num: int
     shared: State
     history: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("train", "meta", "evaluate", "other"), 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("train", "meta", "evaluate", "other"), 0.0)
+    )
     bytes_total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("received", "sent"), 0))
     clients_total: int = 0
 
@@ -104,9 +106,19 @@ def load_checkpoint(path: Path) -> tuple[RunState, dict[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         fingerprint = content.pop("fingerprint")
         return RunState(**content), fingerprint
-    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"Expected {path} to be a whole checkpoint of a run, got a damaged file ({reason}).") from error
+        raise ValueError(
+            f"Expected {path} to be a whole checkpoint of a run, got a damaged file ({reason})."
+        ) from error
 
 
 def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Any]] | None:

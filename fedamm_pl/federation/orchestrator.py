@@ -224,7 +224,8 @@ def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
         return {}
     names = sorted({name for result in results for name in result.metrics})
     means = {
-        f"client/{name}": sum(result.metrics[name] * result.num_examples for result in results) / total for name in names
+        f"client/{name}": sum(result.metrics[name] * result.num_examples for result in results) / total
+        for name in names
     }
     means["client/bytes_received"] = sum(result.bytes_received for result in results) / len(results)
     means["client/bytes_sent"] = sum(result.bytes_sent for result in results) / len(results)

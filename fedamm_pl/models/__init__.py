@@ -32,7 +32,9 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     Raises:
         ValueError: If there is no such name, or the callable does not return a network.
     """
-    known = f"Expected `model` to be one of {', '.join(MODELS)} or an import path of a callable(num_classes, in_channels)"
+    known = (
+        f"Expected `model` to be one of {', '.join(MODELS)} or an import path of a callable(num_classes, in_channels)"
+    )
     build = MODELS.get(name)
     if build is None:
         path, _, attribute = name.rpartition(".")

@@ -1,0 +1,284 @@
+"""One round of FedAMM against a plain re-implementation of the method, its limit cases, and the plain Trainer."""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader
+
+from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
+from fedamm_pl.data.datamodule import BatchLoader
+from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.seeding import derive_seed
+from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
+
+LR, META_LR, MOMENTUM, DECAY = 0.05, 0.3, 0.9, 5e-4
+DOUBLE = TrainerConfig(accelerator="cpu", precision="64-true")
+State = dict[str, Tensor]
+
+
+def make(algorithm: type[FederatedModule], data: TinyData, **options: Any) -> Any:
+    """Build a module with the same float64 weights for every algorithm."""
+    torch.manual_seed(0)
+    options = {"lr": LR, "info": data.info, **({"meta_lr": META_LR} if algorithm is FedAMM else {}), **options}
+    module = algorithm(NUM_CLASSES, 1, model="tests.tiny.tiny_resnet", **options).double()
+    if isinstance(module, FedAMM):
+        for parameter in module.weight_net.parameters():
+            parameter.data.mul_(2)
+    return module
+
+
+class Reference:
+    """Section 2 of the method with nothing but torch: explicit loops, hand-written Nesterov momentum."""
+
+    def __init__(self, module: FedAMM) -> None:
+        self.model = copy.deepcopy(module.model).train()
+        self.v = {name: value.detach().clone() for name, value in module.weight_net.named_parameters()}
+        self.velocity: State = {}
+        self.v_velocity: State = {}
+        self.mean, self.std = module.mean, module.std
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return (images.double() / 255 - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+
+    @staticmethod
+    def weigh(v: State, losses: Tensor) -> Tensor:
+        hidden = torch.relu(losses[:, None] @ v["layers.0.weight"].T + v["layers.0.bias"])
+        raw = torch.sigmoid(hidden @ v["layers.2.weight"].T + v["layers.2.bias"])[:, 0]
+        return raw / raw.sum()
+
+    def losses(self, params: State, images: Tensor, labels: Tensor) -> Tensor:
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        logits = functional_call(self.model, {**params, **buffers}, (self.prepare(images),))
+        return -torch.log_softmax(logits, 1)[torch.arange(len(labels)), labels]
+
+    def weight_net_gradient(self, support: tuple[Tensor, Tensor], meta: tuple[Tensor, Tensor]) -> State:
+        """Back-propagate the meta loss through the virtual step."""
+        v = {name: value.clone().requires_grad_() for name, value in self.v.items()}
+        w = {name: value.detach().clone().requires_grad_() for name, value in self.model.named_parameters()}
+        losses = self.losses(w, *support)
+        grads = torch.autograd.grad((self.weigh(v, losses) * losses).sum(), list(w.values()), create_graph=True)
+        w_hat = {name: value - LR * grad for (name, value), grad in zip(w.items(), grads, strict=True)}
+        return dict(zip(v, torch.autograd.grad(self.losses(w_hat, *meta).mean(), list(v.values())), strict=True))
+
+    @staticmethod
+    def nesterov(value: Tensor, grad: Tensor, velocity: State, name: str, lr: float) -> Tensor:
+        grad = grad + DECAY * value
+        velocity[name] = MOMENTUM * velocity[name] + grad if name in velocity else grad
+        return value - lr * (grad + MOMENTUM * velocity[name])
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        logits = self.model(self.prepare(images))  # moves the BatchNorm statistics
+        losses = -torch.log_softmax(logits, 1)[torch.arange(len(labels)), labels]
+        omega = self.weigh(self.v, losses.detach())
+        params = dict(self.model.named_parameters())
+        grads = torch.autograd.grad((omega * losses).sum(), list(params.values()))
+        with torch.no_grad():
+            for (name, value), grad in zip(params.items(), grads, strict=True):
+                value.copy_(self.nesterov(value, grad, self.velocity, name, LR))
+
+    def update_v(self, h: State) -> None:
+        self.v = {
+            name: self.nesterov(value, h[name], self.v_velocity, f"v.{name}", META_LR) for name, value in self.v.items()
+        }
+
+    def result(self, v: State) -> State:
+        state = {f"model.{name}": value.detach().clone() for name, value in self.model.state_dict().items()}
+        return {**state, **{f"weight_net.{name}": value for name, value in v.items()}}
+
+
+def reference_round(module: FedAMM, data: TinyData, synchronous: bool, interval: int, epochs: int) -> State:
+    """Run round 1 over all clients."""
+    results, sizes = [], []
+    for client in range(data.num_clients):
+        mine, reference, step = data.client(client), Reference(module), 0
+        seed = derive_seed(0, "client", 1, client)
+
+        def meta(step: int, client: int = client) -> tuple[Tensor, Tensor]:
+            return data.meta_batch(derive_seed(0, "meta", 1, client, step))
+
+        v_k = dict(reference.v)
+        if not synchronous:
+            h = reference.weight_net_gradient(mine.support(seed), meta(0))
+            v_k = {n: v - (1 + MOMENTUM) * META_LR * (h[n] + DECAY * v) for n, v in reference.v.items()}
+        loader = mine.train_loader(seed)
+        for _ in range(epochs):
+            for images, labels in loader:
+                if synchronous and step % interval == 0:
+                    reference.update_v(reference.weight_net_gradient((images, labels), meta(step)))
+                reference.train_step(images, labels)
+                step += 1
+        results.append(reference.result(reference.v if synchronous else v_k))
+        sizes.append(mine.num_examples)
+    average = {}
+    for name, first in results[0].items():
+        mean = sum(size * result[name].double() for size, result in zip(sizes, results, strict=True)) / sum(sizes)
+        average[name] = mean if first.is_floating_point() else mean.round().to(first.dtype)
+    return average
+
+
+@pytest.mark.parametrize("differentiation", ["higher", "functional", "forward"])
+@pytest.mark.parametrize(("meta_update", "interval"), [("asynchronous", 1), ("synchronous", 1), ("synchronous", 3)])
+def test_round_equals_plain_implementation(meta_update: str, interval: int, differentiation: str) -> None:
+    data = tiny_data(partition="by_dirichlet", dirichlet_alpha=1.0)
+    options = {"meta_update": meta_update, "meta_interval": interval, "differentiation": differentiation}
+    module = make(FedAMM, data, **options)
+    expected = reference_round(module, data, meta_update == "synchronous", interval, epochs=2)
+    before = module.shared_state()
+    run = Orchestrator(module, data, num_rounds=1, client_fraction=1.0, local_epochs=2, trainer=DOUBLE)
+    run.run()
+    assert set(run.state.shared) == set(expected)
+    assert (run.state.shared["weight_net.layers.2.weight"] - before["weight_net.layers.2.weight"]).abs().max() > 1e-4
+    torch.testing.assert_close(run.state.shared, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_constant_weight_net_is_fedavg() -> None:
+    data = tiny_data()
+    fedamm, fedavg = make(FedAMM, data, meta_lr=0.0), make(FedAvg, data)
+    for parameter in fedamm.weight_net.parameters():
+        parameter.data.zero_()
+    states = []
+    for module in (fedamm, fedavg):
+        run = Orchestrator(module, data, num_rounds=1, client_fraction=1.0, local_epochs=1, trainer=DOUBLE)
+        run.run()
+        states.append({name: value for name, value in run.state.shared.items() if name.startswith("model.")})
+    torch.testing.assert_close(*states, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("meta_update", ["asynchronous", "synchronous"])
+def test_meta_lr_0_returns_the_weight_net_exactly(meta_update: str) -> None:
+    data = tiny_data()
+    module = make(FedAMM, data, meta_lr=0.0, meta_update=meta_update)
+    before = module.shared_state()
+    run = Orchestrator(module, data, num_rounds=1, client_fraction=0.25, local_epochs=1, trainer=DOUBLE)
+    run.run()
+    for name, value in before.items():
+        if name.startswith("weight_net."):
+            assert torch.equal(run.state.shared[name], value)
+
+
+class Modes(FedAMM):
+    """Records whether the network is in training mode at each step."""
+
+    modes: list[bool]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.modes.append(all(part.training for part in self.model.modules()))
+        super().training_step(batch, batch_idx)
+
+
+def test_clients_train_in_training_mode_after_an_evaluation_too() -> None:
+    data = tiny_data()
+    module = make(Modes, data)
+    module.modes = []
+    module.eval()
+    run = Orchestrator(module, data, num_rounds=2, local_epochs=1, eval_interval=1, trainer=DOUBLE)
+    run.run()
+    assert len(module.modes) > 4
+    assert all(module.modes)
+    assert run.state.shared["model.bn1.num_batches_tracked"] > 0
+
+
+def test_bytes_of_a_client_are_counted_in_both_updates() -> None:
+    data = tiny_data()
+    sent = {}
+    for meta_update in ("asynchronous", "synchronous"):
+        module = make(FedAMM, data, meta_update=meta_update)
+        run = Orchestrator(module, data, num_rounds=1, client_fraction=1.0, local_epochs=2, trainer=DOUBLE)
+        sent[meta_update] = run.run()[-1]["client/bytes_sent"]
+    state = sum(value.nbytes for value in run.state.shared.values())
+    gradient = sum(value.nbytes for value in module.model.parameters())
+    steps = 2 * len(data.client(0).train_loader(0))  # clients are of equal size
+    assert sent["asynchronous"] == state + gradient
+    assert sent["synchronous"] == state + steps * gradient
+
+
+# In a plain Trainer it is Meta-Weight-Net.
+
+
+def loaders(data: TinyData, num_meta_batches: int) -> dict[str, Any]:
+    images = data.images
+    train = BatchLoader(images.train_images, images.train_labels, torch.arange(50), 10, "none", seed=1)
+    meta = DataLoader([data.meta_batch(step) for step in range(num_meta_batches)], batch_size=None)  # type: ignore[arg-type]
+    return {"train": train, "meta": meta}
+
+
+class Validations(pl.Callback):
+    count = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.count += 1
+
+
+def plain_trainer(epochs: int, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def silence() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+@pytest.mark.usefixtures("silence")
+def test_plain_trainer_equals_meta_weight_net() -> None:
+    data = tiny_data()
+    module = make(FedAMM, data)
+    reference, batches = Reference(module), loaders(data, num_meta_batches=3)
+    for _ in range(2):
+        meta = itertools.cycle(batches["meta"])
+        for batch in batches["train"]:
+            reference.update_v(reference.weight_net_gradient(batch, next(meta)))
+            reference.train_step(*batch)
+    plain_trainer(2).fit(module, loaders(data, num_meta_batches=3))
+    torch.testing.assert_close(module.shared_state(), reference.result(reference.v), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.usefixtures("silence")
+def test_train_loader_sets_the_length_of_an_epoch() -> None:
+    data, validations = tiny_data(), Validations()
+    module = make(FedAMM, data)
+    trainer = plain_trainer(2, callbacks=[validations], num_sanity_val_steps=0)
+    trainer.fit(module, loaders(data, num_meta_batches=40), data.test_dataloader())
+    assert trainer.global_step == 2 * 5 * 2  # epochs x train batches x optimizers
+    assert validations.count == 2
+    assert "val/acc" in trainer.callback_metrics
+
+
+@pytest.mark.usefixtures("silence")
+def test_plain_trainer_takes_the_data_module() -> None:
+    data = tiny_data()
+    for algorithm in (FedAMM, FedAvg):
+        trainer = plain_trainer(1)
+        trainer.fit(make(algorithm, data), datamodule=data)
+        assert trainer.callback_metrics["train/loss"] > 0
+
+
+@pytest.mark.usefixtures("silence")
+def test_plain_trainer_without_meta_loader_is_refused() -> None:
+    data = tiny_data()
+    with pytest.raises(ValueError, match=r'loaders \{"train": ..., "meta": ...\} for FedAMM in a plain Trainer, got'):
+        plain_trainer(1).fit(make(FedAMM, data), loaders(data, 1)["train"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("lr", 0.0), ("meta_lr", -1.0), ("meta_interval", 0), ("momentum", -0.1), ("lr", float("nan"))]
+)
+def test_options_out_of_range_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"Expected `{option}` to be a number"):
+        FedAMM(NUM_CLASSES, 1, tiny_resnet(NUM_CLASSES, 1), **{option: value})  # type: ignore[arg-type]
