@@ -113,7 +113,9 @@ def one_line(message: str) -> str:
     """Reword a parser's or the library's message as one line that names options."""
     options = option_names()
     message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
-    message = re.sub(r"^Call to compute_fn of link .*?\) failed: ", "", message)  # what the data said when it was loaded
+    message = re.sub(
+        r"^Call to compute_fn of link .*?\) failed: ", "", message
+    )  # what the data said when it was loaded
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
     if unknown := re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: (.*)", message):
         name = unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-")

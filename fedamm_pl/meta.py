@@ -171,10 +171,12 @@ def _directional_derivative(
         # torch registers its own forward-mode rules through the deprecated torch.jit.script
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
         duals = {
-            name: forward_ad.make_dual(value.detach(), direction[name].to(value.dtype))
+            name: forward_ad.make_dual(value.detach(), direction[name].to(value.dtype))  # type: ignore[no-untyped-call]
             for name, value in params.items()
         }
-        losses, tangents = forward_ad.unpack_dual(_functional_losses(model, duals, support))
+        losses, tangents = forward_ad.unpack_dual(  # type: ignore[no-untyped-call]
+            _functional_losses(model, duals, support)
+        )
     return torch.zeros_like(losses) if tangents is None else tangents
 
 

@@ -78,7 +78,7 @@ class FederatedModule(pl.LightningModule):
         self.register_buffer("mean", torch.tensor(self.info.get("mean", [0.0] * in_channels)), persistent=False)
         self.register_buffer("std", torch.tensor(self.info.get("std", [1.0] * in_channels)), persistent=False)
         self.test_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
-        self.val_accuracy = self.test_accuracy.clone()
+        self.val_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
         self.session: ClientSession | None = None  # set by an executor for the time of a client's fit
         self.meta_seconds = 0.0
 
@@ -229,4 +229,4 @@ class FederatedModule(pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return class probabilities (B, C) for images, or for (images, labels)."""
         images = batch[0] if isinstance(batch, tuple | list) else batch
-        return self(images).softmax(1)
+        return self.forward(images).softmax(1)

@@ -228,8 +228,8 @@ class FederatedDataModule(pl.LightningDataModule):
 
     def _describe(self, images: ImageData, class_counts: list[int]) -> ImageInfo:
         options = self.hparams
-        mean, std = NORMALIZATION.get(options["dataset"], (None, None))
-        if mean is None or len(mean) != images.train_images.shape[1]:
+        mean, std = NORMALIZATION.get(options["dataset"], ((), ()))
+        if len(mean) != images.train_images.shape[1]:  # not one of the published sets
             mean, std = channel_statistics(images.train_images[self._train])
         ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
         return ImageInfo(

@@ -1,6 +1,5 @@
 """Augmentation and normalisation as batched tensor operations on uint8 images."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -67,7 +66,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images.to(mean.dtype) / 255 - mean[:, None, None]) / std[:, None, None]
 
 
-def channel_statistics(images: Tensor) -> tuple[Sequence[float], Sequence[float]]:
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to [0, 1].
 
     A constant channel gets a standard deviation of 1, so that normalising it divides by no zero.
@@ -80,4 +79,4 @@ def channel_statistics(images: Tensor) -> tuple[Sequence[float], Sequence[float]
         std = float((share @ (levels - mean) ** 2).sqrt())
         means.append(mean)
         stds.append(std if std > 0 else 1.0)
-    return means, stds
+    return tuple(means), tuple(stds)

@@ -67,7 +67,7 @@ class LogTo(FederationCallback):
 
     def on_run_start(self, orchestrator: "Orchestrator") -> None:
         """Log the configuration as text."""
-        add_text = getattr(self.logger.experiment, "add_text", None)
+        add_text = getattr(getattr(self.logger, "experiment", None), "add_text", None)
         if self.config and add_text:
             add_text("config", "\n".join(f"    {line}" for line in self.config.splitlines()), 0)
 
@@ -87,7 +87,7 @@ class LogTo(FederationCallback):
         }
         options = self.options or orchestrator.fingerprint()
         try:
-            self.logger.log_hyperparams(options, final)  # type: ignore[call-arg]  # TensorBoard's takes metrics
+            self.logger.log_hyperparams(options, final)  # TensorBoard's takes metrics
         except TypeError:
             self.logger.log_hyperparams(options)
         self.logger.save()

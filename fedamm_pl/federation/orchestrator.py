@@ -1,5 +1,6 @@
 """``Orchestrator``: runs federated rounds over a module and a data module."""
 
+import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -263,9 +264,12 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
         raise ValueError(
             f"Expected `model` to give logits of shape (B, {data.num_classes}), got {name} with {tuple(logits.shape)}."
         )
-    # a network with BatchNorm over single values cannot train on one example
-    if 1 in sizes and any(isinstance(part, torch.nn.BatchNorm1d) for part in module.model.modules()):
-        raise ValueError(
-            f"Expected `min_client_size` to be 2 or more for {name}, whose BatchNorm1d cannot train on one example, "
-            f"got client {sizes.index(1)} with one."
-        )
+    if 1 in sizes:
+        try:
+            with torch.no_grad():
+                copy.deepcopy(module.model).train()(module.prepare(image.to(module.device)))
+        except ValueError as error:  # BatchNorm over single values
+            raise ValueError(
+                f"Expected `min_client_size` to be 2 or more for {name}, which cannot train on one example ({error}), "
+                f"got client {sizes.index(1)} with one."
+            ) from error

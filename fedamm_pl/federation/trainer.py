@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from typing_extensions import override
 
@@ -52,7 +53,7 @@ class TrainerConfig:
         try:
             with quiet():
                 return pl.Trainer(**self._options, devices=self._devices)
-        except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
             raise ValueError(f"Expected `accelerator` to be available, got {self.accelerator!r}: {error}") from error
 
     @property

@@ -1,0 +1,81 @@
+"""Repeat the README's result: FedAvg against FedAMM on Fashion-MNIST-LT, imbalance factor 0.01, small CNN, three seeds.
+
+    python scripts/fashion_mnist.py [--root data] [--output runs/fashion_mnist] [--jobs 2]
+
+runs ``orchestrate.py`` six times, each on one thread, and prints the table; runs that are finished are not repeated and
+interrupted ones are continued. The figure of the learned weights goes to ``<output>/weight_curve.png``.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+METHODS = ("fedavg", "fedamm")
+SEEDS = (0, 1, 2)
+OPTIONS = "--algorithm.model small_cnn --federation.num_rounds 40 --federation.eval_interval 1 --output.progress none"
+ROWS = {"final": "final", "best": "best on test", "mean_last_10": "mean of last 10"}
+COLUMNS = {"test/acc": "all", "test/acc_many": "many", "test/acc_medium": "medium", "test/acc_few": "few"}
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run(method: str, seed: int, root: str, folder: Path) -> None:
+    """Run one experiment, unless its summary is there already."""
+    if (folder / "summary.json").exists():
+        return
+    command = [sys.executable, str(REPOSITORY / "orchestrate.py")]
+    command += ["--config", str(REPOSITORY / f"configs/{method}_fashion_mnist.yaml"), *OPTIONS.split()]
+    command += ["--data.root", root, "--seed", str(seed), "--output.dir", str(folder)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def table(output: Path) -> str:
+    """Return mean and standard deviation over the seeds as Markdown, in percent."""
+    lines = [f"| | | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
+    for key, title in ROWS.items():
+        for method in METHODS:
+            cells = []
+            for metric in COLUMNS:
+                summaries = [json.loads((output / f"{method}_{seed}/summary.json").read_text()) for seed in SEEDS]
+                values = [summary[key][metric] for summary in summaries]
+                numbers = [100 * (value["value"] if isinstance(value, dict) else value) for value in values]
+                cells.append(f"{statistics.mean(numbers):.1f} ± {statistics.stdev(numbers):.1f}")
+            lines.append(f"| {title} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(output: Path) -> None:
+    """Draw the weight nets that FedAMM has learned."""
+    from fedamm_pl import FedAMM
+    from fedamm_pl.plotting import weight_curves
+
+    modules = [FedAMM.load_from_checkpoint(output / f"fedamm_{seed}/final.ckpt", map_location="cpu") for seed in SEEDS]
+    weight_curves({"FedAMM": [module.weight_net for module in modules]}).savefig(output / "weight_curve.png", dpi=150)
+
+
+def main() -> None:
+    """Run what is missing, print the table, draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data", help="folder of the data")
+    parser.add_argument("--output", type=Path, default=Path("runs/fashion_mnist"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    args = parser.parse_args()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [
+            pool.submit(run, method, seed, args.root, args.output / f"{method}_{seed}")
+            for seed in SEEDS
+            for method in METHODS
+        ]
+    for job in jobs:
+        job.result()  # raises what went wrong
+    print(table(args.output))
+    draw(args.output)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPOSITORY))
+    main()
