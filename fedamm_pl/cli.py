@@ -148,6 +148,7 @@ def main(args: Sequence[str] | None = None) -> None:
     config = parser.parse_args(list(sys.argv[1:] if args is None else args))
     folder = Path(config.output.dir or default_folder(config))
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("fedamm_pl").setLevel(logging.INFO)
     try:
         orchestrator, loggers = instantiate(parser, config, folder)
     except ValueError as error:
@@ -173,8 +174,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def default_folder(config: Namespace) -> Path:
     """Return runs/<config name>/<date-time>."""
-    name = Path(str(config.config[-1])).stem if config.config else type(config.algorithm).__name__
-    return Path("runs") / name / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    name = Path(str(config.config[-1])).stem if config.config else config.algorithm.class_path.rpartition(".")[2]
+    # with microseconds: runs that a script starts at once get folders of their own
+    return Path("runs") / name / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def instantiate(parser: Parser, config: Namespace, folder: Path) -> tuple[Orchestrator, list[Logger]]:
@@ -197,7 +199,8 @@ def instantiate(parser: Parser, config: Namespace, folder: Path) -> tuple[Orches
         trainer=parts.trainer,
     )
     if parts.logger is True:
-        purge = orchestrator.state.round_num + 1  # of an interrupted run: what it logged of an unfinished round
+        started = orchestrator.state.round_num
+        purge = started + 1 if started else None  # what an interrupted run logged after its last checkpoint
         return orchestrator, [TensorBoardLogger(folder, "", "", default_hp_metric=False, purge_step=purge)]
     return orchestrator, parts.logger or []
 

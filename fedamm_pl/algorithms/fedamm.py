@@ -97,6 +97,7 @@ class FedAMM(FederatedModule):
         """Federated and asynchronous: do the round's one meta step, and put its outcome aside for the result."""
         super().on_train_start()
         self.meta_seconds = 0.0
+        self._meta_loss: Tensor | None = None
         if self.session is None:
             self._end_epoch_with_train_loader()
         elif self.hparams["meta_update"] == "asynchronous":
@@ -126,7 +127,8 @@ class FedAMM(FederatedModule):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and the last meta loss."""
         super().on_train_epoch_end()
-        self.log("train/meta_loss", self._meta_loss)
+        if self._meta_loss is not None:
+            self.log("train/meta_loss", self._meta_loss)
 
     def client_payload(self) -> State:
         """Return the trained classifier and the updated weight net."""

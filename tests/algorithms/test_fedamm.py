@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
@@ -277,7 +277,8 @@ def test_plain_trainer_without_meta_loader_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("lr", 0.0), ("meta_lr", -1.0), ("meta_interval", 0), ("momentum", -0.1), ("lr", float("nan"))]
+    ("option", "value"),
+    [("lr", 0.0), ("meta_lr", -1.0), ("meta_interval", 0), ("momentum", -0.1), ("lr", float("nan"))],
 )
 def test_options_out_of_range_are_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"Expected `{option}` to be a number"):
