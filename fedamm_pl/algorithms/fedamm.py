@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedamm_pl.algorithms.base import FederatedModule, require_range
 from fedamm_pl.data.datamodule import Batch

@@ -1,6 +1,7 @@
 """One round of FedAMM against a plain re-implementation of the method, its limit cases, and the plain Trainer."""
 
 import copy
+import inspect
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -274,6 +275,11 @@ def test_plain_trainer_without_meta_loader_is_refused() -> None:
     data = tiny_data()
     with pytest.raises(ValueError, match=r'loaders \{"train": ..., "meta": ...\} for FedAMM in a plain Trainer, got'):
         plain_trainer(1).fit(make(FedAMM, data), loaders(data, 1)["train"])
+
+
+def test_defaults_are_those_of_fedavg() -> None:
+    ours, base = (inspect.signature(algorithm).parameters for algorithm in (FedAMM, FedAvg))
+    assert {name: ours[name].default for name in base} == {name: base[name].default for name in base}
 
 
 @pytest.mark.parametrize(
