@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from fedamm_pl.data.datamodule import Batch
+from fedamm_pl.data.loaders import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
 
 Differentiation = Literal["higher", "functional", "forward"]

@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from fedamm_pl.data.datamodule import Batch
 from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.data.loaders import Batch
 from fedamm_pl.data.transforms import normalize
 from fedamm_pl.federation.aggregation import WeightedAverage
 from fedamm_pl.federation.messages import Answer, ClientResult, ClientSession, Question, State

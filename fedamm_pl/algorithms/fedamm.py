@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datamodule import Batch
 from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.data.loaders import Batch
 from fedamm_pl.federation.messages import Answer, ClientResult, Question, State
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.meta import Differentiation, meta_gradient, virtual_step

@@ -1,8 +1,6 @@
 """``FederatedDataModule``: a long-tailed data set, its meta set and its clients as a LightningDataModule."""
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,103 +11,14 @@ from torch import Tensor
 
 from fedamm_pl.data import partition as partitions
 from fedamm_pl.data.datasets import NORMALIZATION, ImageData, ImageInfo, load_images
+from fedamm_pl.data.loaders import Batch, BatchLoader, ClientData, augmented_batch
 from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
-from fedamm_pl.data.transforms import Augmentation, augment, channel_statistics, draw_augmentation
+from fedamm_pl.data.transforms import Augmentation, channel_statistics
 from fedamm_pl.metrics import ShotRule, shot_groups
 from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator
 
 Partition = Literal["by_num_classes", "by_dirichlet", "by_shards", "iid"]
-Batch = tuple[Tensor, Tensor]
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class BatchLoader:
-    """An iterable of (images, labels) batches sliced from tensors, without per-image work.
-
-    Each pass shuffles and augments anew from one stream of random numbers; two loaders made with the same seed yield
-    the same batches. A last batch of one example, on which BatchNorm may be undefined, joins the batch before it.
-
-    Attributes:
-        images: uint8 images (N, C, H, W), on any device; batches come from there.
-        labels: int64 labels (N,).
-        indices: The examples to visit, shape (n,), on the CPU.
-        batch_size: Examples a batch.
-        augmentation: What to do to the images, see :mod:`fedamm_pl.data.transforms`.
-        seed: Seed of shuffling and augmentation; None visits the examples in order, unaugmented.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    batch_size: int
-    augmentation: Augmentation = "none"
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        self._generator = None if self.seed is None else torch_generator(self.seed)
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.indices), self.batch_size)
-        return whole + (rest > 1 or (rest == 1 and whole == 0))
-
-    def __iter__(self) -> Iterator[Batch]:
-        order, draws = self.indices, None
-        if self._generator is not None:
-            order = order[torch.randperm(len(order), generator=self._generator)]
-            if self.augmentation != "none":
-                draws = draw_augmentation(len(order), self._generator, self.augmentation).to(self.images.device)
-        order = order.to(self.images.device)
-        for step in range(len(self)):
-            last = step + 1 == len(self)
-            chosen = slice(step * self.batch_size, None if last else (step + 1) * self.batch_size)
-            images, labels = self.images[order[chosen]], self.labels[order[chosen]]
-            yield images if draws is None else augment(images, draws[chosen]), labels
-
-
-@dataclass(frozen=True)
-class ClientData:
-    """What one client holds.
-
-    Attributes:
-        images: uint8 images that the client's indices point into, shape (N, C, H, W).
-        labels: Labels of shape (N,).
-        indices: The client's own examples, shape (n_k,).
-        batch_size: Examples a training batch.
-        augmentation: The training transform.
-        support_size: Size m * C of the support batch of FedAMM's virtual step, before the client's own size bounds it.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    batch_size: int
-    augmentation: Augmentation
-    support_size: int
-
-    @property
-    def num_examples(self) -> int:
-        """Number n_k of the client's examples."""
-        return len(self.indices)
-
-    def train_loader(self, seed: int) -> BatchLoader:
-        """Return shuffled, augmented batches of all the client's examples."""
-        return BatchLoader(self.images, self.labels, self.indices, self.batch_size, self.augmentation, seed)
-
-    def support(self, seed: int) -> Batch:
-        """Draw min(n_k, m * C) examples without replacement, with the training transform."""
-        generator = torch_generator(derive_seed(seed, "support"))
-        size = min(self.num_examples, self.support_size)
-        chosen = self.indices[torch.randperm(self.num_examples, generator=generator)[:size]]
-        return _augmented(self.images, self.labels, chosen, self.augmentation, generator)
-
-
-def _augmented(
-    images: Tensor, labels: Tensor, chosen: Tensor, augmentation: Augmentation, generator: torch.Generator
-) -> Batch:
-    draws = draw_augmentation(len(chosen), generator, augmentation).to(images.device)
-    chosen = chosen.to(images.device)
-    return augment(images[chosen], draws), labels[chosen]
 
 
 class FederatedDataModule(pl.LightningDataModule):
@@ -317,7 +226,7 @@ class FederatedDataModule(pl.LightningDataModule):
         images = self.images
         if not len(self._meta):
             raise ValueError("Expected `num_meta_per_class` to be 1 or more for a meta set, got 0.")
-        return _augmented(
+        return augmented_batch(
             images.train_images, images.train_labels, self._meta, self.hparams["augmentation"], torch_generator(seed)
         )
 

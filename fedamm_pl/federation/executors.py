@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from fedamm_pl.data.datamodule import ClientData
+from fedamm_pl.data.loaders import ClientData
 from fedamm_pl.federation.messages import Answer, ClientResult, ClientSession, ClientTask, Question, payload_bytes
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fedamm_pl.data.datamodule import ClientData
+from fedamm_pl.data.loaders import ClientData
 
 State = dict[str, Tensor]
 """Tensors by the module's own ``state_dict`` keys."""

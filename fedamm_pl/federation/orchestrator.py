@@ -102,14 +102,17 @@ class Orchestrator:
                 self._finish_round(self.state.shared, [], time.perf_counter())
             for round_num in range(self.state.round_num + 1, self.num_rounds + 1):
                 start = time.perf_counter()
+                # Who takes part, and what each is asked to do.
                 clients = sample_clients(self.data.num_clients, self.client_fraction, self.seed, round_num)
                 tasks = self._tasks(round_num, clients)
+                # Clients train when their result is asked for; the server answers questions in between.
                 results = self.executor.run(self.module, self.data.client, tasks, self._answer)
-                finished: list[ClientResult] = []  # without payloads
-                if tasks:  # else every sampled client is without examples
-                    shared = self.module.server_update(self.state.shared, self._observe(results, finished))
-                else:
-                    shared = self.state.shared
+                # Results stream into the server's next state; without any, because no client has examples, it stays.
+                finished: list[ClientResult] = []
+                shared = self.state.shared
+                if tasks:
+                    shared = self.module.server_update(shared, self._observe(results, finished))
+                # Evaluate if due, do the accounts, tell the callbacks.
                 self.state.round_num = round_num
                 self._finish_round(shared, finished, start)
             self.module.load_shared_state(self.state.shared)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
-from fedamm_pl.data.datamodule import BatchLoader
+from fedamm_pl.data.loaders import BatchLoader
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.seeding import derive_seed
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
