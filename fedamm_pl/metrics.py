@@ -55,7 +55,7 @@ def shot_groups(
 
 
 def _index_groups(num_classes: int, ranges: Mapping[str, Sequence[int]] | None) -> dict[str, list[int]]:
-    if not ranges or not all(len(pair) == 2 for pair in ranges.values()):
+    if not ranges or not all(len(pair) == 2 and pair[0] <= pair[1] for pair in ranges.values()):
         raise ValueError(
             "Expected `shot_ranges` to give first and last class of each group for `shot_rule` index, "
             f"for example {{many: [0, 2], medium: [3, 6], few: [7, 9]}}, got {ranges}."

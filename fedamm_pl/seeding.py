@@ -12,7 +12,8 @@ def derive_seed(seed: int, purpose: str, *keys: int) -> int:
     Args:
         seed: The seed of the run, a non-negative integer.
         purpose: What the randomness is for, for example ``"sampling"``; each purpose has its own stream.
-        keys: Non-negative integers that tell the draws of one purpose apart: round, client, step.
+        keys: Non-negative integers that tell the draws of one purpose apart: round, client, step. A purpose always has
+            the same number of them.
 
     Returns:
         A seed for any generator. The same arguments give the same seed on every machine.

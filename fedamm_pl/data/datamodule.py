@@ -13,7 +13,7 @@ from fedamm_pl.data import partition as partitions
 from fedamm_pl.data.datasets import NORMALIZATION, ImageData, ImageInfo, load_images
 from fedamm_pl.data.loaders import Batch, BatchLoader, ClientData, augmented_batch
 from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
-from fedamm_pl.data.transforms import Augmentation, channel_statistics
+from fedamm_pl.data.transforms import Augmentation, channel_statistics, draw_augmentation
 from fedamm_pl.metrics import ShotRule, shot_groups
 from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator
 
@@ -82,6 +82,7 @@ class FederatedDataModule(pl.LightningDataModule):
             raise ValueError(f"Expected `imbalance_factor` to be in (0, 1], got {imbalance_factor}.")
         if seed < 0:
             raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
+        draw_augmentation(0, torch_generator(0), augmentation)  # refuses an unknown one
         self.save_hyperparameters()
         self._images: ImageData | None = None
 

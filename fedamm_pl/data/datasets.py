@@ -1,6 +1,7 @@
 """Image data sets as uint8 tensors in memory: torchvision's, npz files, image folders and the one shipped inside."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -43,6 +44,10 @@ FASHION_CLASSES = [
 ]
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CLASS_NAMES = {"cifar10": CIFAR10_CLASSES, "fashion_mnist": FASHION_CLASSES, SHIPPED: FASHION_CLASSES}
+MAX_CLASSES = 100_000
+"""Labels beyond are taken for a mistake."""
+UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, AttributeError, TypeError)
+"""What reading a damaged archive may raise."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
@@ -129,7 +134,7 @@ def _from_torchvision(dataset: str, root: Path) -> ImageData:
             train, test = (loader(root, train=part, download=False) for part in (True, False))
         except RuntimeError:  # not there, or damaged
             train, test = (loader(root, train=part, download=True) for part in (True, False))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, AssertionError, ValueError) as error:  # no network, or damaged files
         raise ValueError(
             f"Expected {dataset} under `root` = {root} or a network to download it, got neither ({error}). Three ways: run "
             f"once with network; copy torchvision's files of it into {root}; or put {root / dataset}.npz there (x_train, "
@@ -160,7 +165,7 @@ def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
         ValueError: If the file is damaged, lacks a key, or holds arrays of another kind. The message names file and key.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = list(archive.keys())
             keys = next((keys for keys in KEYS if set(keys) <= set(found)), None)
             if keys is None:
@@ -168,7 +173,7 @@ def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
                     f"Expected {path} to hold {' or '.join(', '.join(keys) for keys in KEYS)}, got {', '.join(found) or 'nothing'}."
                 )
             x_train, y_train, x_test, y_test = (archive[key] for key in keys)
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"Expected {path} to be a whole npz file, got one that cannot be read ({error}).") from error
     except ValueError as error:
         if "Expected" in str(error):
@@ -194,9 +199,10 @@ def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
 
 
 def _images(array: npt.NDArray[Any], what: str) -> Tensor:
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0:
+    channels = array.shape[3] if array.ndim == 4 else 1
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0 or channels not in (1, 3):
         raise ValueError(
-            f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C), got {array.dtype} of shape {array.shape}."
+            f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, got {array.dtype} of shape {array.shape}."
         )
     array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(array).copy())
@@ -207,8 +213,8 @@ def _labels(array: npt.NDArray[Any], num_images: int, what: str) -> Tensor:
         array = array[:, 0]
     if array.shape != (num_images,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"Expected {what} to be {num_images} integers, got {array.dtype} of shape {array.shape}.")
-    if array.min() < 0:
-        raise ValueError(f"Expected {what} to be 0 or more, got {array.min()}.")
+    if array.min() < 0 or array.max() >= MAX_CLASSES:
+        raise ValueError(f"Expected {what} to be in 0..{MAX_CLASSES - 1}, got {array.min()} to {array.max()}.")
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -227,7 +233,7 @@ def read_image_folder(folder: Path) -> ImageData:
     classes = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
     if not classes:
         raise ValueError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
-    unknown = {entry.name for entry in (folder / "test").glob("*/")} - set(classes)
+    unknown = {entry.name for entry in (folder / "test").glob("*") if entry.is_dir()} - set(classes)
     if unknown:
         raise ValueError(
             f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}."
@@ -235,9 +241,9 @@ def read_image_folder(folder: Path) -> ImageData:
     train_files, train_labels = _image_files(folder / "train", classes)
     test_files, test_labels = _image_files(folder / "test", classes)
     mode = "L" if all(_open(path).mode in ("1", "L") for path in train_files) else "RGB"
-    size = _open(train_files[0]).size
+    first = train_files[0]
     return ImageData(
-        _read_files(train_files, mode, size), train_labels, _read_files(test_files, mode, size), test_labels, classes
+        _read_files(train_files, mode, first), train_labels, _read_files(test_files, mode, first), test_labels, classes
     )
 
 
@@ -261,17 +267,19 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(f"Expected {path} to be an image, got a file that cannot be decoded ({error}).") from error
 
 
-def _read_files(paths: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
-    pixels = []
+def _read_files(paths: list[Path], mode: str, first: Path) -> Tensor:
+    size, pixels = _open(first).size, []
     for path in paths:
         try:
             with Image.open(path) as image:
                 pixels.append(np.asarray(image.convert(mode)))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"Expected {path} to be an image, got a file that cannot be decoded ({error}).") from error
+        if image.mode[0] in "IF":
+            raise ValueError(f"Expected {path} to have 8 bits a channel, got mode {image.mode}: convert it first.")
         if image.size != size:
             raise ValueError(
-                f"Expected all images to be of one size, {size[0]} x {size[1]} as {paths[0].name}, "
+                f"Expected all images to be of one size, {size[0]} x {size[1]} as {first.name}, "
                 f"got {image.size[0]} x {image.size[1]} for {path}: resize them first."
             )
     return _images(np.stack(pixels), "images")

@@ -134,9 +134,9 @@ def by_shards(
         raise ValueError(f"Expected `shards_per_client` to be 1 or more, got {shards_per_client}.")
     _require_clients(labels, num_clients, shards_per_client)
     num_shards = num_clients * shards_per_client
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    shards = order[: len(labels) // num_shards * num_shards].reshape(num_shards, -1)
+    # the rest is left out before sorting, so that it comes from all classes
+    order = rng.permutation(len(labels))[: len(labels) // num_shards * num_shards]
+    shards = order[np.argsort(labels[order], kind="stable")].reshape(num_shards, -1)
     deal = rng.permutation(num_shards).reshape(num_clients, shards_per_client)
     return [np.sort(shards[mine].ravel()) for mine in deal]
 

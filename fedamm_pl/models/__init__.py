@@ -40,7 +40,7 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
         path, _, attribute = name.rpartition(".")
         try:
             build = getattr(importlib.import_module(path), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(f"{known}, got {name!r}" + (f" ({error})." if path else ".")) from error
     try:
         model = build(num_classes, in_channels)

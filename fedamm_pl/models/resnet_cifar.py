@@ -20,14 +20,15 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
-        self.padding = (out_channels - in_channels) // 2
+        extra = out_channels - in_channels
+        self.padding = (0, 0, 0, 0, extra // 2, extra - extra // 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
         shortcut = inputs
-        if self.stride > 1 or self.padding:
+        if self.stride > 1 or any(self.padding):
             shortcut = inputs[:, :, :: self.stride, :: self.stride]
-            shortcut = functional.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
+            shortcut = functional.pad(shortcut, self.padding)
         hidden = functional.relu(self.bn1(self.conv1(inputs)))
         return functional.relu(self.bn2(self.conv2(hidden)) + shortcut)
 

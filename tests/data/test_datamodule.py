@@ -1,0 +1,402 @@
+"""The data module: one split for every method, clients apart from the meta set, and batches that can be repeated."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedamm_pl.data import FederatedDataModule, ImageData
+from fedamm_pl.data.loaders import BatchLoader, ClientData
+from fedamm_pl.data.transforms import augment
+
+NUM_TRAIN, NUM_CLASSES, NUM_META = 500, 5, 4  # 100 images a class, 4 of them in the meta set
+COUNTS = [96, 53, 30, 17, 9]  # int(96 * 0.1^(i / 4))
+PARTITIONS = ("by_num_classes", "by_dirichlet", "by_shards", "iid")
+TRAIN_LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(NUM_CLASSES), NUM_TRAIN // NUM_CLASSES))
+Split = tuple[list[list[int]], list[int]]
+
+
+def numbered(count: int, *channels: int) -> np.ndarray:
+    """Images of 6 x 6 pixels, the first two of which spell the number of the image."""
+    images = np.random.default_rng(1).integers(0, 256, (count, 6, 6, *channels), dtype=np.uint8)
+    first = np.arange(count).reshape(-1, *[1] * len(channels))
+    images[:, 0, 0], images[:, 0, 1] = first // 256, first % 256
+    return images
+
+
+def numbers(images: Tensor) -> list[int]:
+    """Which images they are; only for images that are not augmented."""
+    return (images[:, 0, 0, 0].long() * 256 + images[:, 0, 0, 1].long()).tolist()
+
+
+def save(root: Path, name: str, labels: np.ndarray, *channels: int) -> None:
+    np.savez(
+        root / f"{name}.npz",
+        x_train=numbered(NUM_TRAIN, *channels),
+        y_train=labels,
+        x_test=numbered(21, *channels),
+        y_test=np.arange(21) % NUM_CLASSES,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    save(folder, "tiny", TRAIN_LABELS)
+    save(folder, "fashion_mnist", np.arange(NUM_TRAIN) % 10)
+    save(folder, "cifar10", np.arange(NUM_TRAIN) % 10, 3)
+    save(folder, "cifar100", TRAIN_LABELS)  # grey, unlike the real one
+    return folder
+
+
+def module(root: Path, **options: Any) -> FederatedDataModule:
+    defaults = {
+        "dataset": "tiny",
+        "num_clients": 4,
+        "imbalance_factor": 0.1,
+        "num_meta_per_class": NUM_META,
+        "batch_size": 16,
+        "min_client_size": 1,
+        "augmentation": "none",
+    }
+    return FederatedDataModule(root=str(root), **{**defaults, **options})
+
+
+def split_of(data: FederatedDataModule) -> Split:
+    clients = [data.client(client_id).indices.tolist() for client_id in range(data.num_clients)]
+    return clients, numbers(data.meta_batch(0)[0])
+
+
+def loader_of(count: int, batch_size: int, **options: Any) -> BatchLoader:
+    images = torch.from_numpy(numbered(count))[:, None]
+    return BatchLoader(images, torch.arange(count), torch.arange(count), batch_size, **options)
+
+
+def labels_of(loader: BatchLoader) -> list[int]:
+    return [label for _, labels in loader for label in labels.tolist()]
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_split_is_a_function_of_seed_and_data_options(root: Path, partition: str) -> None:
+    split = split_of(module(root, partition=partition))
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    elsewhere = module(root, partition=partition, batch_size=7, test_batch_size=3, shot_rule="counts")
+    list(elsewhere.train_dataloader())
+    assert split_of(elsewhere) == split
+    assert split_of(module(root, partition=partition, seed=1))[0] != split[0]
+    assert split_of(module(root, partition=partition, seed=1))[1] != split[1]
+
+
+@pytest.mark.parametrize("options", [{"imbalance_factor": 0.5}, {"imbalance_profile": "step"}, {"num_clients": 5}])
+def test_another_data_option_gives_another_split(root: Path, options: dict[str, Any]) -> None:
+    assert split_of(module(root, **options))[0] != split_of(module(root))[0]
+
+
+def test_meta_set_is_the_same_for_every_partition(root: Path) -> None:
+    assert len({tuple(split_of(module(root, partition=partition))[1]) for partition in PARTITIONS}) == 1
+
+
+def test_setup_loads_the_images_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, calls = module(root), []
+    load = data.load_images
+    monkeypatch.setattr(data, "load_images", lambda: calls.append("loaded") or load())
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    assert (data.num_classes, data.in_channels, data.num_clients) == (NUM_CLASSES, 1, 4)
+    assert calls == ["loaded"]
+
+
+def test_images_of_ones_own_come_in_by_overriding_load_images() -> None:
+    images, labels = torch.zeros(40, 2, 6, 6, dtype=torch.uint8), torch.arange(40) % 2
+
+    class Mine(FederatedDataModule):
+        def load_images(self) -> ImageData:
+            return ImageData(images, labels, images, labels, ["no", "yes"])
+
+    data = Mine(num_clients=2, num_meta_per_class=1, imbalance_factor=1)
+    assert data.info["class_counts"] == [19, 19]
+    assert (data.num_classes, data.in_channels) == (2, 2)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_clients_are_disjoint_from_each_other_and_from_the_meta_set(root: Path, partition: str) -> None:
+    data = module(root, partition=partition)
+    held = [numbers(images) for client in range(4) for images, _ in data.client(client).train_loader(0)]
+    _, meta = split_of(data)
+    everything = [number for batch in held for number in batch] + meta
+    assert len(set(everything)) == len(everything)
+    assert len(meta) == NUM_META * NUM_CLASSES
+    assert sum(data.client_size(client) for client in range(4)) == len(everything) - len(meta)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_client_class_counts_are_those_of_its_batches(root: Path, partition: str) -> None:
+    data = module(root, partition=partition)
+    expected = np.zeros((4, NUM_CLASSES), dtype=np.int64)
+    for client in range(4):
+        for label in labels_of(data.client(client).train_loader(0)):
+            expected[client, label] += 1
+    assert np.array_equal(data.client_class_counts, expected)
+    assert data.client_class_counts.sum(1).tolist() == [data.client_size(client) for client in range(4)]
+    assert (expected.sum(0) <= COUNTS).all()
+
+
+def primitive(value: object) -> bool:
+    if type(value) is dict:
+        return all(type(key) is str and primitive(item) for key, item in value.items())
+    if type(value) is list:
+        return all(primitive(item) for item in value)
+    return type(value) in (int, float, str)
+
+
+def test_info_describes_the_images_in_primitive_types(root: Path) -> None:
+    info = module(root, shot_rule="share").info
+    assert primitive(info)
+    assert json.loads(json.dumps(info)) == info
+    assert info["image_size"] == [6, 6]
+    assert info["class_names"] == ["0", "1", "2", "3", "4"]
+    assert info["class_counts"] == COUNTS
+    assert info["shot_rule"] == "share"
+    assert info["shot_groups"] == {"many": [0, 1], "medium": [2], "few": [3, 4]}  # 0.468 0.727 0.873 0.956 1
+
+
+def test_explicit_shot_ranges_come_into_the_info(root: Path) -> None:
+    info = module(root, shot_rule="index", shot_ranges={"many": (0, 1), "few": (2, 4)}).info
+    assert primitive(info)
+    assert info["shot_groups"] == {"many": [0, 1], "few": [2, 3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "mean", "std"),
+    [
+        ("fashion_mnist", [0.2860], [0.3530]),
+        ("cifar10", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+    ],
+)
+def test_known_data_sets_have_the_published_normalisation(
+    root: Path, dataset: str, mean: list[float], std: list[float]
+) -> None:
+    info = module(root, dataset=dataset).info
+    assert (info["mean"], info["std"]) == (mean, std)
+    assert primitive(info)
+
+
+@pytest.mark.parametrize("dataset", ["tiny", "cifar100"])
+def test_other_images_are_normalised_by_those_kept_for_training(root: Path, dataset: str) -> None:
+    data = module(root, dataset=dataset, partition="iid")
+    kept = [index for mine in split_of(data)[0] for index in mine]
+    scaled = numbered(NUM_TRAIN)[kept] / 255
+    assert len(kept) == sum(COUNTS)
+    assert data.info["mean"] == pytest.approx([scaled.mean()], rel=1e-9)
+    assert data.info["std"] == pytest.approx([scaled.std()], rel=1e-9)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
+def test_train_loader_covers_each_example_once_an_epoch(root: Path, augmentation: str) -> None:
+    loader = loader_of(37, 8, augmentation=augmentation, seed=3)
+    epochs = [labels_of(loader) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(37)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    client = module(root, augmentation=augmentation).client(1)
+    counts = torch.bincount(torch.tensor(labels_of(client.train_loader(0))), minlength=NUM_CLASSES)
+    assert counts.tolist() == np.bincount(TRAIN_LABELS[client.indices], minlength=NUM_CLASSES).tolist()
+
+
+def test_client_batches_hold_the_clients_own_images_with_their_labels(root: Path) -> None:
+    client = module(root).client(2)
+    batches = list(client.train_loader(5))
+    seen = [number for images, _ in batches for number in numbers(images)]
+    assert sorted(seen) == client.indices.tolist()
+    assert [label for _, labels in batches for label in labels.tolist()] == TRAIN_LABELS[seen].tolist()
+    assert all(images.dtype == torch.uint8 and labels.dtype == torch.int64 for images, labels in batches)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "expected"),
+    [
+        (65, 64, [65]),
+        (64, 64, [64]),
+        (66, 64, [64, 2]),
+        (129, 64, [64, 65]),
+        (1, 64, [1]),
+        (2, 64, [2]),
+        (0, 64, []),
+        (3, 1, [1, 1, 1]),
+        (3, 2, [3]),
+    ],
+)
+@pytest.mark.parametrize("seed", [None, 0])
+def test_last_batch_of_one_joins_the_batch_before(
+    count: int, batch_size: int, expected: list[int], seed: int | None
+) -> None:
+    loader = loader_of(count, batch_size, seed=seed)
+    assert [len(labels) for _, labels in loader] == [len(images) for images, _ in loader] == expected
+    assert len(loader) == len(expected)
+
+
+def test_loader_without_a_seed_keeps_the_order_and_the_images() -> None:
+    loader = loader_of(10, 4, augmentation="crop_flip")
+    assert labels_of(loader) == list(range(10))
+    assert [number for images, _ in loader for number in numbers(images)] == list(range(10))
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip"])
+def test_same_seed_gives_the_same_batches(root: Path, augmentation: str) -> None:
+    client = module(root, augmentation=augmentation).client(0)
+    first, again, other = (client.train_loader(seed) for seed in (4, 4, 5))
+    assert same(list(first), list(again))
+    assert same(list(first), list(again))  # the second epoch too
+    assert not same(list(client.train_loader(4)), list(other))
+
+
+@pytest.mark.parametrize(("augmentation", "flips"), [("crop_flip", (0, 1)), ("crop", (0,))])
+def test_loader_augments_each_image_by_itself(augmentation: str, flips: tuple[int, ...]) -> None:
+    loader = loader_of(12, 5, augmentation=augmentation, seed=0)
+    draws = torch.cartesian_prod(torch.arange(9), torch.arange(9), torch.tensor(flips)).view(-1, 2 + 1)
+    found = []
+    for images, labels in loader:
+        for image, label in zip(images, labels, strict=True):
+            variants = augment(loader.images[label].expand(len(draws), -1, -1, -1), draws)
+            matching = (variants == image).all(dim=(1, 2, 3))
+            assert matching.any()
+            found.append(int(matching.nonzero()[0, 0]))
+    assert len(set(found)) > 6  # 12 images do not share their draws
+
+
+@pytest.mark.parametrize(("num_meta_per_class", "size"), [(1, 5), (4, 20), (20, None)])
+def test_support_is_distinct_examples_of_the_clients_own(root: Path, num_meta_per_class: int, size: int | None) -> None:
+    client = module(root, num_meta_per_class=num_meta_per_class).client(0)
+    images, labels = client.support(0)
+    chosen = numbers(images)
+    assert len(chosen) == len(set(chosen)) == (client.num_examples if size is None else size)
+    assert set(chosen) <= set(client.indices.tolist())
+    assert labels.tolist() == TRAIN_LABELS[chosen].tolist()
+
+
+def test_support_is_drawn_anew_for_each_seed(root: Path) -> None:
+    client = module(root, augmentation="crop_flip").client(0)
+    assert same([client.support(0)], [client.support(0)])
+    assert not same([client.support(0)], [client.support(1)])
+    plain = module(root).client(0)
+    assert {number for seed in range(40) for number in numbers(plain.support(seed)[0])} == set(plain.indices.tolist())
+
+
+def test_client_without_examples_has_no_batches_and_an_empty_support() -> None:
+    images, labels = torch.zeros(3, 1, 6, 6, dtype=torch.uint8), torch.arange(3)
+    client = ClientData(images, labels, torch.tensor([], dtype=torch.int64), 4, "crop_flip", 20)
+    assert list(client.train_loader(0)) == []
+    assert client.support(0)[0].shape == (0, 1, 6, 6)
+    assert client.support(0)[1].shape == (0,)
+
+
+def test_meta_batch_is_the_whole_meta_set_in_fixed_order(root: Path) -> None:
+    data = module(root)
+    (first, labels), (second, _) = data.meta_batch(0), data.meta_batch(1)
+    assert labels.tolist() == np.repeat(np.arange(NUM_CLASSES), NUM_META).tolist()
+    assert TRAIN_LABELS[numbers(first)].tolist() == labels.tolist()
+    assert numbers(first) == numbers(second)
+
+
+def test_meta_batch_is_augmented_by_its_seed(root: Path) -> None:
+    data = module(root, augmentation="crop_flip")
+    assert same([data.meta_batch(0)], [data.meta_batch(0)])
+    assert not same([data.meta_batch(0)], [data.meta_batch(1)])
+    assert torch.equal(data.meta_batch(0)[1], data.meta_batch(1)[1])
+
+
+def test_meta_batch_without_a_meta_set_is_refused(root: Path) -> None:
+    data = module(root, num_meta_per_class=0)
+    with pytest.raises(ValueError, match="Expected `num_meta_per_class` to be 1 or more for a meta set, got 0"):
+        data.meta_batch(0)
+    assert data.client(0).support(0)[1].shape == (0,)
+
+
+def test_train_dataloader_is_the_union_of_the_clients(root: Path) -> None:
+    data = module(root, partition="iid")
+    loader = data.train_dataloader()
+    assert isinstance(loader, BatchLoader)
+    clients, _ = split_of(data)
+    assert sorted(n for images, _ in loader for n in numbers(images)) == sorted(n for mine in clients for n in mine)
+
+
+def test_train_dataloader_has_the_meta_set_beside_it_where_a_module_asks(root: Path) -> None:
+    data = module(root)
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(uses_meta_set=True))  # type: ignore[assignment]
+    loaders = data.train_dataloader()
+    assert isinstance(loaders, dict)
+    assert sorted(loaders) == ["meta", "train"]
+    ((images, _),) = loaders["meta"]
+    assert sorted(numbers(images)) == sorted(split_of(data)[1])
+
+
+def test_test_dataloader_is_the_test_set_in_order(root: Path) -> None:
+    loader = module(root, test_batch_size=9, augmentation="crop_flip").test_dataloader()
+    assert [len(labels) for _, labels in loader] == [9, 9, 3]
+    assert labels_of(loader) == [number % NUM_CLASSES for number in range(21)]
+    assert [number for images, _ in loader for number in numbers(images)] == list(range(21))
+
+
+def test_images_can_be_put_on_a_device(root: Path) -> None:
+    data = module(root)
+    split, counts = split_of(data), data.client_class_counts
+    data.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    assert split_of(data) == split
+    assert np.array_equal(data.client_class_counts, counts)
+    assert sorted(n for images, _ in data.client(0).train_loader(0) for n in numbers(images)) == split[0][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "Expected `batch_size` to be 1 or more, got 0"),
+        ({"test_batch_size": -1}, "Expected `test_batch_size` to be 1 or more, got -1"),
+        ({"imbalance_factor": 0.0}, r"Expected `imbalance_factor` to be in \(0, 1\], got 0.0"),
+        ({"imbalance_factor": 100.0}, r"Expected `imbalance_factor` to be in \(0, 1\], got 100.0"),
+        ({"imbalance_factor": float("nan")}, r"Expected `imbalance_factor` to be in \(0, 1\], got nan"),
+        ({"seed": -1}, "Expected `seed` to be 0 or more, got -1"),
+    ],
+)
+def test_option_out_of_range_is_refused_at_once(root: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        module(root, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "absent"}, "got 'absent' and no such file"),
+        ({"partition": "by_magic"}, "`partition` to be by_num_classes, .* or iid, got 'by_magic'"),
+        ({"imbalance_profile": "linear"}, "`imbalance_profile` to be .* got 'linear'"),
+        ({"num_meta_per_class": 100}, "got 100 for class 0"),
+        ({"num_clients": 0}, "`num_clients` to be 1 or more, got 0"),
+        ({"num_clients": 206}, r"`num_clients` to be at most the number of training images \(205 here\), got 206"),
+        ({"min_classes_per_client": 6}, r"`min_classes_per_client` to be in 1\.\.5, got 6"),
+        ({"partition": "by_dirichlet", "dirichlet_alpha": 0.0}, "`dirichlet_alpha` to be a number above 0, got 0.0"),
+        ({"partition": "by_dirichlet", "min_client_size": 60}, "`min_client_size` = 60 images"),
+        ({"partition": "by_shards", "shards_per_client": 0}, "`shards_per_client` to be 1 or more, got 0"),
+        ({"shot_rule": "quantile"}, "`shot_rule` to be counts, share or index, got 'quantile'"),
+        ({"shot_rule": "index"}, "`shot_ranges` to give first and last class"),
+        ({"shot_rule": "index", "shot_ranges": {"many": (0, 5)}}, r"`shot_ranges` to be disjoint within 0\.\.4"),
+    ],
+)
+def test_option_that_needs_the_data_is_refused_at_setup(root: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        module(root, **options).setup()
+
+
+def test_unknown_augmentation_is_refused_before_training(root: Path) -> None:
+    with pytest.raises(ValueError, match="`augmentation` to be crop_flip, crop or none, got 'flip'"):
+        module(root, augmentation="flip").setup()
