@@ -15,4 +15,6 @@ final = json.loads((run / "summary.json").read_text())["final"]
 assert final["test/acc"] > 0.5, final  # chance is 0.1
 assert final["test/acc_few"] > 0, final
 FedAMM.load_from_checkpoint(run / "final.ckpt", weights_only=True)
-print(f"quickstart: {len((run / 'metrics.csv').read_text().splitlines()) - 1} evaluations, accuracy {final['test/acc']:.3f}")
+print(
+    f"quickstart: {len((run / 'metrics.csv').read_text().splitlines()) - 1} evaluations, accuracy {final['test/acc']:.3f}"
+)

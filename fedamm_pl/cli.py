@@ -4,10 +4,13 @@ import dataclasses
 import datetime
 import difflib
 import inspect
+import itertools
 import logging
+import logging.handlers
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -117,7 +120,7 @@ def one_line(message: str) -> str:
         r"^Call to compute_fn of link .*?\) failed: ", "", message
     )  # what the data said when it was loaded
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
-    if unknown := re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: (.*)", message):
+    if unknown := re.search(r"(?:Option|accept option) '([\w.]+)'|unrecognized arguments: (.*)", message):
         name = unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-")
         close = difflib.get_close_matches(name.split(".")[-1], options, 1)
         return f"unknown option {name}" + (f"; did you mean {options[close[0]]}?" if close else "; see --help")
@@ -144,13 +147,13 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line without the program's name; by default that of the process.
     """
-    parser = build_parser()
-    config = parser.parse_args(list(sys.argv[1:] if args is None else args))
-    folder = Path(config.output.dir or default_folder(config))
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fedamm_pl").setLevel(logging.INFO)
+    parser, words = build_parser(), list(sys.argv[1:] if args is None else args)
     try:
-        orchestrator, loggers = instantiate(parser, config, folder)
+        check_config_files(words)
+        config = parser.parse_args(words)
+        folder = Path(config.output.dir or default_folder(config))
+        with deferred_log():
+            orchestrator, loggers = instantiate(parser, config, folder)
     except ValueError as error:
         parser.error(str(error))
     text = dump(parser, config)
@@ -170,6 +173,42 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
     print(table(history))
     print(f"results in {folder}")
+
+
+def check_config_files(words: Sequence[str]) -> None:
+    """Check that configuration files are YAML mappings; whether they exist is left to the parser.
+
+    Raises:
+        ValueError: If one is not; the message names the file.
+    """
+    names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    names += [value for option, value in itertools.pairwise(words) if option == "--config"]
+    for name in names:
+        if not Path(name).is_file():
+            continue
+        try:
+            content = yaml.safe_load(Path(name).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise ValueError(f"Expected {name} to be YAML, got a file that cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"Expected {name} to be a YAML mapping of options, got {content!r:.60}.")
+
+
+@contextmanager
+def deferred_log() -> Iterator[None]:
+    """Hold back what the package logs until the block has succeeded, so that an error stands alone."""
+    logger = logging.getLogger("fedamm_pl")
+    target = logging.StreamHandler()
+    handler = logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1, target, flushOnClose=False)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+        handler.flush()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def default_folder(config: Namespace) -> Path:

@@ -37,7 +37,9 @@ def meta_loss_after_virtual_step(problem: Problem) -> Tensor:
     model, weight_net, (images, labels), (meta_images, meta_labels) = problem
     params = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    losses = nn.functional.cross_entropy(functional_call(model, {**params, **buffers}, images), labels, reduction="none")
+    losses = nn.functional.cross_entropy(
+        functional_call(model, {**params, **buffers}, images), labels, reduction="none"
+    )
     weights = weight_net(losses)
     loss = (weights / weights.sum() * losses).sum()
     grads = torch.autograd.grad(loss, list(params.values()))

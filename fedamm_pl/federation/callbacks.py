@@ -1,5 +1,6 @@
 """Observers of a run: the base class, Lightning loggers, and progress on the terminal. They add, they never alter."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -104,8 +105,8 @@ class Progress(FederationCallback):
         self._bar = tqdm(
             total=orchestrator.num_rounds,
             initial=self._first,
-            unit="round",
-            dynamic_ncols=True,
+            bar_format="round {n_fmt}/{total_fmt} |{bar:6}| {elapsed}<{remaining}{postfix}",
+            ncols=shutil.get_terminal_size().columns,
             disable=not sys.stderr.isatty(),
         )
 
@@ -113,15 +114,17 @@ class Progress(FederationCallback):
         """Move the bar, or print a line if the round was evaluated."""
         self._latest.update(record.metrics)
         self._bar.update(record.round_num - self._bar.n)
-        shown = {name: f"{self._latest[metric]:.3f}" for metric, name in short_names(self._latest).items()}
-        if "client/loss" in self._latest:
-            shown["client_loss"] = f"{self._latest['client/loss']:.3f}"
-        self._bar.set_postfix(shown)
+        accuracies = {name: self._latest[metric] for metric, name in short_names(self._latest).items()}
+        self._bar.set_postfix_str(" ".join(f"{name} {100 * value:.0f}%" for name, value in accuracies.items()))
         if self._bar.disable and record.evaluated:
             done, left = record.round_num - self._first, orchestrator.num_rounds - record.round_num
-            remaining = f"  {(time.monotonic() - self._start) / done * left:.0f} s left" if done and left else ""
-            values = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"round {record.round_num}/{orchestrator.num_rounds}  {values}{remaining}", flush=True)
+            parts = [f"round {record.round_num}/{orchestrator.num_rounds}"]
+            parts += [f"{name} {value:.3f}" for name, value in accuracies.items()]
+            if "client/loss" in self._latest:
+                parts.append(f"client_loss {self._latest['client/loss']:.3f}")
+            if done and left:
+                parts.append(f"{(time.monotonic() - self._start) / done * left:.0f} s left")
+            print("  ".join(parts), flush=True)
 
     def on_run_end(self, orchestrator: "Orchestrator") -> None:
         """Close the bar."""

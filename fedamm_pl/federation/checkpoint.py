@@ -131,11 +131,16 @@ def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Any]] | None:
         ValueError: If there are checkpoints and none of them is whole.
     """
     paths = sorted(folder.glob(PATTERN), reverse=True)
+    damaged: list[ValueError] = []
     for path in paths:
         try:
-            return load_checkpoint(path)
+            found = load_checkpoint(path)
         except ValueError as error:
-            log.warning("%s It is passed over.", error)
+            damaged.append(error)
+            continue
+        for reason in damaged:
+            log.warning("%s It is passed over.", reason)
+        return found
     if paths:
         raise ValueError(
             f"Expected {folder} to hold a whole checkpoint to continue from, got {len(paths)} damaged: "

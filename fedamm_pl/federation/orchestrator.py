@@ -133,6 +133,11 @@ class Orchestrator:
                 f"Expected `output_dir` {self.output_dir} to hold a run with the same options, got others: "
                 f"{'; '.join(differing)}. Choose another folder, or the old options."
             )
+        if self.num_rounds < state.round_num:
+            raise ValueError(
+                f"Expected `num_rounds` to be {state.round_num} or more, the rounds that {self.output_dir} holds, "
+                f"got {self.num_rounds}."
+            )
         make_writable(self.output_dir)
         state.shared = {name: value.to(self.module.device) for name, value in state.shared.items()}
         return state

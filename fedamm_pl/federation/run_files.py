@@ -80,8 +80,7 @@ class RoundCheckpoint(FederationCallback):
     def on_round_end(self, orchestrator: "Orchestrator", record: RoundRecord) -> None:
         """Write the round's checkpoint, then remove what is no longer kept."""
         save_checkpoint(self.folder, orchestrator.state, orchestrator.fingerprint())
-        evaluated = [row for row in orchestrator.state.history if "test/acc" in row]
-        best = max(evaluated, key=lambda row: row["test/acc"], default={"round": -1})["round"]
+        best = summarize(orchestrator.state.history)["best"]["test/acc"]["round"]
         for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
             if path.stem != f"round_{int(best):06d}":
                 path.unlink()
@@ -103,7 +102,7 @@ class FinalFiles(FederationCallback):
         trainer = orchestrator.trainer.build()
         trainer.strategy.connect(module)
         trainer.save_checkpoint(self.folder / "final.ckpt", weights_only=True)
-        write_atomically(self.folder / "summary.json", json.dumps(summary(orchestrator), indent=2).encode())
+        write_atomically(self.folder / "summary.json", _json(summary(orchestrator)).encode())
 
 
 def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
@@ -143,6 +142,12 @@ def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in REPORTED_VERSIONS}},
         "command": shlex.join(["python", *sys.argv]),
     }
+
+
+def _json(content: Any) -> str:
+    """Format as JSON, which has no NaN and no infinity: they become null."""
+    plain = json.loads(json.dumps(content), parse_constant=lambda constant: None)
+    return json.dumps(plain, indent=2, allow_nan=False)
 
 
 def _version(package: str) -> str:

@@ -1,6 +1,8 @@
 """What a finished run amounts to: final, best and mean of the last ten evaluations."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 SHOWN = {"test/acc": "all", "test/acc_many": "many", "test/acc_medium": "medium", "test/acc_few": "few"}
 LAST = 10
@@ -11,7 +13,7 @@ def short_names(metrics: Mapping[str, float]) -> dict[str, str]:
     return {metric: name for metric, name in SHOWN.items() if metric in metrics}
 
 
-def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float] | dict[str, dict[str, float]]]:
+def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """Summarise the test metrics of a run.
 
     Args:
@@ -27,7 +29,8 @@ def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
     best: dict[str, dict[str, float]] = {}
     for name in final:
         pick = min if name == "test/loss" else max
-        row = pick((row for row in rows if name in row), key=lambda row: row[name])
+        measured = [row for row in rows if name in row]
+        row = pick([row for row in measured if math.isfinite(row[name])] or measured, key=lambda row: row[name])
         best[name] = {"value": row[name], "round": row["round"]}
     last = rows[-LAST:]
     mean = {name: sum(values) / len(values) for name in final if (values := [row[name] for row in last if name in row])}
@@ -37,7 +40,7 @@ def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 def table(history: Sequence[Mapping[str, float]]) -> str:
     """Format final, best and mean of the last ten for all, many, medium and few, in percent."""
     summary = summarize(history)
-    columns = short_names(summary["final"])  # type: ignore[arg-type]
+    columns = short_names(summary["final"])
     lines = [f"{'test accuracy, %':<18}" + "".join(f"{name:>9}" for name in columns.values())]
     for title, key in (("final", "final"), ("best (on test)", "best"), (f"mean of last {LAST}", "mean_last_10")):
         values = [summary[key][metric] for metric in columns]
