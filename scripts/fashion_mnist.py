@@ -49,12 +49,19 @@ def table(output: Path) -> str:
 
 
 def draw(output: Path) -> None:
-    """Draw the weight nets that FedAMM has learned."""
+    """Draw the weight nets that FedAMM has learned, and those that it started from."""
+    import pytorch_lightning as pl
+
     from fedamm_pl import FedAMM
     from fedamm_pl.plotting import weight_curves
 
-    modules = [FedAMM.load_from_checkpoint(output / f"fedamm_{seed}/final.ckpt", map_location="cpu") for seed in SEEDS]
-    weight_curves({"FedAMM": [module.weight_net for module in modules]}).savefig(output / "weight_curve.png", dpi=150)
+    initial, learned = [], []
+    for seed in SEEDS:
+        learned.append(FedAMM.load_from_checkpoint(output / f"fedamm_{seed}/final.ckpt", map_location="cpu").weight_net)
+        pl.seed_everything(seed, verbose=False)  # as the program draws them
+        initial.append(FedAMM(num_classes=10, in_channels=1, model="small_cnn").weight_net)
+    figure = weight_curves({"initial (random)": initial, "after 40 rounds": learned})
+    figure.savefig(output / "weight_curve.png", dpi=150)
 
 
 def main() -> None:
