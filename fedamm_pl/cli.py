@@ -29,6 +29,7 @@ DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapp
 Trains a classifier over simulated clients with long-tailed data and writes metrics, checkpoints and the model to a folder.
 """
 NOT_OPTIONS = {"self", "module", "data", "seed", "callbacks", "output_dir", "keep_checkpoints", "trainer", "executor"}
+SHOWN_CLASSES = 20  # up to so many, the opening lines list classes one by one
 LINKED = ("num_classes", "in_channels", "info")  # what the algorithm learns from the data
 
 
@@ -254,12 +255,15 @@ def dump(parser: Parser, config: Namespace) -> str:
 
 
 def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested configuration to ``group.option`` -> value, without ``init_args``."""
+    """Flatten a nested configuration to ``group.option`` -> value; a class stands for its group by its bare name."""
     if not isinstance(options, dict):
         return {prefix: options}
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat.update(flatten(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")))
+        if name == "class_path":
+            flat[prefix] = value.rpartition(".")[2]
+        else:
+            flat.update(flatten(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")))
     return flat
 
 
@@ -268,7 +272,10 @@ def describe(orchestrator: Orchestrator) -> str:
     module, data, info = orchestrator.module, orchestrator.data, orchestrator.data.info
     sizes = [data.client_size(client) for client in range(data.num_clients)]
     factor, parameters = data.hparams["imbalance_factor"], sum(value.numel() for value in module.model.parameters())
-    groups = "; ".join(f"{name} {members}" for name, members in info["shot_groups"].items() if members)
+    few_classes, counts = data.num_classes <= SHOWN_CLASSES, info["class_counts"]
+    groups = "; ".join(
+        f"{name} {members if few_classes else len(members)}" for name, members in info["shot_groups"].items() if members
+    )
     started = orchestrator.state.round_num
     return "\n".join(
         [
@@ -276,7 +283,7 @@ def describe(orchestrator: Orchestrator) -> str:
             f"{orchestrator.trainer.precision}",
             f"{data.hparams['dataset']}: {sum(info['class_counts'])} training images, imbalance factor {factor:g} "
             f"(IF {1 / factor:g}), {data.num_clients} clients of {min(sizes)} to {max(sizes)} images",
-            f"images per class: {' '.join(map(str, info['class_counts']))}",
+            f"images per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",
             f"shot groups by {info['shot_rule']}: {groups}",
             *([f"continuing after round {started}"] if started else []),
         ]
