@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 import logging.handlers
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -148,6 +149,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line without the program's name; by default that of the process.
     """
+    sys.path.insert(0, os.getcwd())  # your own networks, data and algorithms beside the configuration
     parser, words = build_parser(), list(sys.argv[1:] if args is None else args)
     try:
         check_config_files(words)
@@ -225,8 +227,8 @@ def instantiate(parser: Parser, config: Namespace, folder: Path) -> tuple[Orches
     Raises:
         ValueError: If an option is out of range or data, module and folder do not fit together.
     """
-    if config.seed < 0:
-        raise ValueError(f"Expected `seed` to be 0 or more, got {config.seed}.")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"Expected `seed` to be 0 to 4294967295, got {config.seed}.")
     pl.seed_everything(config.seed, verbose=False)  # initial weights are drawn when the module is made
     parts = parser.instantiate(config)
     orchestrator = Orchestrator(
@@ -271,7 +273,7 @@ def describe(orchestrator: Orchestrator) -> str:
     """Describe in a few lines what is about to run."""
     module, data, info = orchestrator.module, orchestrator.data, orchestrator.data.info
     sizes = [data.client_size(client) for client in range(data.num_clients)]
-    factor, parameters = data.hparams["imbalance_factor"], sum(value.numel() for value in module.model.parameters())
+    factor, parameters = data.imbalance_factor, sum(value.numel() for value in module.model.parameters())
     few_classes, counts = data.num_classes <= SHOWN_CLASSES, info["class_counts"]
     groups = "; ".join(
         f"{name} {members if few_classes else len(members)}" for name, members in info["shot_groups"].items() if members

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedamm_pl.data.loaders import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
@@ -69,13 +70,14 @@ def virtual_step(
     Raises:
         ValueError: If ``differentiation`` is none of the three.
     """
-    match differentiation:
-        case "higher":
-            return _with_higher(model, weight_net, support, lr)
-        case "functional":
-            return _with_double_backward(model, weight_net, support, lr)
-        case "forward":
-            return _with_forward_mode(model, weight_net, support, lr)
+    with sdpa_kernel(SDPBackend.MATH):  # attention's other kernels have no second derivative
+        match differentiation:
+            case "higher":
+                return _with_higher(model, weight_net, support, lr)
+            case "functional":
+                return _with_double_backward(model, weight_net, support, lr)
+            case "forward":
+                return _with_forward_mode(model, weight_net, support, lr)
     raise ValueError(f"Expected `differentiation` to be higher, functional or forward, got {differentiation!r}.")
 
 
@@ -141,6 +143,8 @@ def _backward_step(stepped: Tensors, weight_net: nn.Module) -> VirtualStep:
 
 def _with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, lr: float) -> VirtualStep:
     params = {name: value.detach().requires_grad_() for name, value in _trainable(model).items()}
+    devices = [support[0].device] if support[0].is_cuda else []
+    random_states = torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)
     losses = _functional_losses(model, params, support)
     constant = losses.detach().requires_grad_()
     # d L_S / d l_i as a function of v: differentiated with respect to w by one backward pass, to v in the closure
@@ -148,7 +152,11 @@ def _with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, 
     gradients = torch.autograd.grad(losses, list(params.values()), slopes.detach(), materialize_grads=True)
 
     def weight_net_gradient(gradient: Mapping[str, Tensor]) -> Tensors:
-        inner = _directional_derivative(model, params, gradient, support)  # <grad_w l_i, g>, shape (B,)
+        with torch.random.fork_rng(devices):  # dropout as in the losses above
+            torch.set_rng_state(random_states[0])
+            for device, state in zip(devices, random_states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            inner = _directional_derivative(model, params, gradient, support)  # <grad_w l_i, g>, shape (B,)
         values = torch.autograd.grad(
             -lr * (slopes * inner.to(slopes.dtype)).sum(), list(_trainable(weight_net).values()), materialize_grads=True
         )
@@ -167,7 +175,7 @@ def _directional_derivative(
 
     ``torch.func.jvp`` refuses networks that update a buffer in place, as BatchNorm does; dual numbers do not.
     """
-    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
+    with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         # torch registers its own forward-mode rules through the deprecated torch.jit.script
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
         duals = {

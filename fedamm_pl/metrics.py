@@ -105,7 +105,8 @@ class ShotAccuracy(Metric):
         """
         predicted = preds.argmax(1) if preds.ndim == 2 else preds
         cells = torch.bincount(2 * target + (predicted == target), minlength=2 * self.num_classes)
-        self.counts += cells.view(self.num_classes, 2)  # column 0 wrong, column 1 right
+        # column 0 wrong, column 1 right; not in place: a test in inference mode leaves tensors that refuse it
+        self.counts = self.counts + cells.view(self.num_classes, 2)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the accuracies by name; see the class."""

@@ -23,7 +23,7 @@ def weight_curves(weight_nets: Mapping[str, Sequence[nn.Module]], largest_loss: 
     styles = ["-", "--", ":", "-."]
     for index, (label, nets) in enumerate(weight_nets.items()):
         with torch.no_grad():
-            curves = torch.stack([net(losses.to(next(net.parameters()))).float() for net in nets])
+            curves = torch.stack([net(losses.to(next(net.parameters()))).float().cpu() for net in nets])
         (line,) = axes.plot(losses, curves.mean(0), styles[index % len(styles)], color=f"C{index}", label=label)
         axes.fill_between(losses, curves.min(0).values, curves.max(0).values, color=line.get_color(), alpha=0.2, lw=0)
     axes.set(xlabel="cross-entropy of the example (nats)", ylabel="weight V(loss), unnormalised", ylim=(0, 1))

@@ -95,7 +95,8 @@ class FederatedModule(pl.LightningModule):
         return logits
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Normalise uint8 images; pass others through."""
+        """Move images to the module's device and normalise uint8 ones; others pass through."""
+        images = images.to(self.mean.device)
         return normalize(images, self.mean, self.std) if images.dtype == torch.uint8 else images
 
     # Client: training

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning_fabric.utilities.data import sized_len
 from torch import Tensor, nn
 
 from fedamm_pl.algorithms.base import FederatedModule, require_range
@@ -98,15 +99,18 @@ class FedAMM(FederatedModule):
         super().on_train_start()
         self.meta_seconds = 0.0
         self._meta_loss: Tensor | None = None
-        if self.session is None:
-            self._end_epoch_with_train_loader()
-        elif self.hparams["meta_update"] == "asynchronous":
+        if self.session is not None and self.hparams["meta_update"] == "asynchronous":
             received = self._weight_net_state()
             images, labels = self.session.data.support(self.session.task.seed)
             with self.trainer.precision_plugin.forward_context():  # this hook runs outside of it
-                self._meta_step((self.prepare(images), labels), None)
+                self._meta_step(self._on_device(images, labels), None)
             self._returned_weight_net = self._weight_net_state()
             self.load_state_dict(received, strict=False)
+
+    def on_train_epoch_start(self) -> None:
+        """In a plain Trainer: check the loaders and let the train loader set the length of the epoch."""
+        if self.session is None:
+            self._end_epoch_with_train_loader()
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Update the weight net if it is time, then take a step on the weighted batch loss."""
@@ -145,7 +149,7 @@ class FedAMM(FederatedModule):
         step = virtual_step(self.model, self.weight_net, support, self.hparams["lr"], self.hparams["differentiation"])
         if self.session is None:
             assert meta is not None
-            gradient, meta_loss = meta_gradient(self.model, step.params, (self.prepare(meta[0]), meta[1]))
+            gradient, meta_loss = meta_gradient(self.model, step.params, self._on_device(*meta))
         else:
             payload = {f"model.{name}": value for name, value in step.params.items()}
             answer = self.session.ask(self._local_step, payload)
@@ -157,6 +161,10 @@ class FedAMM(FederatedModule):
         self._optimizers[1].step()
         self._meta_loss = meta_loss
         self.meta_seconds += time.perf_counter() - start
+
+    def _on_device(self, images: Tensor, labels: Tensor) -> Batch:
+        """Prepare a batch that Lightning did not move: support and meta set may lie on the CPU."""
+        return self.prepare(images), labels.to(self.device)
 
     @property
     def _optimizers(self) -> list[Any]:
@@ -181,7 +189,7 @@ class FedAMM(FederatedModule):
             meta: The whole meta set: uint8 images, labels.
         """
         params = {name.removeprefix("model."): value for name, value in question.payload.items()}
-        gradient, loss = meta_gradient(self.model, params, (self.prepare(meta[0]), meta[1]))
+        gradient, loss = meta_gradient(self.model, params, self._on_device(*meta))
         return Answer({f"model.{name}": value for name, value in gradient.items()}, {"meta_loss": loss})
 
     def server_update(self, state: State, results: Iterable[ClientResult]) -> State:
@@ -209,10 +217,12 @@ class FedAMM(FederatedModule):
                 'Expected loaders {"train": ..., "meta": ...} for FedAMM in a plain Trainer, '
                 f"got {type(loader).__name__}: the meta loader yields balanced batches for the weight net."
             )
-        fit_loop = self.trainer.fit_loop
-        limits = [fit_loop.max_batches]
-        if hasattr(loader["train"], "__len__"):
-            limits.append(len(loader["train"]))
-        if min(limits) < fit_loop.max_batches:
-            fit_loop.max_batches = min(limits)
-            self.trainer.val_check_batch = max(1, int(min(limits) * self.trainer.val_check_interval))
+        trainer, length = self.trainer, sized_len(loader["train"])
+        if length is None:
+            return
+        limit = trainer.limit_train_batches
+        batches = int(length * limit) if isinstance(limit, float) else min(length, limit)
+        if batches < trainer.num_training_batches:
+            trainer.fit_loop.max_batches = batches
+            if isinstance(trainer.val_check_interval, float):
+                trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))

@@ -26,7 +26,7 @@ class FederatedDataModule(pl.LightningDataModule):
 
     The meta set is taken out first, then the tail is cut, then the rest is partitioned. All three depend on the data
     options and the seed alone, so every method sees the same split. Images stay uint8; augmentation is done batch-wise,
-    normalisation by the module. In a plain Trainer the loaders hold the union of all clients.
+    normalisation by the module. In a plain Trainer the loaders hold the union of all clients; there is no validation set.
 
     Args:
         dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini (in the package), image_folder, or the name of an
@@ -181,6 +181,16 @@ class FederatedDataModule(pl.LightningDataModule):
         return int(self.hparams["num_clients"])
 
     @property
+    def imbalance_factor(self) -> float:
+        """Smallest over largest class: the option, or for the profile none what the images themselves have."""
+        counts = self.info["class_counts"]
+        return float(
+            self.hparams["imbalance_factor"]
+            if self.hparams["imbalance_profile"] != "none"
+            else min(counts) / max(counts)
+        )
+
+    @property
     def client_class_counts(self) -> npt.NDArray[np.int64]:
         """Examples of each class at each client, shape (K, C)."""
         labels = self.images.train_labels[self._train].cpu().numpy()
@@ -225,11 +235,14 @@ class FederatedDataModule(pl.LightningDataModule):
             ValueError: If ``num_meta_per_class`` is 0.
         """
         images = self.images
-        if not len(self._meta):
-            raise ValueError("Expected `num_meta_per_class` to be 1 or more for a meta set, got 0.")
+        self._require_meta_set()
         return augmented_batch(
             images.train_images, images.train_labels, self._meta, self.hparams["augmentation"], torch_generator(seed)
         )
+
+    def _require_meta_set(self) -> None:
+        if not len(self._meta):
+            raise ValueError("Expected `num_meta_per_class` to be 1 or more for a meta set, got 0.")
 
     def _loader(self, indices: Tensor, purpose: str, batch_size: int) -> BatchLoader:
         images, seed = self.images, derive_seed(self.hparams["seed"], purpose)
@@ -243,10 +256,15 @@ class FederatedDataModule(pl.LightningDataModule):
         train = self._loader(self._train, "centralized", self.hparams["batch_size"])
         if not getattr(self.trainer and self.trainer.lightning_module, "uses_meta_set", False):
             return train
-        return {"train": train, "meta": self._loader(self._meta, "meta", max(len(self._meta), 1))}
+        self._require_meta_set()
+        return {"train": train, "meta": self._loader(self._meta, "meta", len(self._meta))}
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test set in order."""
         images = self.images
         order = torch.arange(len(images.test_labels))
         return BatchLoader(images.test_images, images.test_labels, order, self.hparams["test_batch_size"])
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Return the test set in order."""
+        return self.test_dataloader()

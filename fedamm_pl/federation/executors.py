@@ -9,6 +9,7 @@ import torch
 from fedamm_pl.data.loaders import ClientData
 from fedamm_pl.federation.messages import Answer, ClientResult, ClientSession, ClientTask, Question, payload_bytes
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.seeding import derive_seed
 
 if TYPE_CHECKING:
     from fedamm_pl.algorithms.base import FederatedModule
@@ -68,8 +69,9 @@ class SequentialExecutor:
         module.session = session
         trainer = self.trainer.build(max_epochs=task.local_epochs)
         try:
-            with torch.random.fork_rng():  # dropout and the like draw from the global state
-                torch.manual_seed(task.seed)
+            devices = [module.device] if module.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # dropout and the like draw from the global state
+                torch.manual_seed(derive_seed(task.seed, "global"))
                 trainer.fit(module, session.data.train_loader(task.seed))
         finally:
             module.session = None

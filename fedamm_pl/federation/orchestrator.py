@@ -97,6 +97,9 @@ class Orchestrator:
             A row of metrics for each evaluated round, the first of round 0.
         """
         with quiet():
+            if self.state.history and self.state.round_num == self.num_rounds > self.state.history[-1]["round"]:
+                # a run that ends where an interrupted one happened to stop, between two evaluations
+                self.state.history.append({"round": self.num_rounds, **self.evaluate()})
             self._call("on_run_start")
             if not self.state.history:  # round 0: the initial model
                 self._finish_round(self.state.shared, [], time.perf_counter())
@@ -115,7 +118,7 @@ class Orchestrator:
                 # Evaluate if due, do the accounts, tell the callbacks.
                 self.state.round_num = round_num
                 self._finish_round(shared, finished, start)
-            self.module.load_shared_state(self.state.shared)
+            self.module.load_shared_state(self.module.broadcast(self.state.shared))
             self._call("on_run_end")
         return self.state.history
 
@@ -147,10 +150,15 @@ class Orchestrator:
         module, data = self.module, self.data
         model = module.hparams.get("model") or type(module.model).__qualname__
         return {
-            "algorithm": type(module).__name__,
-            **{f"algorithm.{name}": value for name, value in module.hparams.items() if name not in ("info", "model")},
+            "algorithm": _class_name(module),
+            **{
+                f"algorithm.{name}": _primitive(v)
+                for name, v in module.hparams.items()
+                if name not in ("info", "model")
+            },
             "algorithm.model": model,
-            **{f"data.{name}": value for name, value in data.hparams.items() if name != "root"},
+            "data": _class_name(data),
+            **{f"data.{name}": _primitive(value) for name, value in data.hparams.items() if name != "root"},
             "seed": self.seed,
             "federation.client_fraction": self.client_fraction,
             "federation.local_epochs": self.local_epochs,
@@ -211,7 +219,7 @@ class Orchestrator:
         Returns:
             ``test/loss``, ``test/acc``, ``test/acc_<group>``, ``test/acc_class_<c>``.
         """
-        self.module.load_shared_state(self.state.shared)
+        self.module.load_shared_state(self.module.broadcast(self.state.shared))
         loader = self.data.test_dataloader()
         (metrics,) = self.trainer.build().test(self.module, loader, verbose=False)
         return dict(metrics)
@@ -219,6 +227,20 @@ class Orchestrator:
     def _call(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *args)
+
+
+def _class_name(instance: object) -> str:
+    kind = type(instance)
+    return kind.__name__ if kind.__module__.startswith("fedamm_pl.") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _primitive(value: Any) -> Any:
+    """Turn an option into what a checkpoint may hold."""
+    if isinstance(value, dict):
+        return {str(name): _primitive(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_primitive(part) for part in value]
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
 
 
 def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
@@ -231,11 +253,11 @@ def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
     total = sum(result.num_examples for result in results)
     if not total:
         return {}
-    names = sorted({name for result in results for name in result.metrics})
-    means = {
-        f"client/{name}": sum(result.metrics[name] * result.num_examples for result in results) / total
-        for name in names
-    }
+    means = {}
+    for name in sorted({name for result in results for name in result.metrics}):
+        having = [result for result in results if name in result.metrics]
+        weighted = sum(result.metrics[name] * result.num_examples for result in having)
+        means[f"client/{name}"] = weighted / sum(result.num_examples for result in having)
     means["client/bytes_received"] = sum(result.bytes_received for result in results) / len(results)
     means["client/bytes_sent"] = sum(result.bytes_sent for result in results) / len(results)
     return means
@@ -245,13 +267,21 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
     """Check before the first round what would otherwise fail in the middle of one.
 
     Raises:
-        ValueError: If the network does not take the images or the classes, a method that needs a meta set has none, or
-            a client holds a single example and the network cannot train on one.
+        ValueError: If the network does not take the images or the classes, a method that needs a meta set has none, the
+            module knows no normalisation or keeps state to itself, or a client holds a single example and the network
+            cannot train on one.
     """
     if module.uses_meta_set and data.hparams["num_meta_per_class"] < 1:
         raise ValueError(
             f"Expected `num_meta_per_class` to be 1 or more for {type(module).__name__}, "
             f"got {data.hparams['num_meta_per_class']}."
+        )
+    if not module.info:
+        raise ValueError("Expected `info` of the module to be data.info, which normalises the images, got none.")
+    if private := sorted(name for name in module.state_dict() if not name.startswith(module.shared)):
+        raise ValueError(
+            f"Expected `shared` of {type(module).__name__} to cover the whole state, got {module.shared} without "
+            f"{private[0]}: it would leak from one client to the next."
         )
     sizes = [data.client_size(client) for client in range(data.num_clients)]
     image = data.images.train_images[:1]

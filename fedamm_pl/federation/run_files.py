@@ -113,7 +113,6 @@ def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
     """
     state, data, info = orchestrator.state, orchestrator.data, orchestrator.data.info
     rounds, fits = max(state.round_num, 1), max(state.clients_total, 1)
-    imbalance_factor = data.hparams["imbalance_factor"]
     return {
         **summarize(state.history),
         "best_is": "largest accuracy and smallest loss over the evaluated rounds, chosen on the test set",
@@ -126,8 +125,8 @@ def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
         "class_counts": info["class_counts"],
         "shot_rule": info["shot_rule"],
         "shot_groups": info["shot_groups"],
-        "imbalance_factor": imbalance_factor,
-        "IF": 1 / imbalance_factor,
+        "imbalance_factor": data.imbalance_factor,
+        "IF": 1 / data.imbalance_factor,
         "normalization": {"mean": info["mean"], "std": info["std"]},
         "bytes_per_round": {
             **{name: value / rounds for name, value in state.bytes_total.items()},

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from typing_extensions import override
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true"]
 CHATTY_LOGGERS = ("pytorch_lightning.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch")
@@ -28,8 +27,8 @@ class ResidentStrategy(SingleDeviceStrategy):
     Lightning moves it to the CPU, which would cost a transfer per client and round.
     """
 
-    @override
     def teardown(self) -> None:
+        self.optimizers = []  # their momentum would stay on the device until the dead Trainer is collected
         self.precision_plugin.teardown()
         self.checkpoint_io.teardown()
 
@@ -40,8 +39,8 @@ class TrainerConfig:
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Hardware: auto takes a GPU if there is one."""
-    device: int = 0
-    """Which GPU."""
+    devices: int | list[int] = 1
+    """One device: 1, or [2] for the GPU of that number."""
     precision: Precision = "32-true"
     """Arithmetic of training, meta step and evaluation. 16-mixed is left out: its loss scaling would distort the meta gradient."""
     deterministic: bool = False
@@ -52,18 +51,21 @@ class TrainerConfig:
         """A Trainer that resolves accelerator and device once."""
         try:
             with quiet():
-                return pl.Trainer(**self._options, devices=self._devices)
-        except (MisconfigurationException, RuntimeError, ValueError) as error:
-            raise ValueError(f"Expected `accelerator` to be available, got {self.accelerator!r}: {error}") from error
+                return pl.Trainer(**self._options)
+        except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"Expected `accelerator` and `devices` to be available, got {self.accelerator!r} and {self.devices}: {error}"
+            ) from error
 
-    @property
-    def _devices(self) -> Any:
-        return [self.device] if self.accelerator in ("gpu", "cuda") or self.device else 1
+    def __post_init__(self) -> None:
+        if self.devices != 1 and (isinstance(self.devices, int) or len(self.devices) != 1):
+            raise ValueError(f"Expected `devices` to be 1 or the number of one GPU like [2], got {self.devices}.")
 
     @property
     def _options(self) -> dict[str, Any]:
         return {
             "accelerator": self.accelerator,
+            "devices": self.devices,
             "precision": self.precision,
             "deterministic": self.deterministic,
             "logger": False,
@@ -85,7 +87,7 @@ class TrainerConfig:
             options: Further arguments of the Trainer, for example ``max_epochs``.
         """
         strategy = ResidentStrategy(device=self._probe.strategy.root_device)
-        return pl.Trainer(**self._options, devices=self._devices, strategy=strategy, **options)
+        return pl.Trainer(**self._options, strategy=strategy, **options)
 
     def place(self, module: pl.LightningModule) -> None:
         """Move a module to the device and into the parameter type that its fits will use."""
