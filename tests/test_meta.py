@@ -132,6 +132,35 @@ def test_constant_weight_net_has_no_effect_on_the_step(differentiation: Differen
     torch.testing.assert_close(step.params, {name: value.detach() for name, value in model.named_parameters()})
 
 
+class Attention(nn.Module):
+    """One transformer layer over the rows of the images, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, dim_feedforward=8, dropout=0.3, batch_first=True)
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.layer(images.transpose(1, 2).flatten(2)).mean(1))
+
+
+def test_modes_agree_with_dropout_and_attention() -> None:
+    _, weight_net, support, meta = make_problem()
+    model = Attention().double()
+    gradients = []
+    for differentiation in ("higher", "functional", "forward"):
+        torch.manual_seed(1)
+        step = virtual_step(model, weight_net, support, LR, differentiation)  # type: ignore[arg-type]
+        torch.manual_seed(2)
+        gradient, _ = meta_gradient(model, step.params, meta)
+        after = torch.random.get_rng_state()
+        gradients.append(step.weight_net_gradient(gradient))
+        assert torch.equal(torch.random.get_rng_state(), after)
+    assert max(value.abs().max() for value in gradients[0].values()) > 1e-5
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-9, atol=1e-9)
+
+
 def test_unknown_mode_is_refused() -> None:
     model, weight_net, support, _ = make_problem()
     with pytest.raises(ValueError, match="`differentiation` to be higher, functional or forward, got 'backward'"):

@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "negative rounds": (["--federation.num_rounds", "-1"], ["--federation.num_rounds", "0 or more", "got -1"]),
     "no local epoch": (["--federation.local_epochs", "0"], ["--federation.local_epochs", "1 or more", "got 0"]),
-    "negative seed": (["--seed", "-1"], ["--seed", "0 or more", "got -1"]),
+    "negative seed": (["--seed", "-1"], ["--seed", "0 to 4294967295", "got -1"]),
     "learning rate 0": (["--algorithm.lr", "0"], ["--algorithm.lr", "above 0", "got 0.0"]),
     "no checkpoint to keep": (["--output.keep_checkpoints", "0"], ["--output.keep_checkpoints", "1 or more", "got 0"]),
     "no meta set for FedAMM": (

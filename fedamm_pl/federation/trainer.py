@@ -28,6 +28,7 @@ class ResidentStrategy(SingleDeviceStrategy):
     """
 
     def teardown(self) -> None:
+        """End a fit."""
         self.optimizers = []  # their momentum would stay on the device until the dead Trainer is collected
         self.precision_plugin.teardown()
         self.checkpoint_io.teardown()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.data.loaders import BatchLoader
+from fedamm_pl.federation.messages import Question
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.seeding import derive_seed
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
@@ -262,12 +263,53 @@ def test_train_loader_sets_the_length_of_an_epoch() -> None:
 
 
 @pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize(
+    ("options", "steps", "validations"),
+    [
+        ({"val_check_interval": 2}, 5, 2),
+        ({"val_check_interval": 0.5}, 5, 2),
+        ({"limit_train_batches": 0.6}, 3, 1),
+        ({"limit_train_batches": 2}, 2, 1),
+        ({"reload_dataloaders_every_n_epochs": 1}, 5, 1),
+    ],
+)
+def test_options_of_the_trainer_count_train_batches(options: dict[str, Any], steps: int, validations: int) -> None:
+    data, counter = tiny_data(), Validations()
+    trainer = plain_trainer(2, callbacks=[counter], num_sanity_val_steps=0, **options)
+    trainer.fit(make(FedAMM, data), loaders(data, num_meta_batches=40), data.test_dataloader())
+    assert trainer.global_step == 2 * steps * 2
+    assert counter.count == 2 * validations
+
+
+@pytest.mark.usefixtures("silence")
+def test_data_module_without_meta_set_is_refused() -> None:
+    data = tiny_data(num_meta_per_class=0)
+    with pytest.raises(ValueError, match="`num_meta_per_class` to be 1 or more for a meta set, got 0"):
+        plain_trainer(1).fit(make(FedAMM, data), datamodule=data)
+
+
+def test_support_and_meta_set_on_another_device_are_moved() -> None:
+    data = tiny_data()
+    module = make(FedAMM, data).to("meta")  # a device without arithmetic, but with its errors
+    images, labels = module._on_device(*data.meta_batch(0))
+    assert images.device == labels.device == torch.device("meta")
+    question = {f"model.{name}": value.detach() for name, value in module.model.named_parameters()}
+    answer = module.answer(Question(1, 0, 0, question), data.meta_batch(0))
+    assert answer.payload.keys() == question.keys()
+
+
+@pytest.mark.usefixtures("silence")
 def test_plain_trainer_takes_the_data_module() -> None:
     data = tiny_data()
     for algorithm in (FedAMM, FedAvg):
         trainer = plain_trainer(1)
-        trainer.fit(make(algorithm, data), datamodule=data)
-        assert trainer.callback_metrics["train/loss"] > 0
+        module = make(algorithm, data)
+        trainer.fit(module, datamodule=data)
+        batches = -(-sum(data.info["class_counts"]) // 16)
+        assert trainer.global_step == batches * (2 if algorithm is FedAMM else 1)
+        assert 0 < trainer.callback_metrics["train/loss"] < 2
+        predictions = trainer.predict(module, datamodule=data)
+        assert torch.cat(predictions).shape == (80, NUM_CLASSES)
 
 
 @pytest.mark.usefixtures("silence")

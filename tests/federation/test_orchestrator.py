@@ -1,18 +1,21 @@
 """Rounds, executors and callbacks on the tiny problem."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
+from fedamm_pl.federation.checkpoint import load_checkpoint
 from fedamm_pl.federation.executors import SequentialExecutor
 from fedamm_pl.federation.messages import Answer, ClientResult, ClientTask, Question
 from fedamm_pl.federation.orchestrator import client_metrics
-from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.seeding import derive_seed
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 
@@ -116,6 +119,99 @@ def test_resumed_run_equals_uninterrupted_run(algorithm: type[FederatedModule], 
     assert_equal(halves.state.shared, whole.state.shared)
     assert halves.state.history == whole.state.history
     assert (tmp_path / "halves/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+class FedAvgM(FedAvg):
+    """Server momentum (Hsu et al., 2019): an algorithm whose server remembers more than it sends out."""
+
+    def broadcast(self, state: Any) -> Any:
+        return {name: value for name, value in state.items() if not name.startswith("velocity.")}
+
+    def server_update(self, state: Any, results: Iterable[ClientResult]) -> Any:
+        sent = self.broadcast(state)
+        new = dict(super().server_update(sent, results))
+        for name, _ in self.named_parameters():
+            velocity = 0.5 * state.get(f"velocity.{name}", torch.zeros_like(sent[name])) + new[name] - sent[name]
+            new[name], new[f"velocity.{name}"] = sent[name] + velocity, velocity
+        return new
+
+
+def test_server_may_remember_more_than_it_sends_and_resumes_with_it(tmp_path: Any) -> None:
+    data = tiny_data()
+    for folder, stops in (("whole", [4]), ("halves", [2, 4])):
+        for num_rounds in stops:
+            options: dict[str, Any] = {"local_epochs": 1, "trainer": CPU, "output_dir": tmp_path / folder}
+            run = Orchestrator(make(FedAvgM, data), data, num_rounds=num_rounds, **options)
+            run.run()
+    whole, _ = load_checkpoint(tmp_path / "whole/checkpoints/round_000004.ckpt")
+    assert_equal(run.state.shared, whole.shared)
+    assert any(name.startswith("velocity.") for name in whole.shared)
+
+
+def test_run_that_ends_where_another_stopped_is_evaluated_there(tmp_path: Any) -> None:
+    data = tiny_data()
+
+    class Stop(FederationCallback):
+        def on_round_end(self, orchestrator: Orchestrator, record: RoundRecord) -> None:
+            if record.round_num == 3:
+                raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"local_epochs": 1, "eval_interval": 2, "trainer": CPU, "output_dir": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        Orchestrator(make(FedAvg, data), data, num_rounds=9, callbacks=[Stop()], **options).run()
+    history = Orchestrator(make(FedAvg, data), data, num_rounds=3, **options).run()
+    assert [row["round"] for row in history] == [0, 2, 3]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_other_data_of_the_same_options_is_refused(tmp_path: Any) -> None:
+    class Other(TinyData):
+        pass
+
+    data = tiny_data()
+    Orchestrator(make(FedAvg, data), data, num_rounds=1, output_dir=tmp_path, trainer=CPU).run()
+    other = Other(**data.hparams)
+    with pytest.raises(ValueError, match=r"data is '.*Other' but was 'tests.tiny.TinyData'"):
+        Orchestrator(make(FedAvg, data), other, num_rounds=1, output_dir=tmp_path, trainer=CPU)
+
+
+def test_options_that_are_no_primitives_survive_a_checkpoint(tmp_path: Any) -> None:
+    class WithPath(TinyData):
+        def __init__(self, folder: Path, **options: Any) -> None:
+            super().__init__(**options)
+
+    def run(num_rounds: int) -> None:
+        data = WithPath(folder=tmp_path, num_clients=4, num_meta_per_class=2, imbalance_factor=0.2)
+        Orchestrator(make(FedAvg, data), data, num_rounds=num_rounds, output_dir=tmp_path, trainer=CPU).run()
+
+    run(1)
+    run(2)
+    assert (tmp_path / "checkpoints/round_000002.ckpt").exists()
+
+
+def test_state_that_does_not_travel_is_refused() -> None:
+    class Private(FedAvg):
+        shared = ("model.conv1.",)
+
+    data = tiny_data()
+    with pytest.raises(ValueError, match=r"`shared` of Private to cover the whole state, .* without model.bn1"):
+        Orchestrator(make(Private, data), data, num_rounds=1)
+
+
+def test_module_without_normalisation_is_refused() -> None:
+    data = tiny_data()
+    with pytest.raises(ValueError, match=r"Expected `info` of the module to be data\.info"):
+        Orchestrator(FedAvg(NUM_CLASSES, 1, "tests.tiny.tiny_resnet"), data, num_rounds=1)
+
+
+def test_trained_module_can_be_tested_with_gradients_enabled() -> None:
+    data = tiny_data()
+    run = Orchestrator(make(FedAvg, data), data, num_rounds=1, local_epochs=1, trainer=CPU)
+    expected = run.run()[-1]["test/acc"]
+    with quiet():
+        trainer = pl.Trainer(accelerator="cpu", inference_mode=False, logger=False, enable_progress_bar=False)
+        (metrics,) = trainer.test(run.module, datamodule=data, verbose=False)
+    assert metrics["test/acc"] == expected
 
 
 class Recorder(FederationCallback):
@@ -254,6 +350,8 @@ def test_client_metrics_are_weighted_by_examples() -> None:
     ]
     assert client_metrics(results) == {"client/loss": 1.5, "client/bytes_received": 15.0, "client/bytes_sent": 6.0}
     assert client_metrics([]) == {}
+    some = [ClientResult(0, 30, {}, {"loss": 1.0, "extra": 5.0}), ClientResult(1, 10, {}, {"loss": 1.0})]
+    assert client_metrics(some)["client/extra"] == 5.0
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
