@@ -3,7 +3,8 @@
     python scripts/fashion_mnist.py [--root data] [--output runs/fashion_mnist] [--jobs 2]
 
 runs ``orchestrate.py`` six times, each on one thread, and prints the table; runs that are finished are not repeated and
-interrupted ones are continued. The figure of the learned weights goes to ``<output>/weight_curve.png``.
+interrupted ones are continued. The figures of each run go to ``<output>/results.json``, the learned weights to
+``<output>/weight_curve.png``.
 """
 
 import argparse
@@ -33,16 +34,29 @@ def run(method: str, seed: int, root: str, folder: Path) -> None:
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def table(output: Path) -> str:
-    """Return mean and standard deviation over the seeds as Markdown, in percent."""
+def collect(output: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return run -> final, best or mean of the last ten -> metric -> value, in percent."""
+    results = {}
+    for path in sorted(output.glob("*/summary.json")):
+        summary = json.loads(path.read_text())
+        results[path.parent.name] = {
+            key: {
+                metric: 100 * (value["value"] if isinstance(value := summary[key][metric], dict) else value)
+                for metric in COLUMNS
+            }
+            for key in ROWS
+        }
+    return results
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return mean and standard deviation over the seeds as Markdown."""
     lines = [f"| | | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
     for key, title in ROWS.items():
         for method in METHODS:
             cells = []
             for metric in COLUMNS:
-                summaries = [json.loads((output / f"{method}_{seed}/summary.json").read_text()) for seed in SEEDS]
-                values = [summary[key][metric] for summary in summaries]
-                numbers = [100 * (value["value"] if isinstance(value, dict) else value) for value in values]
+                numbers = [results[f"{method}_{seed}"][key][metric] for seed in SEEDS]
                 cells.append(f"{statistics.mean(numbers):.1f} ± {statistics.stdev(numbers):.1f}")
             lines.append(f"| {title} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -79,7 +93,9 @@ def main() -> None:
         ]
     for job in jobs:
         job.result()  # raises what went wrong
-    print(table(args.output))
+    results = collect(args.output)
+    (args.output / "results.json").write_text(json.dumps(results, indent=1))
+    print(table(results))
     draw(args.output)
 
 
