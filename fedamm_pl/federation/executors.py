@@ -57,9 +57,10 @@ class SequentialExecutor:
         answer: Callable[[Question], Answer],
     ) -> Iterator[ClientResult]:
         """Train the client of each task, see :class:`Executor`."""
-        with quiet():
-            for task in tasks:
-                yield self._train(module, ClientSession(task, client_data(task.client_id), answer))
+        for task in tasks:
+            with quiet():
+                result = self._train(module, ClientSession(task, client_data(task.client_id), answer))
+            yield result
 
     def _train(self, module: "FederatedModule", session: ClientSession) -> ClientResult:
         start = time.perf_counter()
