@@ -118,9 +118,8 @@ def one_line(message: str) -> str:
     """Reword a parser's or the library's message as one line that names options."""
     options = option_names()
     message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
-    message = re.sub(
-        r"^Call to compute_fn of link .*?\) failed: ", "", message
-    )  # what the data said when it was loaded
+    # what the data said when the algorithm asked it for its classes and channels
+    message = re.sub(r"^Call to compute_fn of link .*?\) failed: ", "", message)
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
     if unknown := re.search(r"(?:Option|accept option) '([\w.]+)'|unrecognized arguments: (.*)", message):
         name = unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-")
@@ -130,9 +129,8 @@ def one_line(message: str) -> str:
         name = options.get(wrong[1], f"--{wrong[1]}")
         if name == "--algorithm":
             names = ", ".join(sorted(algorithm.__name__ for algorithm in algorithm_classes()))
-            got = re.search(r"string: (\S+)|Import path (\S+)|'class_path': '([^']+)'", wrong[2])
-            value = next(filter(None, got.groups())) if got else ""
-            return f"Expected --algorithm to be one of {names} or an import path of a FederatedModule, got {value or wrong[2]}"
+            got = re.sub(r"^Expected a dot import path string: |^Problem with given class_path ", "", wrong[2])
+            return f"Expected --algorithm to be one of {names} or an import path of a FederatedModule, got {got}"
         text = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match[1] or "", wrong[2])
         text = re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
         text = re.sub(r"^Expected an? (.*?)\. Got value: (.*)", r"to be \1, got \2", text)
