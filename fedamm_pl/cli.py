@@ -58,7 +58,7 @@ class Parser(ArgumentParser):
 def build_parser() -> Parser:
     """Return the parser of the program."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog="fedamm", description=DESCRIPTION, allow_abbrev=False, version=f"fedamm_pl {__version__}")
+    parser = Parser(prog="fedamm", description=DESCRIPTION, allow_abbrev=False, version=__version__)
     parser.add_argument(
         "--config", action="config", help="A YAML file with these options; later ones override earlier."
     )

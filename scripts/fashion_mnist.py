@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-METHODS = ("fedavg", "fedamm")
+METHODS = {"fedavg": "FedAvg", "fedamm": "FedAMM"}
 SEEDS = (0, 1, 2)
 OPTIONS = "--algorithm.model small_cnn --federation.num_rounds 40 --federation.eval_interval 1 --output.progress none"
 ROWS = {"final": "final", "best": "best on test", "mean_last_10": "mean of last 10"}
@@ -51,14 +51,14 @@ def collect(output: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Return mean and standard deviation over the seeds as Markdown."""
-    lines = [f"| | | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
+    lines = [f"| | method | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---|" * len(COLUMNS)]
     for key, title in ROWS.items():
-        for method in METHODS:
+        for method, name in METHODS.items():
             cells = []
             for metric in COLUMNS:
                 numbers = [results[f"{method}_{seed}"][key][metric] for seed in SEEDS]
                 cells.append(f"{statistics.mean(numbers):.1f} ± {statistics.stdev(numbers):.1f}")
-            lines.append(f"| {title} | {method} | {' | '.join(cells)} |")
+            lines.append(f"| {title} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
