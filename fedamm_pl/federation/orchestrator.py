@@ -1,18 +1,16 @@
 """``Orchestrator``: runs federated rounds over a module and a data module."""
 
-import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from fedamm_pl.algorithms.base import FederatedModule
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import RunState, differences, latest_checkpoint, make_writable
+from fedamm_pl.federation.checks import check_fit
 from fedamm_pl.federation.executors import Executor, SequentialExecutor
 from fedamm_pl.federation.messages import Answer, ClientResult, ClientTask, Question, State
 from fedamm_pl.federation.run_files import run_files
@@ -261,53 +259,3 @@ def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
     means["client/bytes_received"] = sum(result.bytes_received for result in results) / len(results)
     means["client/bytes_sent"] = sum(result.bytes_sent for result in results) / len(results)
     return means
-
-
-def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
-    """Check before the first round what would otherwise fail in the middle of one.
-
-    Raises:
-        ValueError: If the network does not take the images or the classes, a method that needs a meta set has none, the
-            module knows no normalisation or keeps state to itself, or a client holds a single example and the network
-            cannot train on one.
-    """
-    if module.uses_meta_set and data.hparams["num_meta_per_class"] < 1:
-        raise ValueError(
-            f"Expected `num_meta_per_class` to be 1 or more for {type(module).__name__}, "
-            f"got {data.hparams['num_meta_per_class']}."
-        )
-    if not module.info:
-        raise ValueError("Expected `info` of the module to be data.info, which normalises the images, got none.")
-    if private := sorted(name for name in module.state_dict() if not name.startswith(module.shared)):
-        raise ValueError(
-            f"Expected `shared` of {type(module).__name__} to cover the whole state, got {module.shared} without "
-            f"{private[0]}: it would leak from one client to the next."
-        )
-    sizes = [data.client_size(client) for client in range(data.num_clients)]
-    image = data.images.train_images[:1]
-    name = module.hparams.get("model", type(module.model).__name__)
-    was_training = module.training
-    try:
-        with torch.no_grad():
-            logits = module.eval()(image.to(module.device))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"Expected `model` to take images of shape {tuple(image.shape[1:])} (channels, height, width), "
-            f"got {name}, which does not: {reason}"
-        ) from error
-    finally:
-        module.train(was_training)
-    if logits.shape != (1, data.num_classes):
-        raise ValueError(
-            f"Expected `model` to give logits of shape (B, {data.num_classes}), got {name} with {tuple(logits.shape)}."
-        )
-    if 1 in sizes:
-        try:
-            with torch.no_grad():
-                copy.deepcopy(module.model).train()(module.prepare(image.to(module.device)))
-        except ValueError as error:  # BatchNorm over single values
-            raise ValueError(
-                f"Expected `min_client_size` to be 2 or more for {name}, which cannot train on one example ({error}), "
-                f"got client {sizes.index(1)} with one."
-            ) from error

@@ -1,0 +1,66 @@
+"""Checks before the first round of what would otherwise fail, or go wrong unseen, in the middle of a run."""
+
+import copy
+
+import torch
+
+from fedamm_pl.algorithms.base import FederatedModule
+from fedamm_pl.data.datamodule import FederatedDataModule
+
+
+def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
+    """Check that a module and the data fit together.
+
+    Raises:
+        ValueError: If the network does not take the images or the classes, a method that needs a meta set has none, the
+            module knows no normalisation or keeps state to itself, or a client holds a single example and the network
+            cannot train on one.
+    """
+    if not module.info:
+        raise ValueError("Expected `info` of the module to be data.info, which normalises the images, got none.")
+    if module.uses_meta_set and data.hparams["num_meta_per_class"] < 1:
+        raise ValueError(
+            f"Expected `num_meta_per_class` to be 1 or more for {type(module).__name__}, "
+            f"got {data.hparams['num_meta_per_class']}."
+        )
+    if private := sorted(name for name in module.state_dict() if not name.startswith(module.shared)):
+        raise ValueError(
+            f"Expected `shared` of {type(module).__name__} to cover the whole state, got {module.shared} without "
+            f"{private[0]}: it would leak from one client to the next."
+        )
+    image = data.images.train_images[:1].to(module.device)
+    name = str(module.hparams.get("model", type(module.model).__name__))
+    _check_logits(module, image, name, data.num_classes)
+    sizes = [data.client_size(client) for client in range(data.num_clients)]
+    if 1 in sizes:
+        _check_single_example(module, image, name, sizes.index(1))
+
+
+def _check_logits(module: FederatedModule, image: torch.Tensor, name: str, num_classes: int) -> None:
+    was_training = module.training
+    try:
+        with torch.no_grad():
+            logits = module.eval()(image)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"Expected `model` to take images of shape {tuple(image.shape[1:])} (channels, height, width), "
+            f"got {name}, which does not: {reason}"
+        ) from error
+    finally:
+        module.train(was_training)
+    if logits.shape != (1, num_classes):
+        raise ValueError(
+            f"Expected `model` to give logits of shape (B, {num_classes}), got {name} with {tuple(logits.shape)}."
+        )
+
+
+def _check_single_example(module: FederatedModule, image: torch.Tensor, name: str, client: int) -> None:
+    try:
+        with torch.no_grad():
+            copy.deepcopy(module.model).train()(module.prepare(image))
+    except ValueError as error:  # BatchNorm over single values
+        raise ValueError(
+            f"Expected `min_client_size` to be 2 or more for {name}, which cannot train on one example ({error}), "
+            f"got client {client} with one."
+        ) from error
