@@ -167,18 +167,16 @@ def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = list(archive.keys())
-            keys = next((keys for keys in KEYS if set(keys) <= set(found)), None)
-            if keys is None:
-                raise ValueError(
-                    f"Expected {path} to hold {' or '.join(', '.join(keys) for keys in KEYS)}, got {', '.join(found) or 'nothing'}."
-                )
-            x_train, y_train, x_test, y_test = (archive[key] for key in keys)
+            keys = next((keys for keys in KEYS if set(keys) <= set(found)), ())
+            arrays = [archive[key] for key in keys]
     except UNREADABLE as error:
         raise ValueError(f"Expected {path} to be a whole npz file, got one that cannot be read ({error}).") from error
-    except ValueError as error:
-        if "Expected" in str(error):
-            raise
+    except ValueError as error:  # objects, which would have to be unpickled
         raise ValueError(f"Expected {path} to be a npz file of plain arrays, got: {error}.") from error
+    if not keys:
+        wanted = " or ".join(", ".join(keys) for keys in KEYS)
+        raise ValueError(f"Expected {path} to hold {wanted}, got {', '.join(found) or 'nothing'}.")
+    x_train, y_train, x_test, y_test = arrays
     data = ImageData(
         _images(x_train, f"{keys[0]} of {path}"),
         _labels(y_train, len(x_train), f"{keys[1]} of {path}"),
@@ -205,7 +203,7 @@ def _images(array: npt.NDArray[Any], what: str) -> Tensor:
             f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, got {array.dtype} of shape {array.shape}."
         )
     array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(array).copy())
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def _labels(array: npt.NDArray[Any], num_images: int, what: str) -> Tensor:
