@@ -147,7 +147,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line without the program's name; by default that of the process.
     """
-    sys.path.insert(0, os.getcwd())  # your own networks, data and algorithms beside the configuration
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # your own networks, data and algorithms, wherever the program itself lies
     parser, words = build_parser(), list(sys.argv[1:] if args is None else args)
     try:
         check_config_files(words)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ class UnweightedSum(FedAvg):
 
 
 # The shipped configurations
+
+
+def test_own_network_in_the_working_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    (tmp_path / "network_beside_me.py").write_text(
+        "from torch import nn\n\n\ndef build(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 144, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    main(command("FedAvg", "run", "--algorithm.model", "network_beside_me.build", "--federation.num_rounds", "1"))
+    assert (tmp_path / "run/final.ckpt").exists()
 
 
 def test_the_shipped_configurations_are_these() -> None:
