@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,13 +222,12 @@ class Validations(pl.Callback):
 def plain_trainer(epochs: int, **options: Any) -> pl.Trainer:
     return pl.Trainer(
         max_epochs=epochs,
+        **{"precision": "64-true", **options},
         accelerator="cpu",
-        precision="64-true",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
     )
 
 
@@ -249,6 +249,26 @@ def test_plain_trainer_equals_meta_weight_net() -> None:
             reference.train_step(*batch)
     plain_trainer(2).fit(module, loaders(data, num_meta_batches=3))
     torch.testing.assert_close(module.shared_state(), reference.result(reference.v), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize("differentiation", ["higher", "functional", "forward"])
+def test_batch_is_weighted_by_the_updated_weight_net_under_autocast_too(differentiation: str) -> None:
+    data = tiny_data()
+    module = make(FedAMM, data, meta_lr=50.0, differentiation=differentiation).float()
+    calls: list[tuple[Tensor, Tensor]] = []
+    module.weight_net.register_forward_hook(lambda net, inputs, output: calls.append((inputs[0].detach(), output)))
+    trainer = plain_trainer(1, precision="bf16-mixed", limit_train_batches=1)
+    trainer.fit(module, loaders(data, num_meta_batches=1))
+    losses, weights = calls[-1]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(weights, module.weight_net(losses))
+
+
+def test_loss_scaling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FedAMM, "trainer", SimpleNamespace(precision="16-mixed"))
+    with pytest.raises(ValueError, match=r"precision` to be one without loss scaling for FedAMM, .* got '16-mixed'"):
+        make(FedAMM, tiny_data()).on_fit_start()
 
 
 @pytest.mark.usefixtures("silence")
