@@ -169,3 +169,21 @@ def test_weight_net_weighs_each_example_by_its_own_loss() -> None:
     together = net(losses)
     assert torch.allclose(together, torch.cat([net(loss[None]) for loss in losses]))
     assert len(set(together.tolist())) == 3
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("name", ["small_cnn", "resnet20"])
+def test_networks_compute_channels_last_and_agree_with_the_plain_layout(
+    name: str, in_channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = build_model(name, 10, in_channels).double(), torch.rand(4, in_channels, 28, 28).double()
+    layouts: list[bool] = []
+    channels_last = torch.channels_last
+    last = [part for part in model.modules() if isinstance(part, nn.Conv2d)][-1]
+    last.register_forward_hook(lambda _, __, out: layouts.append(out.is_contiguous(memory_format=channels_last)))
+    fast = model(images)
+    monkeypatch.setattr(torch, "channels_last", torch.contiguous_format)
+    plain = model(images)
+    monkeypatch.undo()
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    assert layouts == [True, False]
