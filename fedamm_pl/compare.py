@@ -249,7 +249,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def write_results(folder: Path, runs: Sequence[Run]) -> str:
-    """Write results.csv, results.md, results.tex, results.pdf and results.png.
+    """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
 
     Returns:
         The table as Markdown.
@@ -261,6 +261,8 @@ def write_results(folder: Path, runs: Sequence[Run]) -> str:
     writer.writeheader()
     writer.writerows(found)
     write_atomically(folder / "results.csv", text.getvalue().encode())
+    summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in runs if run.finished}
+    write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
     markdown, latex = [], []
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     for setting, members in settings(runs, found):

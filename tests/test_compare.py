@@ -563,3 +563,20 @@ def test_wrong_comparison_is_one_line_and_starts_nothing(
 def test_missing_configuration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.yaml" in one_error(capsys, ["compare", "--config", str(tmp_path / "none.yaml")])
     one_error(capsys, ["compare"])
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("{FedProx: {mu: -1}}", "FedProx: Expected --algorithm.mu to be a number of 0 or more, got -1"),
+        ("{FedAvg: {lr: 0}}", "FedAvg: Expected --algorithm.lr to be a number above 0, got 0"),
+    ],
+)
+def test_values_out_of_range_are_found_before_anything_runs(
+    methods: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "compare.yaml").write_text(f"base: {{}}\nmethods: {methods}\ndir: {tmp_path / 'out'}\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--config", str(tmp_path / "compare.yaml")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
