@@ -1,11 +1,44 @@
 """Figures: data in, matplotlib Figure out. Nothing here opens a window or touches matplotlib's global state."""
 
-import statistics
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.artist import Artist
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 from torch import nn
+
+from fedamm_pl.federation.summary import LAST
+from fedamm_pl.figure_parts import (
+    CLEAR,
+    FADING,
+    MEDIUM,
+    NAMED,
+    NATS,
+    PERCENT,
+    as_array,
+    draw_band,
+    draw_heat_map,
+    draw_legend,
+    draw_line,
+    draw_loss_bars,
+    draw_means,
+    draw_seeds,
+    group_members,
+    group_styles,
+    label_axes,
+    new_figure,
+    set_class_ticks,
+    set_log_axis,
+    set_round_axis,
+    style_of,
+)
 
 
 def weight_curves(weight_nets: Mapping[str, Sequence[nn.Module]], largest_loss: float = 10.0) -> Figure:
@@ -14,24 +47,16 @@ def weight_curves(weight_nets: Mapping[str, Sequence[nn.Module]], largest_loss: 
     Args:
         weight_nets: Label -> weight nets, one a seed.
         largest_loss: Right end of the axis, in nats of cross-entropy.
-
-    Returns:
-        A figure of 5 x 3.2 inches.
     """
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure(5, 3.4)
     losses = torch.linspace(0, largest_loss, 200)
-    styles = ["-", "--", ":", "-."]
     for index, (label, nets) in enumerate(weight_nets.items()):
         with torch.no_grad():
             curves = torch.stack([net(losses.to(next(net.parameters()))).float().cpu() for net in nets])
-        (line,) = axes.plot(losses, curves.mean(0), styles[index % len(styles)], color=f"C{index}", label=label)
-        axes.fill_between(losses, curves.min(0).values, curves.max(0).values, color=line.get_color(), alpha=0.2, lw=0)
-    axes.set(xlabel="cross-entropy of the example (nats)", ylabel="weight V(loss), unnormalised", ylim=(0, 1))
-    axes.set_xlim(0, largest_loss)
-    axes.grid(alpha=0.3)
-    if len(weight_nets) > 1:
-        axes.legend(frameon=False)
+        draw_band(axes, losses.numpy(), curves.numpy(), style_of(index), label)
+    label_axes(axes, "Learned weight of an example", NATS, "weight V(loss)")
+    axes.set(xlim=(0, largest_loss), ylim=(0, 1))
+    draw_legend(figure, axes.get_lines() if len(weight_nets) > 1 else [])
     return figure
 
 
@@ -42,27 +67,276 @@ def comparison(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
         panels: Setting -> group (all, many, ...) -> method -> accuracy of each seed, in percent.
 
     Returns:
-        A figure with the seeds as small dots, and mean and standard deviation as a large dot with a bar.
+        A figure with the seeds as small dots, and mean and standard deviation as a large mark with a bar.
     """
     methods = list(dict.fromkeys(name for groups in panels.values() for group in groups.values() for name in group))
-    groups = list(dict.fromkeys(name for setting in panels.values() for name in setting))
-    figure = Figure(
-        figsize=(2 + 2.2 * len(groups), 1 + (0.6 + 0.22 * len(methods)) * len(panels)), layout="constrained"
-    )
-    grid = figure.subplots(len(panels), len(groups), sharey=True, squeeze=False)
-    for row, (setting, members) in zip(grid, panels.items(), strict=True):
-        for axes, group in zip(row, groups, strict=True):
-            for line, method in enumerate(methods):
-                values = list(members.get(group, {}).get(method, ()))
-                if not values:
-                    continue
-                mean = sum(values) / len(values)
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                axes.plot(values, [line] * len(values), ".", color="0.6", markersize=4)
-                axes.errorbar(mean, line, xerr=spread, fmt="o", color="C0", markersize=5, capsize=2)
-            axes.set(title=f"{group}", xlabel="test accuracy (%)")
-            axes.grid(axis="x", alpha=0.3)
-        row[0].set_yticks(range(len(methods)), methods)
-        row[0].invert_yaxis()
-        row[0].set_ylabel(setting)
+    styles = group_styles(list(dict.fromkeys(name for setting in panels.values() for name in setting)))
+    width = 2 + 2.2 * len(styles)
+    titles = {setting: textwrap.wrap(setting, int(11 * (width - 2))) for setting in panels}
+    height = (0.9 + 0.22 * len(methods)) * len(panels) + 0.17 * sum(map(len, titles.values()))
+    figure, flat = new_figure(width, height, len(panels), len(styles), sharey=True)
+    cells = [(setting, group) for setting in panels for group in styles]
+    for index, (axes, (setting, group)) in enumerate(zip(flat, cells, strict=True)):
+        for line, method in enumerate(methods):
+            draw_seeds(axes, line, as_array(panels[setting].get(group, {}).get(method, ())), styles[group])
+        above = titles[setting] if index % len(styles) == 0 else []
+        if above:  # over the whole row: its title only keeps the room, lest the layout widens the first panel
+            place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "in_layout": False}
+            axes.annotate("\n".join(above), (0, 1), (0, 18), fontsize=MEDIUM + 1, weight="bold", va="bottom", **place)
+        label_axes(axes, "\n" * len(above) + group, PERCENT if index >= len(cells) - len(styles) else "", "")
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set_yticks(range(len(methods)), methods)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
+
+
+def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], class_names: Sequence[str] = ()) -> Figure:
+    """Draw the training images of each class, classes by falling count (ties by index), linear and logarithmic.
+
+    Args:
+        counts: Training images, by class index.
+        groups: Shot group -> class indices.
+        class_names: By class index.
+    """
+    order = sorted(range(len(counts)), key=lambda label: (-counts[label], label))
+    ranks = np.argsort(order) + 1
+    figure, (linear, log) = new_figure(6.5, 4.6, 2, sharex=True)
+    bars: list[Any] = []
+    for name, members, style in group_members(groups, len(counts)):
+        # many bars touch, lest they look like a grey area; the hatches are white, so that the colour stays the group's
+        look: dict[str, Any] = {"color": style.color, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
+        heights, width = [counts[label] for label in members], 0.8 if len(counts) <= NAMED else 1
+        bars += [axes.bar(ranks[members], heights, width, label=name, **look) for axes in (linear, log)][:1]
+    named = bool(class_names) and len(counts) <= NAMED
+    label_axes(linear, "Training images per class", "", "images")
+    label_axes(log, "", "class" if named else "rank of the class by training images", "images (log scale)")
+    set_log_axis(log, "y", 0.5, 2 * max(1, *counts))
+    linear.set_xlim(0.3, len(counts) + 0.7)
+    set_class_ticks(log.xaxis, len(counts), [class_names[label] for label in order] if named else (), first=1)
+    draw_legend(figure, bars)
+    return figure
+
+
+def partition(client_counts: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
+    """Draw which client has how many training images of which class.
+
+    Args:
+        client_counts: Images of class c at client k, shape (K, C).
+        class_names: By class index.
+    """
+    counts = as_array(client_counts)
+    num_clients, num_classes = counts.shape
+    width, height = np.clip((1.8 + 0.42 * num_classes, 1.8 + 0.22 * num_clients), (4.5, 3), 7)
+    figure, (axes,) = new_figure(width, height)
+    numbers = num_clients <= NAMED and num_classes <= 10
+    draw_heat_map(axes, counts, CLEAR, LogNorm(1, np.nanmax(counts, initial=2)), "images (log scale)", numbers)
+    label_axes(axes, "Training images of each class at each client", "class", "client")
+    set_class_ticks(axes.xaxis, num_classes, class_names)
+    set_class_ticks(axes.yaxis, num_clients)
+    return figure
+
+
+def weight_mapping(losses: ArrayLike, curves: Mapping[int, ArrayLike], histogram: ArrayLike | None = None) -> Figure:
+    """Draw how the learned mapping loss -> weight V(loss) changes over the rounds.
+
+    Args:
+        losses: Grid in nats, shape (n,).
+        curves: Round -> weights on the grid, shape (n,). At most six rounds are drawn, light to dark.
+        histogram: Share of the training examples from each value of the grid to the next, the last without upper end.
+    """
+    grid, rounds = as_array(losses), sorted(curves)
+    rows = 1 if histogram is None else 2
+    figure, (axes, *below) = new_figure(5, 2.3 + 1.1 * rows, rows, sharex=True, height_ratios=(3, 1)[:rows])
+    shown = [rounds[index] for index in np.unique(np.linspace(0, len(rounds) - 1, 6).round().astype(int))]
+    for round_num, shade in zip(shown, np.linspace(1, 0, len(shown))[::-1], strict=True):
+        axes.plot(grid, as_array(curves[round_num]), color=CLEAR(shade), lw=1.2 + shade, label=f"round {round_num}")
+    axes.set(xlim=(grid[0], grid[-1]), ylim=(0, 1))
+    label_axes(axes, "Learned weight of an example", "" if below else NATS, "weight V(loss)")
+    for panel in below:
+        draw_loss_bars(panel, grid, as_array(histogram))
+    draw_legend(figure, axes.get_lines())
+    return figure
+
+
+def class_weights(rounds: ArrayLike, weights: ArrayLike, groups: Mapping[str, Sequence[int]]) -> Figure:
+    """Draw the mean relative weight of the examples of each class and shot group over the rounds.
+
+    Args:
+        rounds: Rounds, shape (R,).
+        weights: 1 where an example counts as in FedAvg, NaN where none of the class was seen, shape (R, C).
+        groups: Shot group -> class indices. The line of a group is the mean over its classes.
+    """
+    x, y = as_array(rounds), as_array(weights)
+    figure, (axes,) = new_figure(5.5, 3.6)
+    lines: list[Artist] = [axes.axhline(1, color="0.4", linewidth=1, label="as in FedAvg")]
+    for name, members, style in group_members(groups, y.shape[1]):
+        for label in members if y.shape[1] <= NAMED else ():
+            draw_line(axes, x, y[:, label], style, linewidth=0.7, alpha=0.45, marker="")
+        mean = np.ma.masked_invalid(y[:, members]).mean(1).filled(np.nan)  # unlike nanmean, silent where all are NaN
+        lines += [draw_line(axes, x, mean, style, linewidth=2, label=name)]
+    low, high = np.nanmin(y, initial=1), np.nanmax(y, initial=1)
+    if 0 < 5 * low < high:
+        set_log_axis(axes, "y", low / 1.2, high * 1.2)
+    set_round_axis(axes, x)
+    label_axes(axes, "Mean weight of the examples of a class", "round", "weight relative to FedAvg")
+    draw_legend(figure, lines)
+    return figure
+
+
+def accuracy(rounds: ArrayLike, series: Mapping[str, ArrayLike], last: int = LAST) -> Figure:
+    """Draw accuracies over the rounds, and their means over the last evaluations.
+
+    Args:
+        rounds: Evaluated rounds, shape (R,).
+        series: Name (all, many, ...) -> accuracy in [0, 1], shape (R,).
+        last: Evaluations that the mean is taken over; round 0 is none of them unless it is the only one.
+    """
+    x, styles, means = as_array(rounds), group_styles(series), {}
+    tail = (np.flatnonzero(x > 0) if (x > 0).any() else np.arange(len(x)))[-last:]
+    figure, (axes,) = new_figure(6, 3.8)
+    lines: list[Artist] = []
+    for name, values in series.items():
+        y = 100 * as_array(values)
+        if np.isfinite(y).any():
+            lines += [draw_line(axes, x, y, styles[name], linewidth=1.1, alpha=0.8, label=name)]
+        if np.isfinite(y[tail]).any():
+            means[name] = float(np.nanmean(y[tail]))
+    top = float(np.clip(1.05 * axes.dataLim.ymax, 10, 102))
+    axes.set_ylim(-0.02 * top, top)
+    set_round_axis(axes, x)
+    draw_means(axes, x[tail], means, styles)
+    what = f"mean of the last {len(tail)} evaluations" if len(tail) > 1 else "the last evaluation"
+    label_axes(axes, f"Test accuracy; at the right: {what}", "round", PERCENT)
+    draw_legend(figure, lines)
+    return figure
+
+
+def class_accuracy(
+    counts: ArrayLike,
+    first: ArrayLike,
+    last: ArrayLike,
+    groups: Mapping[str, Sequence[int]],
+    labels: tuple[str, str] = ("first", "last"),
+) -> Figure:
+    """Draw the accuracy of each class against its training images, in two evaluations.
+
+    Args:
+        counts: Training images, by class index.
+        first: Accuracy in [0, 1] by class index, NaN where unknown; drawn hollow.
+        last: The same of a later evaluation; drawn filled.
+        groups: Shot group -> class indices.
+        labels: What the two evaluations are called.
+    """
+    number, before, after = as_array(counts), 100 * as_array(first), 100 * as_array(last)
+    x = np.maximum(number, 0.5)  # a logarithmic axis has no 0
+    figure, (axes,) = new_figure(5.5, 3.8)
+    handles: list[Artist] = []
+    for name, members, style in group_members(groups, len(x)):
+        look: dict[str, Any] = {"marker": style.marker, "color": style.color, "linestyle": "", "clip_on": False}
+        axes.vlines(x[members], before[members], after[members], color=style.color, linewidth=0.8, alpha=0.6)
+        axes.plot(x[members], before[members], markerfacecolor="white", **look)
+        handles += axes.plot(x[members], after[members], label=name, **look)
+    for label, values, face in zip(labels, (before, after), ("white", "0.3"), strict=True):
+        if np.isfinite(values).any():
+            handles += [Line2D([], [], marker="o", color="0.3", markerfacecolor=face, linestyle="", label=label)]
+    set_log_axis(axes, "x", x.min() / 2, x.max() * 2)
+    axes.set_ylim(-2, 102)
+    scale = "log scale, 0 drawn at 0.5" if (number == 0).any() else "log scale"
+    label_axes(axes, "Test accuracy of each class", f"training images of the class ({scale})", PERCENT)
+    draw_legend(figure, handles)
+    return figure
+
+
+def confusion(matrix: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
+    """Draw which class is taken for which, in percent of the test images of the true class.
+
+    Args:
+        matrix: Test images, rows by true class, columns by predicted class, shape (C, C).
+        class_names: By class index.
+    """
+    counts = as_array(matrix)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    size = float(np.clip(0.34 * len(counts), 2.5, 6))
+    figure, (axes,) = new_figure(size + 1.9, size + 1.2)
+    draw_heat_map(axes, shares, FADING, Normalize(0, 100), "share of the true class (%)", len(counts) <= NAMED)
+    axes.set_aspect("equal")
+    label_axes(axes, "Confusion of classes", "predicted class", "true class")
+    for axis in (axes.xaxis, axes.yaxis):
+        set_class_ticks(axis, len(counts), class_names)
+    return figure
+
+
+def accuracy_against_bytes(curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]) -> Figure:
+    """Draw the accuracy that is reached with so many bytes, the mean over the seeds with a band of their range.
+
+    Args:
+        curves: Label -> bytes so far and accuracy in [0, 1] of each seed, both of shape (n,). Seeds of different
+            lengths have no mean and are drawn one by one.
+    """
+    seeds = {label: [(as_array(x), 100 * as_array(y)) for x, y in pairs] for label, pairs in curves.items()}
+    most = max((x.max(initial=0) for pairs in seeds.values() for x, _ in pairs), default=0.0)
+    unit, scale = ("GB", 1e9) if most >= 1e9 else ("MB", 1e6)
+    figure, (axes,) = new_figure(6.5, 3.6 + 0.07 * len(seeds))
+    handles: list[Artist] = []
+    for index, (label, pairs) in enumerate(seeds.items()):
+        if len({len(x) for x, _ in pairs}) == 1:
+            x = np.mean([x for x, _ in pairs], 0) / scale
+            handles += [draw_band(axes, x, np.stack([y for _, y in pairs]), style_of(index), label)]
+        else:
+            handles += [draw_line(axes, x / scale, y, style_of(index), label=label, linewidth=1) for x, y in pairs][:1]
+    axes.set(xlim=(0, None), ylim=(0, None))
+    label_axes(axes, "Test accuracy against communication", f"exchanged by all clients so far ({unit})", PERCENT)
+    draw_legend(figure, handles)
+    return figure
+
+
+def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str, Any] | None) -> dict[str, Figure]:
+    """Draw what there is to draw of one run.
+
+    Args:
+        history: A row for each evaluated round.
+        diagnostics: The content of diagnostics.json, or None.
+
+    Returns:
+        Name of a file, without ending -> figure.
+    """
+    known = diagnostics or {}
+    names, counts, groups = known.get("class_names") or (), known.get("class_counts"), known.get("shot_groups") or {}
+    figures = {}
+    if counts:
+        figures["class_counts"] = class_counts(counts, groups, names)
+    if known.get("client_class_counts"):
+        figures["partition"] = partition(known["client_class_counts"], names)
+    if history:
+        columns = dict.fromkeys(name for row in history for name in row if name.startswith("test/acc_"))
+        found = [name.removeprefix("test/acc_") for name in columns if not name.startswith("test/acc_class_")]
+        # a group without a class in the test set has no column, but keeps the others' colours as they are elsewhere
+        metrics = {"all": "test/acc"} | {name: f"test/acc_{name}" for name in groups or found}
+        series = {name: [row.get(metric, np.nan) for row in history] for name, metric in metrics.items()}
+        figures["accuracy"] = accuracy([row["round"] for row in history], series)
+    if history and counts:
+        rows = [row for row in history if row["round"] > 0] or list(history)
+        first, last = (
+            [row.get(f"test/acc_class_{c}", np.nan) for c in range(len(counts))] for row in (rows[0], rows[-1])
+        )
+        before = first if len(rows) > 1 else [np.nan] * len(counts)
+        labels = (f"round {rows[0]['round']:.0f}", f"round {rows[-1]['round']:.0f}")
+        figures["class_accuracy"] = class_accuracy(counts, before, last, groups, labels)
+    if known.get("confusion"):
+        figures["confusion"] = confusion(known["confusion"], names)
+    return figures | _weight_figures(known.get("losses"), known.get("rounds") or (), groups)
+
+
+def _weight_figures(losses: Any, rounds: Iterable[Mapping[str, Any]], groups: Any) -> dict[str, Figure]:
+    """Return the figures of methods that have a weight net."""
+    curves, weights, histograms = (
+        {int(row["round"]): row[key] for row in rounds if row.get(key)}
+        for key in ("weight_curve", "weight_per_class", "loss_histogram")
+    )
+    figures = {}
+    if curves:
+        figures["weight_mapping"] = weight_mapping(losses, curves, histograms[max(histograms)] if histograms else None)
+    if weights:
+        figures["class_weights"] = class_weights(list(weights), list(weights.values()), groups)
+    return figures

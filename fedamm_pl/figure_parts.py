@@ -1,0 +1,206 @@
+"""The one style of the figures, and the parts that they are made of."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator
+from numpy.typing import NDArray
+
+from fedamm_pl.metrics import GROUPS
+
+Array = NDArray[np.float64]
+
+COLORS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "black")  # Okabe and Ito's, less the yellow
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = "os^DvPX"
+HATCHES = ("", "////", "xxxx", "....", "----", "||||", "++++")
+SHADES = colormaps["viridis_r"](np.linspace(0, 1, 256))
+CLEAR = ListedColormap(SHADES[32:])  # its lightest differs from white paper
+FADING = ListedColormap(1 - np.linspace(0, 1, 256)[:, None] ** 0.3 * (1 - SHADES[:, :3]))  # white at 0
+NO_GROUP = "no group"
+NAMED = 20  # classes or clients up to which each has a tick
+SMALL, MEDIUM = 8, 9  # points
+NATS = "cross-entropy of the example (nats)"
+PERCENT = "test accuracy (%)"
+
+
+class Style(NamedTuple):
+    """What tells a line, a point or a bar from the others, in colour, in grey, and to the colour-blind."""
+
+    color: str
+    dash: Any
+    marker: str
+    hatch: str
+
+
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure, in inches, and its axes row by row."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07))
+    flat = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=SMALL, length=3, color="0.5")
+    return figure, flat
+
+
+def label_axes(axes: Axes, title: str, below: str, left: str) -> None:
+    """Set the title and the names of both axes."""
+    axes.set_title(title, fontsize=MEDIUM + 1, loc="left")
+    axes.set_xlabel(below, fontsize=MEDIUM)
+    axes.set_ylabel(left, fontsize=MEDIUM)
+
+
+def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Draw a legend below everything, where it hides nothing, in as many columns as fit."""
+    columns = int(72 * figure.get_figwidth() / (38 + 4.8 * max((len(str(h.get_label())) for h in handles), default=0)))
+    look: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 2.6, "columnspacing": 1}
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=max(1, columns), **look)
+
+
+def style_of(index: int) -> Style:
+    """Return the style of the thing of a number."""
+    # colours and dashes are 7 and 5: 35 different pairs
+    return Style(COLORS[index % 7], DASHES[index % 5], MARKERS[index % 7], HATCHES[index % 7])
+
+
+def group_styles(names: Collection[str]) -> dict[str, Style]:
+    """Return name -> style: the usual groups have theirs even where one of them is absent."""
+    groups = [name for name in names if name != "all"]
+    order = GROUPS if set(groups) <= set(GROUPS) else groups
+    return {name: Style("black", "-", "o", "") if name == "all" else style_of(order.index(name)) for name in names}
+
+
+def group_members(groups: Mapping[str, Sequence[int]], num_classes: int) -> Iterator[tuple[str, list[int], Style]]:
+    """Yield name, classes and style of the groups that have classes, and of the classes that have no group."""
+    styles = group_styles(groups)
+    for name, members in groups.items():
+        if members:
+            yield name, list(members), styles[name]
+    if rest := sorted(set(range(num_classes)).difference(*groups.values())):
+        yield NO_GROUP, rest, Style("0.55", DASHES[3], "D", "....")
+
+
+def as_array(values: Any) -> Array:
+    """Return numbers of which those missing are NaN."""
+    array = np.array(values, dtype=np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def draw_line(axes: Axes, x: Array, y: Array, style: Style, **options: Any) -> Line2D:
+    """Draw a line through what is not NaN, with about eight markers."""
+    seen = np.isfinite(y)
+    look: dict[str, Any] = {"color": style.color, "linestyle": style.dash, "marker": style.marker, "markersize": 4}
+    return axes.plot(x[seen], y[seen], **{**look, "markevery": max(1, seen.sum() // 8), **options})[0]
+
+
+def draw_band(axes: Axes, x: Array, curves: Array, style: Style, label: str) -> Line2D:
+    """Draw the mean of the curves, shape (seeds, n), and their range if they are several."""
+    if len(curves) > 1:
+        axes.fill_between(x, curves.min(0), curves.max(0), color=style.color, alpha=0.18, linewidth=0)
+    return draw_line(axes, x, curves.mean(0), style, label=label)
+
+
+def draw_seeds(axes: Axes, line: int, values: Array, style: Style) -> None:
+    """Draw the seeds of a method, their mean, and their standard deviation if they are several."""
+    if len(values) > 1:
+        axes.plot(values, [line + 0.25] * len(values), ".", color="0.5", markersize=4)
+        axes.errorbar(values.mean(), line, xerr=values.std(ddof=1), color=style.color, capsize=2)
+    if len(values):
+        axes.plot(values.mean(), line, style.marker, color=style.color, markersize=5)
+
+
+def draw_heat_map(axes: Axes, values: Array, colors: Colormap, norm: Normalize, unit: str, numbers: bool) -> None:
+    """Draw cells, those of 0 and NaN empty, with numbers if there is room for them."""
+    shown = np.ma.masked_invalid(np.where(values > 0, values, np.nan))
+    # "none" leaves the pixels of a vector file as they are
+    image = axes.imshow(shown, cmap=colors, norm=norm, aspect="auto", interpolation="none")
+    axes.grid(False)
+    axes.spines[:].set_visible(True)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, format="{x:g}")
+    if isinstance(norm, LogNorm):
+        bar.locator = log_locator(norm.vmin or 1, norm.vmax or 1)
+    bar.minorticks_off()
+    bar.set_label(unit, fontsize=MEDIUM)
+    bar.ax.tick_params(labelsize=SMALL, length=3, color="0.5")
+    for (row, column), value in np.ndenumerate(values) if numbers else ():
+        if value >= 0.5:
+            color = "white" if norm(value) > 0.5 else "black"
+            axes.text(column, row, f"{value:.0f}", color=color, fontsize=SMALL - 1, ha="center", va="center")
+
+
+def set_class_ticks(axis: Axis, count: int, names: Sequence[str] = (), first: int = 0) -> None:
+    """Give each class its name, or a few of many their numbers."""
+    texts = [name if len(name) <= 24 else name[:23] + "…" for name in map(str, names or range(first, first + count))]
+    upright = axis is axis.axes.xaxis and max(map(len, texts)) > 3
+    if count <= NAMED:  # a dollar would begin a formula
+        texts = [text.replace("$", r"\$") for text in texts]
+        axis.set_ticks(range(first, first + count), texts, rotation=90 if upright else 0)
+    else:
+        axis.set_major_locator(whole_numbers())
+
+
+def draw_loss_bars(axes: Axes, grid: Array, shares: Array) -> None:
+    """Draw a histogram of losses, from each value of the grid to the next."""
+    widths = np.diff(grid, append=2 * grid[-1] - grid[-2])
+    axes.bar(grid, shares, widths, align="edge", color="0.6", edgecolor="white", linewidth=0.4)
+    set_log_axis(axes, "y", min(shares[shares > 0], default=0.1) / 2, 1)
+    axes.set_xlim(grid[0], grid[-1] + widths[-1])
+    label_axes(axes, "", f"{NATS}; last bar: {grid[-1]:g} and more", "share of\ntraining examples")
+
+
+def set_round_axis(axes: Axes, rounds: Array) -> None:
+    """Let the axis end a little beyond the rounds, and its ticks be whole."""
+    room = 0.02 * np.ptp(rounds) or 0.5
+    axes.set_xlim(rounds.min() - room, rounds.max() + room)
+    axes.xaxis.set_major_locator(whole_numbers())
+
+
+def whole_numbers() -> MaxNLocator:
+    """Return ticks at whole numbers."""
+    return MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+
+
+def set_log_axis(axes: Axes, name: str, low: float, high: float) -> None:
+    """Make the axis ``x`` or ``y`` logarithmic, with plain numbers at its ticks."""
+    axes.set(**{f"{name}lim": (low, high), f"{name}scale": "log"})  # in this order, lest it looks for limits in zeros
+    axis: Axis = getattr(axes, f"{name}axis")
+    axis.set_major_locator(log_locator(low, high))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
+def log_locator(low: float, high: float) -> LogLocator:
+    """Return ticks at powers of ten, and between them where the range is short."""
+    return LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,))
+
+
+def draw_means(axes: Axes, rounds: Array, means: Mapping[str, float], styles: Mapping[str, Style]) -> None:
+    """Draw means over the last rounds, and write them at the right margin, moved apart where they are close."""
+    top = axes.get_ylim()[1]
+    gap = 0.06 * top  # what a line of text takes
+    heights: list[float] = []
+    ordered = sorted(means.items(), key=lambda item: item[1])
+    for _, mean in ordered:
+        heights.append(max(mean, heights[-1] + gap) if heights else mean)
+    for index in reversed(range(len(heights))):
+        heights[index] = min(heights[index], top - gap * (len(heights) - 1 - index))
+    right = axes.get_yaxis_transform()
+    for (name, mean), height in zip(ordered, heights, strict=True):
+        axes.hlines(mean, rounds[0], rounds[-1], color=styles[name].color, linewidth=2.5)
+        arrow = {"arrowstyle": "-", "color": styles[name].color, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+        text = f"{name} {mean:.1f}"
+        axes.annotate(text, (1, mean), (1.03, height), right, right, arrow, fontsize=SMALL, va="center")
