@@ -57,6 +57,7 @@ def command(data_root: Path) -> Command:
             "federation.eval_interval": 2,
             "trainer.accelerator": "cpu",
             "output.dir": folder,
+            "output.figures": "false",  # a second a run
         }
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return [*words, *ALGORITHM_OPTIONS[algorithm], *more]
@@ -68,7 +69,7 @@ def command(data_root: Path) -> Command:
 def fedamm_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of FedAMM; to be read only."""
     folder = tmp_path_factory.mktemp("runs") / "fedamm"
-    main(command("FedAMM", folder))
+    main(command("FedAMM", folder, "--output.figures", "true"))
     return folder
 
 
@@ -76,5 +77,5 @@ def fedamm_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def fedavg_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of FedAvg; to be read only."""
     folder = tmp_path_factory.mktemp("runs") / "fedavg"
-    main(command("FedAvg", folder))
+    main(command("FedAvg", folder, "--output.figures", "true"))
     return folder

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from fedamm_pl.data.datasets import ImageInfo
 from fedamm_pl.data.loaders import Batch
@@ -15,6 +16,9 @@ from fedamm_pl.federation.session import ClientSession, ServerSession
 from fedamm_pl.losses import example_losses
 from fedamm_pl.metrics import ShotAccuracy
 from fedamm_pl.models import build_model
+
+CONFUSION_CLASSES = 200
+"""Up to so many classes, a test counts which class is taken for which."""
 
 
 def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
@@ -82,6 +86,12 @@ class FederatedModule(pl.LightningModule):
         self.register_buffer("std", torch.tensor(self.info.get("std", [1.0] * in_channels)), persistent=False)
         self.test_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
         self.val_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
+        # of the last test; quadratic in the classes
+        self.test_confusion = (
+            MulticlassConfusionMatrix(num_classes, validate_args=False)
+            if 2 <= num_classes <= CONFUSION_CLASSES
+            else None
+        )
         self.session: ClientSession | None = None  # set by an executor for the time of a client's fit
 
     def forward(self, images: Tensor) -> Tensor:
@@ -188,6 +198,13 @@ class FederatedModule(pl.LightningModule):
         """Return what the client sends back after its fit."""
         return self.shared_state()
 
+    def tallies(self) -> State:
+        """Return sums over the last local epoch that the server adds up over the clients, for figures; here none.
+
+        The server sees in them what it would not see in an average, class counts for example: a figure's price.
+        """
+        return {}
+
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
@@ -233,6 +250,14 @@ class FederatedModule(pl.LightningModule):
         """Return the shared entries of the model that is evaluated and delivered, given the server's state."""
         return {name: value for name, value in state.items() if name.startswith(self.shared)}
 
+    def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
+        """Return what figures show of the method after a round, while the module holds the server's state; here nothing.
+
+        Args:
+            tallies: The clients' :meth:`tallies`, added up; empty at round 0 and after a failed round.
+        """
+        return {}
+
     # Evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -240,14 +265,22 @@ class FederatedModule(pl.LightningModule):
         self._measure(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch; logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`."""
-        self._measure(batch, "test", self.test_accuracy)
+        """Measure a batch; logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`, counts ``test_confusion``."""
+        logits = self._measure(batch, "test", self.test_accuracy)
+        if self.test_confusion is not None:
+            self.test_confusion.update(logits.argmax(1), batch[1])
 
-    def _measure(self, batch: Batch, stage: str, accuracy: ShotAccuracy) -> None:
+    def _measure(self, batch: Batch, stage: str, accuracy: ShotAccuracy) -> Tensor:
         images, labels = batch
-        logits = self(images)
+        logits: Tensor = self(images)
         accuracy.update(logits, labels)
         self.log(f"{stage}/loss", example_losses(logits, labels).mean(), on_epoch=True, batch_size=len(labels))
+        return logits
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the confusion matrix of an earlier test."""
+        if self.test_confusion is not None:
+            self.test_confusion.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation accuracies."""

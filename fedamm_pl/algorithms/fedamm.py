@@ -4,6 +4,7 @@ Not to be confused with two later methods of the same acronym (MICCAI 2025, TIFS
 """
 
 import gc
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
@@ -17,11 +18,13 @@ from fedamm_pl.data.datasets import ImageInfo
 from fedamm_pl.data.loaders import Batch
 from fedamm_pl.federation.messages import Answer, ClientResult, Question, State
 from fedamm_pl.federation.session import ServerSession
-from fedamm_pl.losses import example_losses, weighted_loss
+from fedamm_pl.losses import example_losses, normalized_weights, weighted_loss
 from fedamm_pl.meta import Differentiation, meta_gradient, virtual_step
 from fedamm_pl.models import WeightNet
 
 MetaUpdate = Literal["asynchronous", "synchronous"]
+LOSS_GRID = tuple(0.25 * step for step in range(41))
+"""Losses in nats at which figures show the weight net, and the lower edges of their histogram of losses."""
 
 
 class FedAMM(FederatedModule):
@@ -81,6 +84,7 @@ class FedAMM(FederatedModule):
         self.weight_net = WeightNet()
         self.automatic_optimization = False
         self._returned_weight_net: State = {}
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, losses and weights of the epoch's batches
 
     def configure_optimizers(self) -> list[torch.optim.SGD]:
         """Return one SGD for the classifier and one for the weight net."""
@@ -110,6 +114,7 @@ class FedAMM(FederatedModule):
 
     def on_train_epoch_start(self) -> None:
         """In a plain Trainer: check the loaders and let the train loader set the length of the epoch."""
+        self._seen = []
         if self.session is None:
             self._end_epoch_with_train_loader()
 
@@ -128,6 +133,8 @@ class FedAMM(FederatedModule):
         self.manual_backward(weighted_loss(losses, raw_weights))
         optimizer.step()
         self.track(len(labels), loss=losses.sum())
+        if self.session is not None:
+            self._seen.append((labels, losses.detach(), raw_weights))  # tallied once, after the fit
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and the last meta loss."""
@@ -138,6 +145,25 @@ class FedAMM(FederatedModule):
     def client_payload(self) -> State:
         """Return the trained classifier and the updated weight net."""
         return {**self.shared_state(), **self._returned_weight_net}
+
+    def tallies(self) -> State:
+        """Return the sums of the last local epoch.
+
+        Returns:
+            ``weights`` (C,): the relative weights B * omega_i of each class's examples, B the batch size; FedAvg's are 1.
+            ``examples`` (C,): how many these are. ``losses``: examples by loss, a bin from each value of ``LOSS_GRID`` on.
+        """
+        counts = torch.zeros(int(self.hparams["num_classes"]), dtype=torch.float64)
+        tallies = {"weights": counts, "examples": counts.clone(), "losses": torch.zeros(len(LOSS_GRID)).double()}
+        if self._seen:
+            labels = torch.cat([batch[0] for batch in self._seen]).cpu()
+            losses = torch.cat([batch[1] for batch in self._seen]).double().cpu()
+            weights = torch.cat([len(raw) * normalized_weights(raw) for *_, raw in self._seen]).double().cpu()
+            bins = torch.bucketize(losses, torch.tensor(LOSS_GRID[1:], dtype=torch.float64), right=True)
+            tallies["weights"].index_add_(0, labels, weights)
+            tallies["examples"] += labels.bincount(minlength=len(counts))
+            tallies["losses"] += bins.bincount(minlength=len(LOSS_GRID))
+        return tallies
 
     def _meta_step(self, support: Batch, meta: Batch | None) -> None:
         """Update the weight net in place by steps 1 to 4 of a round.
@@ -198,6 +224,25 @@ class FedAMM(FederatedModule):
         if self.hparams["differentiation"] == "higher":
             gc.collect()  # higher leaves its patched networks in reference cycles
         return state
+
+    def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
+        """Return the weight net on ``LOSS_GRID``, the mean relative weight of each class, and the histogram of losses.
+
+        Returns:
+            ``weight_curve``: V at each loss of ``LOSS_GRID``. ``weight_per_class``: mean of B * omega_i over the examples
+            of a class in the clients' last epochs, 1 in FedAvg; None for a class that none of them holds.
+            ``loss_histogram``: share of these examples by loss. The last two are left out without tallies.
+        """
+        with torch.no_grad():
+            curve = self.weight_net(torch.tensor(LOSS_GRID).to(next(self.weight_net.parameters()))).tolist()
+        if not tallies:
+            return {"weight_curve": curve}
+        means = (tallies["weights"] / tallies["examples"]).tolist()
+        return {
+            "weight_curve": curve,
+            "weight_per_class": [None if math.isnan(mean) else mean for mean in means],
+            "loss_histogram": (tallies["losses"] / tallies["losses"].sum()).tolist(),
+        }
 
     # Plain Trainer
 

@@ -38,6 +38,9 @@ class RunState:
         stopped: Why the run ended before its last round, or at it after too many failed ones.
         kept: What each client keeps to itself from one of its rounds to the next; in a simulation the server keeps it for it.
         diverged: When the global model was first seen to have diverged, and how: ``round`` and ``reason``.
+        diagnostics: For each evaluated round what figures show beside its metrics: ``round``, ``bytes`` and ``seconds`` up to
+            it, and what the algorithm adds.
+        confusion: Of the last evaluation, test images by true class (row) and predicted class; None with many classes.
     """
 
     round_num: int
@@ -55,6 +58,8 @@ class RunState:
     stopped: str | None = None
     kept: dict[int, State] = field(default_factory=dict)
     diverged: dict[str, Any] | None = None
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
 
     def copy(self) -> "RunState":
         """Return a copy that does not change with this one; tensors are shared, they are never changed in place."""

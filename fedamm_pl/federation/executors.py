@@ -96,6 +96,7 @@ class SequentialExecutor:
                 trainer.fit(module, session.train_loader())
             # copies: the next client trains on the same module
             payload = {name: value.detach().clone() for name, value in module.client_payload().items()}
+            tallies = module.tallies()
         finally:
             module.session = None
         meta_seconds = session.seconds["meta step"]
@@ -113,6 +114,7 @@ class SequentialExecutor:
             train_seconds=time.perf_counter() - start - meta_seconds,
             meta_seconds=meta_seconds,
             kept=session.kept,
+            tallies=tallies,
         )
 
 

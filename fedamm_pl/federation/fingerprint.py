@@ -63,6 +63,19 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     ]
 
 
+def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested configuration to ``group.option`` -> value; a class stands for its group by its bare name."""
+    if not isinstance(options, dict):
+        return {prefix: options}
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if name == "class_path":
+            flat[prefix] = value.rpartition(".")[2]
+        else:
+            flat.update(flatten(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")))
+    return flat
+
+
 def _class_name(instance: object) -> str:
     kind = type(instance)
     return kind.__name__ if kind.__module__.startswith("fedamm_pl.") else f"{kind.__module__}.{kind.__qualname__}"

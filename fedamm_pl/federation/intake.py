@@ -49,11 +49,24 @@ def check_result(result: ClientResult, expected: State) -> float:
     for name, metric in result.metrics.items():
         if not isinstance(metric, numbers.Real) or (type(metric) is int and abs(metric) > sys.float_info.max):
             raise ValueError(f"its metric {name} is {metric!r:.40}, no number")
-    if missing := sorted(expected.keys() - result.payload.keys()):
+    check_tensors(result.payload, expected)
+    norm = update_norm(result.payload, expected)  # one number to wait for on a GPU, not one for each entry
+    if not math.isfinite(norm):
+        raise ValueError(f"{first_nonfinite(result.payload) or 'its length'} is NaN or infinite")
+    return norm
+
+
+def check_tensors(payload: Mapping[str, Tensor], expected: State) -> None:
+    """Check names, shapes and types of what came back.
+
+    Raises:
+        ValueError: If an entry is missing, unknown or of another shape or type.
+    """
+    if missing := sorted(expected.keys() - payload.keys()):
         raise ValueError(f"it lacks {_some(missing)}")
-    if extra := sorted(map(str, result.payload.keys() - expected.keys())):
+    if extra := sorted(map(str, payload.keys() - expected.keys())):
         raise ValueError(f"it holds what was not asked for: {_some(extra)}")
-    for name, value in result.payload.items():
+    for name, value in payload.items():
         wanted = expected[name]
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is a {type(value).__name__}, no tensor")
@@ -63,10 +76,19 @@ def check_result(result: ClientResult, expected: State) -> float:
             raise ValueError(f"{name} is no dense tensor")
         if value.dtype != wanted.dtype:
             raise ValueError(f"{name} is of type {value.dtype}, expected {wanted.dtype}")
-    norm = update_norm(result.payload, expected)  # one number to wait for on a GPU, not one for each entry
-    if not math.isfinite(norm):
-        raise ValueError(f"{first_nonfinite(result.payload) or 'its length'} is NaN or infinite")
-    return norm
+
+
+def check_tallies(tallies: Mapping[str, Tensor], expected: State) -> None:
+    """Check the tallies of a client.
+
+    Raises:
+        ValueError: If an entry is missing, unknown, of another shape or type, NaN or infinite.
+    """
+    if not isinstance(tallies, Mapping):
+        raise ValueError(f"its tallies are a {type(tallies).__name__}, no mapping")
+    check_tensors(tallies, expected)
+    if name := first_nonfinite(tallies):
+        raise ValueError(f"its tally {name} is NaN or infinite")
 
 
 def first_nonfinite(state: Mapping[str, Tensor]) -> str | None:
@@ -97,8 +119,8 @@ def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
     """Average the metrics of a round's clients, weighted by their examples, and the bytes that a client exchanged.
 
     Returns:
-        ``client/<name>`` for each metric, ``client/bytes_received`` and ``client/bytes_sent`` (means over clients);
-        empty without results.
+        ``client/<name>`` for each metric, ``client/loss_std`` (the spread of the loss over the clients, in the same weights),
+        ``client/bytes_received`` and ``client/bytes_sent`` (means over clients); empty without results.
     """
     total = sum(result.num_examples for result in results)
     if not total:
@@ -107,7 +129,11 @@ def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
     for name in sorted({name for result in results for name in result.metrics}):
         having = [result for result in results if name in result.metrics]
         weighted = sum(result.metrics[name] * result.num_examples for result in having)
-        means[f"client/{name}"] = weighted / sum(result.num_examples for result in having)
+        examples = sum(result.num_examples for result in having)
+        means[f"client/{name}"] = mean = weighted / examples
+        if name == "loss":
+            variance = sum((result.metrics[name] - mean) ** 2 * result.num_examples for result in having) / examples
+            means["client/loss_std"] = math.sqrt(variance)
     means["client/bytes_received"] = sum(result.bytes_received for result in results) / len(results)
     means["client/bytes_sent"] = sum(result.bytes_sent for result in results) / len(results)
     return means
@@ -125,11 +151,13 @@ class Intake:
         uniform: Whether each client weighs the same, not by its examples.
         max_update_norm: Longer updates are shortened to this length; None lets them be.
         watch_outliers: Whether to log an update that is many times as long as the others.
+        tallies: What the tallies of each must be like, see :func:`check_tallies`.
 
     Attributes:
         results: What was accepted so far, without payloads.
         failures: The clients that failed, and those whose update was refused.
         kept: What the accepted clients keep to themselves.
+        tallies: Their tallies, added up.
     """
 
     def __init__(
@@ -142,6 +170,7 @@ class Intake:
         uniform: bool = False,
         max_update_norm: float | None = None,
         watch_outliers: bool = False,
+        tallies: State | None = None,
     ) -> None:
         self.round_num = round_num
         self.tasks = {task.client_id: task for task in tasks}
@@ -154,6 +183,8 @@ class Intake:
         self.failures: list[ClientFailure] = []
         self.kept: dict[int, State] = {}
         self.norms: dict[int, float] = {}
+        self.tallies: State = {}
+        self._expected_tallies = tallies or {}
 
     def accept(
         self, outcomes: Iterable[ClientResult | ClientFailure], on_client: Callable[[ClientResult], None]
@@ -177,6 +208,7 @@ class Intake:
                 if task is None:
                     raise ValueError("it was not asked for, or came twice")
                 norm = check_result(outcome, self.expected)
+                check_tallies(outcome.tallies, self._expected_tallies)
             except ValueError as error:
                 reason = " ".join(str(error).split())
                 self._fail(ClientFailure(outcome.client_id, "update", f"{reason:.300}"))
@@ -190,7 +222,8 @@ class Intake:
             weight = 1.0 if self.uniform else outcome.num_examples
             yield dataclasses.replace(outcome, payload=payload, weight=weight)
             self.kept[outcome.client_id] = outcome.kept
-            self.results.append(dataclasses.replace(outcome, payload={}, kept={}, weight=weight))
+            self.tallies = {name: self.tallies.get(name, 0) + value for name, value in outcome.tallies.items()}
+            self.results.append(dataclasses.replace(outcome, payload={}, kept={}, tallies={}, weight=weight))
             on_client(self.results[-1])
         for client in waiting:
             self._fail(ClientFailure(client, "training", "nothing came back"))

@@ -48,6 +48,7 @@ class ClientResult:
         meta_seconds: Wall time of the meta steps, the server's answers included.
         weight: Weight of the payload in the average, before normalisation.
         kept: What the client keeps to itself for its next round.
+        tallies: Sums that the server adds up over the clients of a round, for figures; no part of the update.
     """
 
     client_id: int
@@ -60,6 +61,7 @@ class ClientResult:
     meta_seconds: float = 0.0
     weight: float = 1.0
     kept: State = field(default_factory=dict)
+    tallies: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fedamm_pl.federation.checks import check_fit
 from fedamm_pl.federation.executors import Executor, SequentialExecutor
 from fedamm_pl.federation.fingerprint import differences, environment, fingerprint
 from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, first_nonfinite
-from fedamm_pl.federation.messages import Answer, ClientTask, Question, State
+from fedamm_pl.federation.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
 from fedamm_pl.federation.run_files import run_files
 from fedamm_pl.federation.sampling import num_sampled, sample_clients
 from fedamm_pl.federation.session import ServerSession
@@ -279,6 +279,7 @@ class Orchestrator:
             uniform=self.aggregation != "num_examples",
             max_update_norm=self.max_update_norm,
             watch_outliers=self.aggregation not in ROBUST and self.max_update_norm is None,
+            tallies=self.module.tallies(),
         )
 
     def _average(self) -> Aggregate:
@@ -310,6 +311,7 @@ class Orchestrator:
             metrics.update(self.evaluate())
             state.history.append({"round": state.round_num, **metrics})
             self._watch()
+        shown = self.module.diagnostics(intake.tallies if failed is None else {}) if due else {}
         now = time.perf_counter()
         seconds = {
             "train": sum(result.train_seconds for result in results),
@@ -323,6 +325,9 @@ class Orchestrator:
             state.bytes_total["received"] += sum(result.bytes_received for result in results)
             state.bytes_total["sent"] += sum(result.bytes_sent for result in results)
             state.clients_total += len(results)
+        if due:
+            totals = {"bytes": sum(state.bytes_total.values()), "seconds": state.seconds.copy()}
+            state.diagnostics.append({"round": state.round_num, **totals, **shown})
         self._call(
             "on_round_end", RoundRecord(state.round_num, metrics, due, results, seconds, intake.failures, failed)
         )
@@ -343,7 +348,43 @@ class Orchestrator:
         self.module.load_shared_state(self.module.deployed(self.state.shared))
         loader = self.data.test_dataloader()
         (metrics,) = self.trainer.build().test(self.module, loader, verbose=False)
+        if self.module.test_confusion is not None:
+            self.state.confusion = self.module.test_confusion.compute().tolist()
         return dict(metrics)
+
+    def estimate(self) -> dict[str, float]:
+        """Estimate what a round costs, from one client's fit and one evaluation; the run's state stays as it is.
+
+        Returns:
+            Means over rounds: ``train``, ``meta`` and ``evaluate`` in seconds, ``received`` and ``sent`` in tensor bytes, all
+            clients together.
+
+        Raises:
+            FederationError: If the client fails.
+        """
+        sizes = [self.data.client_size(client) for client in range(self.data.num_clients)]
+        typical = sorted((size, client) for client, size in enumerate(sizes) if size)
+        clients = num_sampled(self.data.num_clients, self.client_fraction) * len(typical) / len(sizes)
+        with quiet():
+            tasks = self._tasks(self._server(1), [typical[len(typical) // 2][1]])
+            results: list[ClientResult] = []
+            begun = time.perf_counter()
+            while not results or (len(results) < 3 and time.perf_counter() - begun < 3):  # the first fit is slower
+                (outcome,) = self.executor.run(self.module, self.data.client, tasks, self._answer)
+                if isinstance(outcome, ClientFailure):
+                    raise FederationError(str(outcome))
+                results.append(outcome)
+            start, before = time.perf_counter(), self.state.confusion
+            self.evaluate()
+            self.state.confusion = before
+        result, mean_size = results[-1], sum(sizes) / len(typical)
+        return {
+            "train": clients * result.train_seconds * mean_size / result.num_examples,
+            "meta": clients * result.meta_seconds,
+            "evaluate": (time.perf_counter() - start) / self.eval_interval,
+            "received": clients * result.bytes_received,
+            "sent": clients * result.bytes_sent,
+        }
 
     def _call(self, hook: str, *args: Any) -> None:
         # the files last: what others have logged of a round is there when its checkpoint is

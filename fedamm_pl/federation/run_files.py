@@ -1,4 +1,4 @@
-"""The files of a run directory: checkpoints, metrics.csv, summary.json, final.ckpt."""
+"""The files of a run directory: metrics.csv, diagnostics.json, checkpoints, summary.json, final.ckpt."""
 
 import csv
 import errno
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
     """Return the callbacks that write a run directory."""
-    return [MetricsCSV(folder), RoundCheckpoint(folder / "checkpoints", keep_checkpoints), FinalFiles(folder)]
+    return [
+        MetricsCSV(folder),
+        DiagnosticsFile(folder),
+        RoundCheckpoint(folder / "checkpoints", keep_checkpoints),
+        FinalFiles(folder),
+    ]
 
 
 class MetricsCSV(FederationCallback):
@@ -65,6 +70,30 @@ class MetricsCSV(FederationCallback):
         writer.writeheader()
         writer.writerows(history)
         write_atomically(self.path, text.getvalue().encode())
+
+
+class DiagnosticsFile(FederationCallback):
+    """Writes diagnostics.json, what figures show beside the metrics, anew at each evaluation.
+
+    Args:
+        folder: Where to write it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "diagnostics.json"
+
+    def on_run_start(self, orchestrator: "Orchestrator") -> None:
+        """Cut the file to the rounds that the run starts from."""
+        if orchestrator.state.history:
+            self._write(orchestrator)
+
+    def on_round_end(self, orchestrator: "Orchestrator", record: RoundRecord) -> None:
+        """Write it if the round was evaluated."""
+        if record.evaluated:
+            self._write(orchestrator)
+
+    def _write(self, orchestrator: "Orchestrator") -> None:
+        write_atomically(self.path, _json(diagnostics(orchestrator), indent=None).encode())
 
 
 class RoundCheckpoint(FederationCallback):
@@ -179,7 +208,26 @@ def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
     }
 
 
-def _json(content: Any) -> str:
+def diagnostics(orchestrator: "Orchestrator") -> dict[str, Any]:
+    """Return the content of diagnostics.json: the data, the last confusion matrix, and what was seen round by round.
+
+    ``client_class_counts`` are images (client, class); ``losses`` the grid of the weight net's curves and of the histograms.
+    """
+    from fedamm_pl.algorithms.fedamm import LOSS_GRID
+
+    state, info = orchestrator.state, orchestrator.data.info
+    return {
+        "class_names": info["class_names"],
+        "class_counts": info["class_counts"],
+        "shot_groups": info["shot_groups"],
+        "client_class_counts": orchestrator.data.client_class_counts.tolist(),
+        "losses": list(LOSS_GRID),
+        "confusion": state.confusion,
+        "rounds": state.diagnostics,
+    }
+
+
+def _json(content: Any, indent: int | None = 2) -> str:
     """Format as JSON, which has no NaN and no infinity: they become null."""
     plain = json.loads(json.dumps(content), parse_constant=lambda constant: None)
-    return json.dumps(plain, indent=2, allow_nan=False)
+    return json.dumps(plain, indent=indent, allow_nan=False)

@@ -356,7 +356,12 @@ def test_client_metrics_are_weighted_by_examples() -> None:
         ClientResult(0, 30, {}, {"loss": 1.0}, bytes_received=10, bytes_sent=4),
         ClientResult(1, 10, {}, {"loss": 3.0}, bytes_received=20, bytes_sent=8),
     ]
-    assert client_metrics(results) == {"client/loss": 1.5, "client/bytes_received": 15.0, "client/bytes_sent": 6.0}
+    assert client_metrics(results) == {
+        "client/loss": 1.5,
+        "client/loss_std": 0.75**0.5,  # (30 * 0.5 ** 2 + 10 * 1.5 ** 2) / 40
+        "client/bytes_received": 15.0,
+        "client/bytes_sent": 6.0,
+    }
     assert client_metrics([]) == {}
     some = [ClientResult(0, 30, {}, {"loss": 1.0, "extra": 5.0}), ClientResult(1, 10, {}, {"loss": 1.0})]
     assert client_metrics(some)["client/extra"] == 5.0
