@@ -18,6 +18,7 @@ import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -29,11 +30,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedamm_pl import FederatedDataModule, FederatedModule, Orchestrator, __version__
 from fedamm_pl.compare import CompareConfig, check_folders, execute, plan, write_results
-from fedamm_pl.federation.callbacks import LogTo, Progress
+from fedamm_pl.federation.callbacks import FigureFiles, LogTo, Progress
 from fedamm_pl.federation.checkpoint import lock_folder, write_atomically
+from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.orchestrator import FederationError
+from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.summary import table
 from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.report import write_report
+from fedamm_pl.runs import load_all
 
 DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping.
 Trains a classifier over simulated clients with long-tailed data and writes metrics, checkpoints and the model to a folder.
@@ -53,6 +58,8 @@ class OutputConfig:
     """How many of the newest checkpoints to keep, beside the best."""
     progress: Literal["auto", "none"] = "auto"
     """auto shows a bar on a terminal and a line per evaluation elsewhere; none shows only the closing table."""
+    figures: bool = True
+    """Draw figures, into the folder's figures/ as PDF and PNG and for loggers that take images."""
 
 
 class Parser(ArgumentParser):
@@ -83,6 +90,9 @@ def build_parser() -> Parser:
         help="A list of Lightning loggers; true is TensorBoard in the run's folder, false none.",
     )
     parser.add_argument("--output", type=OutputConfig, default=OutputConfig())
+    parser.add_argument(
+        "--dry_run", action="store_true", help="Print what would run and what a round costs, write nothing, and stop."
+    )
     parser.link_arguments("seed", "data.init_args.seed")
     for name in LINKED:
         parser.link_arguments("data", f"algorithm.init_args.{name}", _attribute(name), apply_on="instantiate")
@@ -164,15 +174,19 @@ def main(args: Sequence[str] | None = None) -> None:
             parser, words = build_parser(), list(sys.argv[1:] if args is None else args)
             if words[:1] == ["compare"]:
                 return run_comparison(words[1:])
+            if words[:1] == ["report"]:
+                return run_report(words[1:])
             try:
                 check_config_files(words)
                 config = parser.parse_args(words)
                 check_values(config)
                 folder = Path(config.output.dir or default_folder(config))
                 with deferred_log():
-                    orchestrator, loggers = instantiate(parser, config, folder)
+                    orchestrator, loggers = instantiate(parser, config, None if config.dry_run else folder)
             except (ValueError, OverflowError) as error:
                 parser.error(str(error))
+            if config.dry_run:
+                return rehearse(orchestrator)
             run(parser, config, folder, orchestrator, loggers)
     except StopSignal as stop:
         print(f"\nstopped by {stop.signal.name}", end="", file=sys.stderr)
@@ -194,7 +208,9 @@ def run(parser: Parser, config: Namespace, folder: Path, orchestrator: Orchestra
     """Run a federation, with what the command line adds: log, progress, the closing table, one line for an error."""
     text = dump(parser, config)
     options = flatten(yaml.safe_load(text))
-    orchestrator.callbacks += [LogTo(logger, options, text) for logger in loggers]
+    orchestrator.callbacks += [LogTo(logger, options, text, config.output.figures) for logger in loggers]
+    if config.output.figures:
+        orchestrator.callbacks.append(FigureFiles(folder / "figures"))
     if config.output.progress == "auto":
         orchestrator.callbacks.append(Progress())
     try:
@@ -211,6 +227,32 @@ def run(parser: Parser, config: Namespace, folder: Path, orchestrator: Orchestra
     if counted := ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in orchestrator.state.counts.items() if n):
         print(counted)
     print(f"results in {folder}")
+
+
+def rehearse(orchestrator: Orchestrator) -> None:
+    """Print what would run, and what a round costs by the measure of one client and one evaluation."""
+    print(describe(orchestrator))
+    counts = orchestrator.data.client_class_counts
+    held = (counts > 0).sum(1)
+    print(f"classes per client: {held.min()} to {held.max()}")
+    try:
+        cost = orchestrator.estimate()
+    except FederationError as error:
+        print(f"fedamm: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(1)
+    seconds = {name: cost[name] for name in ("train", "meta", "evaluate")}
+    sampled = num_sampled(orchestrator.data.num_clients, orchestrator.client_fraction)
+    weights = sum(value.nbytes for value in orchestrator.module.model.state_dict().values())
+    print(
+        f"a round: {sampled} clients, {orchestrator.local_epochs} local epochs; clients receive "
+        f"{cost['received'] / 1e6:.2f} MB and send {cost['sent'] / 1e6:.2f} MB in all (the classifier has {weights / 1e6:.2f} MB)"
+    )
+    parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+    total = sum(seconds.values()) * orchestrator.num_rounds
+    print(
+        f"estimated time of a round: {sum(seconds.values()):.2f} s ({parts}), measured on one client and one evaluation; "
+        f"{orchestrator.num_rounds} rounds: {datetime.timedelta(seconds=round(total))} (h:mm:ss)"
+    )
 
 
 @contextmanager
@@ -234,8 +276,17 @@ def run_comparison(words: list[str]) -> None:
     parser.add_class_arguments(CompareConfig, instantiate=False)
     run_parser = build_parser()
 
+    @cache
+    def check_class(class_path: str, options: str) -> None:
+        # found now, not in a process of its own hours later; the data are not loaded for it
+        module, _, name = class_path.rpartition(".")
+        getattr(importlib.import_module(module), name)(**json.loads(options))
+
     def resolve(options: dict[str, Any]) -> tuple[str, int]:
         config = run_parser.parse_object(options)
+        for part, given in (("data", {}), ("algorithm", {"num_classes": 10, "model": "small_cnn"})):
+            values = {name: value for name, value in vars(config[part].init_args).items() if name not in LINKED}
+            check_class(config[part].class_path, json.dumps({**values, **given}))
         return dump(run_parser, config), int(config.federation.num_rounds)
 
     try:
@@ -257,6 +308,38 @@ def run_comparison(words: list[str]) -> None:
             f"fedamm: error: {len(failed)} of {len(runs)} runs failed: {'; '.join(map(str, failed))}", file=sys.stderr
         )
         sys.exit(1)
+
+
+def run_report(words: list[str]) -> None:
+    """Run ``fedamm report``."""
+    parser = Parser(
+        prog="fedamm report",
+        description="Runs as one HTML page that needs no network: figures, tables, configuration, command, versions.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="Folder of a run, finished or not, or a folder with runs below it, like that of a comparison.",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=str,
+        help="The page to write; by default report.html, in the run's folder if there is one run, else in the working folder.",
+    )
+    parsed = parser.parse_args(words)
+    try:
+        runs = load_all(parsed.runs)
+    except ValueError as error:
+        parser.error(str(error).replace("`path`", "RUN"))
+    output = Path(parsed.output or (runs[0].path if len(runs) == 1 else Path()) / "report.html")
+    try:
+        write_report(runs, output)
+    except OSError as error:
+        parser.error(f"Expected --output to be a file that can be written, got {output} ({error.strerror}).")
+    print(f"report in {output}")
 
 
 def fail(reason: str, folder: Path) -> NoReturn:
@@ -384,8 +467,8 @@ def default_folder(config: Namespace) -> Path:
     return Path("runs") / name / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
-def instantiate(parser: Parser, config: Namespace, folder: Path) -> tuple[Orchestrator, list[Logger]]:
-    """Build everything that a configuration names.
+def instantiate(parser: Parser, config: Namespace, folder: Path | None) -> tuple[Orchestrator, list[Logger]]:
+    """Build everything that a configuration names; without a folder no loggers.
 
     Raises:
         ValueError: If an option is out of range or data, module and folder do not fit together.
@@ -403,6 +486,8 @@ def instantiate(parser: Parser, config: Namespace, folder: Path) -> tuple[Orches
         keep_checkpoints=config.output.keep_checkpoints,
         trainer=parts.trainer,
     )
+    if folder is None:
+        return orchestrator, []
     if parts.logger is True:
         started = orchestrator.state.round_num
         purge = started + 1 if orchestrator.state.history else 0  # what was logged after the last checkpoint
@@ -416,6 +501,7 @@ def dump(parser: Parser, config: Namespace) -> str:
     shown.output.dir = None
     content = with_texts(json.loads(parser.dump(shown, format="json")), shown)
     content["output"].pop("dir", None)
+    content.pop("dry_run", None)  # said to the program, no part of the experiment
     return str(yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 
@@ -440,19 +526,6 @@ class Dumper(yaml.SafeDumper):
 
 
 Dumper.add_representer(str, Dumper.represent_text)
-
-
-def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested configuration to ``group.option`` -> value; a class stands for its group by its bare name."""
-    if not isinstance(options, dict):
-        return {prefix: options}
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        if name == "class_path":
-            flat[prefix] = value.rpartition(".")[2]
-        else:
-            flat.update(flatten(value, prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")))
-    return flat
 
 
 def describe(orchestrator: Orchestrator) -> str:

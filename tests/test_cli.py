@@ -57,9 +57,9 @@ def test_elsewhere_than_on_a_terminal_each_evaluation_is_a_line(
     lines = [line for line in printed.out.splitlines() if line.startswith("round ")]
     patterns = [
         rf"round 0/5  {GROUPS}",
-        rf"round 2/5  {GROUPS}  client_loss \d\.\d{{3}}  \d+ s left",
-        rf"round 4/5  {GROUPS}  client_loss \d\.\d{{3}}  \d+ s left",
-        rf"round 5/5  {GROUPS}  client_loss \d\.\d{{3}}",
+        rf"round 2/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ images/s  \d+ s left",
+        rf"round 4/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ images/s  \d+ s left",
+        rf"round 5/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ images/s",
     ]
     assert len(lines) == len(patterns)
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(patterns, lines, strict=True)), lines
@@ -129,7 +129,10 @@ def on_a_terminal(arguments: list[str], folder: Path) -> tuple[int, str]:
     """Run a command with a terminal as its standard output and error; return its exit status and what it showed."""
     terminal, child_end = pty.openpty()
     fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 140, 0, 0))  # rows, columns
-    with subprocess.Popen(arguments, cwd=folder, stdout=child_end, stderr=child_end) as child:
+    environment = {
+        name: value for name, value in os.environ.items() if name != "COLUMNS"
+    }  # it would hide the terminal's
+    with subprocess.Popen(arguments, cwd=folder, stdout=child_end, stderr=child_end, env=environment) as child:
         os.close(child_end)
         shown = b""
         while chunk := read_until_closed(terminal):
@@ -150,8 +153,9 @@ def test_on_a_terminal_a_bar_moves(command: Any, tmp_path: Path) -> None:
     status, shown = on_a_terminal([sys.executable, *arguments], tmp_path)
     assert status == 0, shown
     *_, last = re.findall(r"\r[^\r\n]*round[^\r\n]*", shown)
-    assert re.search(r"5/5 .*<00:00, all \d+% many \d+% medium \d+% few \d+%", last)
-    assert len(last.strip()) < 80
+    assert re.search(r"5/5 .*<00:00, all \d+% many \d+% medium \d+% few \d+% loss \d\.\d\d [\d,]+ images/s", last)
+    assert len(last.strip()) < 110
+    assert re.search(r"client 1/2", shown)
     assert not re.search(r"^round \d/5", shown, re.MULTILINE)
     assert_table_of(shown, tmp_path / "run")
     assert "Warning" not in shown

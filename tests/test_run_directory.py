@@ -29,8 +29,8 @@ SHOT_GROUPS = {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}  # cumulative sh
 TEST_COLUMNS = ["test/loss", "test/acc", *(f"test/acc_{name}" for name in SHOT_GROUPS)]
 TEST_COLUMNS += [f"test/acc_class_{label}" for label in CLASSES]
 CLIENT_COLUMNS = {
-    "FedAMM": ["client/loss", "client/meta_loss", "client/bytes_received", "client/bytes_sent"],
-    "FedAvg": ["client/loss", "client/bytes_received", "client/bytes_sent"],
+    "FedAMM": ["client/loss", "client/loss_std", "client/meta_loss", "client/bytes_received", "client/bytes_sent"],
+    "FedAvg": ["client/loss", "client/loss_std", "client/bytes_received", "client/bytes_sent"],
 }
 ALGORITHMS = {"FedAMM": FedAMM, "FedAvg": FedAvg}
 CLIENTS_PER_ROUND, STEPS = 2, 5  # 34 images a client in batches of 8
@@ -82,14 +82,17 @@ def finished(algorithm: str, request: pytest.FixtureRequest) -> Path:
 # Files
 
 
-def test_a_run_leaves_exactly_the_promised_files(finished: Path) -> None:
+def test_a_run_leaves_exactly_the_promised_files(finished: Path, algorithm: str) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     events = {name for name in files if name.startswith("events.out.tfevents.")}
     best = summary(finished)["best"]["test/acc"]["round"]
     checkpoints = {f"checkpoints/round_{round_num:06d}.ckpt" for round_num in {3, 4, 5, best}}
     assert len(events) == 1
-    always = {"config.yaml", "metrics.csv", "summary.json", "final.ckpt", ".lock"}
-    assert files - events == checkpoints | always | {"hparams.yaml"}
+    always = {"config.yaml", "metrics.csv", "diagnostics.json", "summary.json", "final.ckpt", ".lock"}
+    names = ["class_counts", "partition", "accuracy", "class_accuracy", "confusion"]
+    names += ["weight_mapping", "class_weights"] if algorithm == "FedAMM" else []
+    drawn = {f"figures/{name}.{kind}" for name in names for kind in ("pdf", "png")}
+    assert files - events == checkpoints | always | drawn | {"hparams.yaml"}
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(
@@ -107,7 +110,15 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
 def test_a_run_without_logger_leaves_no_log(command: Any, tmp_path: Path) -> None:
     main(command("FedAvg", tmp_path, "--logger", "false", "--federation.num_rounds", "0"))
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.yaml", "metrics.csv", "summary.json", "final.ckpt", "checkpoints", ".lock"}
+    assert names == {
+        "config.yaml",
+        "metrics.csv",
+        "diagnostics.json",
+        "summary.json",
+        "final.ckpt",
+        "checkpoints",
+        ".lock",
+    }
 
 
 # metrics.csv
@@ -413,8 +424,8 @@ def test_tensorboard_shows_the_metrics_by_round(finished: Path) -> None:
     log = events(finished)
     assert steps(log, "test/acc") == [0, 2, 4, 5]
     assert steps(log, "client/loss") == [1, 2, 3, 4, 5]
-    for column in ("test/acc", "test/acc_few", "test/loss"):
-        logged = [event.value for event in log.Scalars(column)]
+    for column, tag in {"test/acc": "test/acc", "test/acc_few": "test_shots/few", "test/loss": "test/loss"}.items():
+        logged = [event.value for event in log.Scalars(tag)]
         assert logged == pytest.approx([float(row[column]) for row in rows(finished)], rel=1e-6)
     assert [event.value for event in log.Scalars("test_per_class/acc_0")] == pytest.approx(
         [float(row["test/acc_class_0"]) for row in rows(finished)], rel=1e-6

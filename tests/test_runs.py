@@ -1,0 +1,144 @@
+"""A run that is read back is what its files say, and what is no run or mangled is named."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedamm_pl.runs import Run, load, load_all
+
+
+def copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "*.ckpt", "events.*")))
+
+
+def test_metrics_are_those_of_the_file(fedamm_run: Path) -> None:
+    run = load(fedamm_run)
+    with (fedamm_run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(run.metrics) == list(rows[0])
+    assert run.metrics["round"].tolist() == [0, 2, 4, 5]
+    for name, column in run.metrics.items():
+        assert column.dtype == np.float64
+        np.testing.assert_array_equal(column, [float(row[name] or "nan") for row in rows])
+
+
+def test_what_a_round_lacks_is_nan_in_the_columns_and_absent_in_the_rows(fedamm_run: Path) -> None:
+    run = load(str(fedamm_run))
+    assert np.isnan(run.metrics["client/loss"]).tolist() == [True, False, False, False]
+    assert ["client/loss" in row for row in run.history] == [False, True, True, True]
+
+
+def test_a_measured_nan_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("round,test/loss,client/loss\n0,nan,\n")
+    (row,) = load(tmp_path).history
+    assert list(row) == ["round", "test/loss"]
+    assert np.isnan(row["test/loss"])
+
+
+def test_the_other_files_are_there_as_they_are(fedamm_run: Path) -> None:
+    run = load(fedamm_run)
+    assert run.path == fedamm_run
+    assert run.config == yaml.safe_load((fedamm_run / "config.yaml").read_text())
+    assert run.summary == json.loads((fedamm_run / "summary.json").read_text())
+    assert run.diagnostics == json.loads((fedamm_run / "diagnostics.json").read_text())
+    assert (run.method, run.dataset, run.seed, run.name) == ("FedAMM", "tiny", 0, "FedAMM, tiny, seed 0")
+
+
+def test_results_are_those_of_the_summary(fedamm_run: Path, tmp_path: Path) -> None:
+    finished, folder = load(fedamm_run), copied(fedamm_run, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    unfinished = load(folder)
+    assert unfinished.summary is None
+    for kind in ("final", "best", "mean_last_10"):
+        assert unfinished.results[kind] == finished.results[kind]
+    assert unfinished.name == finished.name
+
+
+def test_the_summary_of_fewer_rounds_is_not_that_of_a_run_that_goes_on(fedavg_run: Path, tmp_path: Path) -> None:
+    folder = copied(fedavg_run, tmp_path / "run")
+    last = (folder / "metrics.csv").read_text().splitlines()[-1]
+    with (folder / "metrics.csv").open("a") as file:
+        file.write(f"7{last.removeprefix('5')}\n")
+    run = load(folder)
+    assert run.history[-1]["round"] == 7
+    assert run.summary is None
+
+
+def test_a_run_from_python_has_no_configuration(fedavg_run: Path, tmp_path: Path) -> None:
+    folder = copied(fedavg_run, tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    assert load(folder).config == {}
+    assert load(folder).name == "FedAvg, tiny, seed 0"
+    (folder / "summary.json").unlink()
+    assert load(folder).name == "run"
+
+
+def test_a_run_that_has_just_begun_has_no_rounds(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("\n")
+    run = load(tmp_path)
+    assert (run.history, run.metrics, run.summary, run.diagnostics) == ([], {}, None, None)
+
+
+def test_figures_are_those_of_the_method(fedamm_run: Path, fedavg_run: Path) -> None:
+    shared = {"class_counts", "partition", "accuracy", "class_accuracy", "confusion"}
+    assert set(load(fedavg_run).figures()) == shared
+    assert set(load(fedamm_run).figures()) == shared | {"weight_mapping", "class_weights"}
+
+
+@pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing there"), ("empty", "a folder"), ("file", "a file")])
+@pytest.mark.parametrize("read", [load, lambda path: load_all([path])])
+def test_what_is_no_run_is_named(name: str, found: str, read: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    wanted = rf"^Expected `path` to be the folder of a run, with metrics.csv, got {tmp_path / name} \({found}"
+    with pytest.raises(ValueError, match=wanted):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", "round,test/acc\n0,0.5,1\n"),
+        ("metrics.csv", "round,test/acc\n0\n"),
+        ("metrics.csv", "round,test/acc\n0,good\n"),
+        ("metrics.csv", "epoch,test/acc\n0,0.5\n"),
+        ("metrics.csv", 'round,test/acc\n0,"0.5\n'),
+        ("config.yaml", "a: [1"),
+        ("config.yaml", "- a"),
+        ("config.yaml", "a: &a\n  b: *a\n"),
+        ("config.yaml", "\xff\x00"),
+        ("summary.json", '{"final": '),
+        ("summary.json", "{}"),
+        ("summary.json", "[]"),
+        ("diagnostics.json", "3"),
+        ("diagnostics.json", "{}"),
+        ("diagnostics.json", "[" * 100_000),
+    ],
+)
+def test_a_mangled_file_is_named(name: str, content: str, fedavg_run: Path, tmp_path: Path) -> None:
+    folder = copied(fedavg_run, tmp_path / "run")
+    (folder / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=rf"^Expected {folder / name} to be .*, got a file that cannot be read: ."
+    ) as info:
+        load(folder)
+    assert "\n" not in str(info.value)
+
+
+def test_runs_below_a_folder_are_found_once_each(fedamm_run: Path, fedavg_run: Path, tmp_path: Path) -> None:
+    copies = [copied(fedavg_run, tmp_path / name) for name in ("all/b/seed_0", "all/a/seed_1", "all/a/seed_0")]
+    runs: list[Run] = load_all([fedamm_run, tmp_path / "all", tmp_path / "all/a", fedamm_run])
+    assert [run.path for run in runs] == [fedamm_run, *reversed(copies)]
+
+
+def test_what_a_logger_has_left_in_a_run_is_no_run(fedavg_run: Path, tmp_path: Path) -> None:
+    folder = copied(fedavg_run, tmp_path / "all/run")
+    (folder / "csv").mkdir()
+    (folder / "csv/metrics.csv").write_text("epoch,step\n0,0\n")
+    assert [run.path for run in load_all([tmp_path / "all"])] == [folder]
