@@ -91,6 +91,28 @@ def test_figures_are_those_of_the_method(fedamm_run: Path, fedavg_run: Path) -> 
     assert set(load(fedamm_run).figures()) == shared | {"weight_mapping", "class_weights"}
 
 
+def test_figures_show_the_numbers_of_the_files(fedamm_run: Path) -> None:
+    run = load(fedamm_run)
+    assert run.diagnostics is not None
+    figures, metrics = run.figures(), run.metrics
+    curves = {line.get_label(): line for line in figures["accuracy"].axes[0].get_lines()}
+    for name, column in {
+        "all": "test/acc",
+        **{group: f"test/acc_{group}" for group in ("many", "medium", "few")},
+    }.items():
+        assert np.array(curves[name].get_xdata()) == pytest.approx(metrics["round"])
+        assert np.array(curves[name].get_ydata()) == pytest.approx(100 * metrics[column])
+    per_class = [100 * metrics[f"test/acc_class_{label}"][-1] for label in range(6)]
+    shares = figures["confusion"].axes[0].images[0].get_array()
+    assert shares is not None
+    assert np.diag(np.ma.filled(shares, 0)) == pytest.approx(per_class)
+    partition = figures["partition"].axes[0].images[0].get_array()
+    assert partition is not None
+    assert np.ma.filled(partition, 0).sum(0) == pytest.approx(run.diagnostics["class_counts"])
+    last = next(line for line in figures["weight_mapping"].axes[0].get_lines() if line.get_label() == "round 5")
+    assert np.array(last.get_ydata()) == pytest.approx(run.diagnostics["rounds"][-1]["weight_curve"])
+
+
 @pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing there"), ("empty", "a folder"), ("file", "a file")])
 @pytest.mark.parametrize("read", [load, lambda path: load_all([path])])
 def test_what_is_no_run_is_named(name: str, found: str, read: Any, tmp_path: Path) -> None:
