@@ -272,7 +272,7 @@ def test_the_configuration_starts_the_same_run_anew(finished: Path, tmp_path: Pa
 
 def test_the_configuration_is_resolved_and_without_folder(finished: Path, algorithm: str) -> None:
     content = yaml.safe_load((finished / "config.yaml").read_text())
-    assert content["output"] == {"keep_checkpoints": 3, "progress": "auto"}
+    assert content["output"] == {"keep_checkpoints": 3, "progress": "auto", "figures": True}
     assert content["algorithm"]["class_path"] == f"fedamm_pl.{algorithm}"
     assert content["algorithm"]["init_args"]["weight_decay"] == 5e-4  # a default
     assert content["data"]["init_args"]["imbalance_factor"] == 0.1  # an option

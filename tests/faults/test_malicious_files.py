@@ -295,6 +295,6 @@ def test_code_in_the_configuration_that_a_run_left_is_not_read(
     shutil.copytree(fedamm_run, folder)
     for name in ("config.yaml", "hparams.yaml"):
         (folder / name).write_text(TAGS[0].format(trace=trace))
-    main(command("FedAMM", folder))
+    main(command("FedAMM", folder, "--output.figures", "true"))
     assert not trace.exists()
     assert (folder / "config.yaml").read_text() == (fedamm_run / "config.yaml").read_text()
