@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedamm_pl import FedAvg
 from fedamm_pl.cli import main
 from fedamm_pl.compare import (
     CompareConfig,
@@ -562,6 +563,21 @@ def test_wrong_comparison_is_one_line_and_starts_nothing(
     assert re.search(message, error)
     assert not list(tmp_path.rglob("*.yaml"))
     assert not list(tmp_path.rglob("*.log"))
+
+
+class Rooted(FedAvg):
+    """A method with an option that JSON does not know."""
+
+    def __init__(self, num_classes: int, model: str, place: Path = Path("here"), **_: Any) -> None:
+        super().__init__(num_classes, 1, model)
+
+
+def test_a_method_may_have_options_that_are_objects(
+    configuration: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = {"own": {"class_path": "tests.test_compare.Rooted"}, "FedProx": {"mu": -1}}
+    shared = {"data": {"dataset": "tiny"}, "algorithm": {"model": "small_cnn"}, "federation": {"num_rounds": 1}}
+    assert "FedProx: " in one_error(capsys, configuration(tmp_path / "new", base=shared, methods=methods))
 
 
 def test_missing_configuration_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,15 @@
 """Observers of a run: the base class, Lightning loggers, figures, and progress on the terminal. They add, they never alter."""
 
+import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fedamm_pl.federation.orchestrator import Orchestrator
+
+log = logging.getLogger(__name__)
 
 DRAWING_SHARE = 0.01
 """Share of a run's time that figures for a logger may take before the last round."""
@@ -144,14 +149,15 @@ class LogTo(FederationCallback):
         if not self.figures or not (add_figure or log_image):
             return
         start = time.monotonic()
-        for name, figure in figures(orchestrator).items():
-            if (name in DATA_FIGURES) != (round_num == 0):  # the data do not change
-                continue
-            if add_figure:
-                add_figure(f"figures/{name}", figure, round_num, close=False)
-            else:
-                assert log_image is not None
-                log_image(f"figures/{name}", [pixels(figure)], step=round_num)
+        with decoration("figures for the logger"):
+            for name, figure in figures(orchestrator).items():
+                if (name in DATA_FIGURES) != (round_num == 0):  # the data do not change
+                    continue
+                if add_figure:
+                    add_figure(f"figures/{name}", figure, round_num, close=False)
+                else:
+                    assert log_image is not None
+                    log_image(f"figures/{name}", [pixels(figure)], step=round_num)
         self._cost = time.monotonic() - start
         self._drawing, self._drawn = self._drawing + self._cost, round_num
 
@@ -209,12 +215,31 @@ def images_per_second(orchestrator: "Orchestrator", results: Sequence[ClientResu
     return images / max(sum(result.train_seconds for result in results), 1e-9)
 
 
+_drawn: "WeakKeyDictionary[Orchestrator, tuple[int, dict[str, Figure]]]" = WeakKeyDictionary()
+
+
 def figures(orchestrator: "Orchestrator") -> dict[str, "Figure"]:
-    """Draw the figures of a run so far, by name."""
+    """Draw the figures of a run so far, by name, laid out; once for all who ask after the same round."""
     from fedamm_pl.federation.run_files import diagnostics
     from fedamm_pl.plotting import run_figures  # matplotlib, where it is needed
 
-    return run_figures(orchestrator.state.history, diagnostics(orchestrator))
+    round_num, drawn = _drawn.get(orchestrator, (-1, {}))
+    if round_num != orchestrator.state.round_num:
+        drawn = run_figures(orchestrator.state.history, diagnostics(orchestrator))
+        for figure in drawn.values():
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # the layout is the dear part, and each rendering would find it anew
+        _drawn[orchestrator] = orchestrator.state.round_num, drawn
+    return drawn
+
+
+@contextmanager
+def decoration(what: str) -> Iterator[None]:
+    """Let a failure to draw cost the figures, not the run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: could not be drawn, the run goes on without (%s: %s)", what, type(error).__name__, error)
 
 
 def pixels(figure: "Figure") -> Any:
@@ -239,11 +264,11 @@ class FigureFiles(FederationCallback):
 
     def on_run_end(self, orchestrator: "Orchestrator") -> None:
         """Write them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures(orchestrator).items():
-            figure.savefig(self.folder / f"{name}.pdf")
-            figure.set_layout_engine("none")  # it is laid out, which is the dear part
-            figure.savefig(self.folder / f"{name}.png", dpi=150)
+        with decoration(str(self.folder)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, figure in figures(orchestrator).items():
+                figure.savefig(self.folder / f"{name}.pdf")
+                figure.savefig(self.folder / f"{name}.png", dpi=150)
 
 
 class Progress(FederationCallback):

@@ -303,6 +303,23 @@ def test_figure_files_are_pdf_and_png(tmp_path: Path) -> None:
     assert (tmp_path / "new/figures/accuracy.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_figures_that_cannot_be_drawn_cost_a_warning_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("fedamm_pl.plotting.run_figures", fail)
+    logger = LogTo(TensorBoardLogger(tmp_path, "", ""))
+    federation(callbacks=[logger, FigureFiles(tmp_path / "figures")], output_dir=tmp_path).run()
+    assert (tmp_path / "summary.json").exists()
+    assert (tmp_path / "final.ckpt").exists()
+    assert (
+        f"{tmp_path / 'figures'}: could not be drawn, the run goes on without (RuntimeError: no fonts)" in caplog.text
+    )
+    assert events(tmp_path).Scalars("test/acc")
+
+
 # The estimate
 
 
