@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DRAWING_SHARE = 0.01
 """Share of a run's time that figures for a logger may take before the last round."""
+FIRST_DRAWING = 2.0
+"""Seconds that they are expected to take before it is known."""
 DATA_FIGURES = ("class_counts", "partition")
 SHOWN_LOSSES = (0.0, 1.0, 5.0, 10.0)
 """Losses at which the weight net is logged as scalars."""
@@ -85,8 +87,8 @@ class FederationCallback:
 class LogTo(FederationCallback):
     """Sends the metrics of each round to a Lightning logger, with the round as step; at the end the hyperparameters.
 
-    Figures go to loggers that take them (TensorBoard's, and those with ``log_image``): the data at the start, the rest as
-    often as a hundredth of the run's time allows, and at the end.
+    Figures go to loggers that take them (TensorBoard's, and those with ``log_image``): as often as a hundredth of the run's
+    time allows, and at the end.
 
     Args:
         logger: Any Lightning logger.
@@ -105,7 +107,7 @@ class LogTo(FederationCallback):
 
     def on_run_start(self, orchestrator: "Orchestrator") -> None:
         """Log the configuration as text, and which scalars share a chart."""
-        self._start, self._drawing, self._cost, self._drawn = time.monotonic(), 0.0, 0.0, -1
+        self._start, self._drawing, self._cost, self._drawn = time.monotonic(), 0.0, FIRST_DRAWING, -1
         experiment: Any = getattr(self.logger, "experiment", None)
         if self.config and hasattr(experiment, "add_text"):
             text = "\n".join(f"    {line}" for line in self.config.splitlines())
@@ -121,7 +123,7 @@ class LogTo(FederationCallback):
             # Lightning's TensorBoard logger takes any error for a wrong value, also that the disk is full
             raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
         due = self._drawing + self._cost <= DRAWING_SHARE * (time.monotonic() - self._start)
-        if record.evaluated and (due or not record.round_num):
+        if record.evaluated and due:
             self._draw(orchestrator, record.round_num)
         self.logger.save()  # flushed before the round's checkpoint is written: a run that is killed loses none of it
 
@@ -151,7 +153,7 @@ class LogTo(FederationCallback):
         start = time.monotonic()
         with decoration("figures for the logger"):
             for name, figure in figures(orchestrator).items():
-                if (name in DATA_FIGURES) != (round_num == 0):  # the data do not change
+                if name in DATA_FIGURES and self._drawn >= 0:  # the data do not change
                     continue
                 if add_figure:
                     add_figure(f"figures/{name}", figure, round_num, close=False)
