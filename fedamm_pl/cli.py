@@ -73,7 +73,6 @@ class Parser(ArgumentParser):
 
 def build_parser() -> Parser:
     """Return the parser of the program."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog="fedamm", description=DESCRIPTION, allow_abbrev=False, version=__version__)
     parser.add_argument(
         "--config", action="config", help="A YAML file with these options; later ones override earlier."
@@ -82,14 +81,15 @@ def build_parser() -> Parser:
     parser.add_argument("--data", type=FederatedDataModule, default={"class_path": "fedamm_pl.FederatedDataModule"})
     parser.add_argument("--algorithm", type=FederatedModule, required=True, help="FedAMM, FedAvg, or an import path.")
     parser.add_class_arguments(Orchestrator, "federation", skip=NOT_OPTIONS, instantiate=False)
-    parser.add_argument("--trainer", type=TrainerConfig, default=TrainerConfig())
-    parser.add_argument(
-        "--logger",
-        type=bool | list[Logger],
-        default=True,
-        help="A list of Lightning loggers; true is TensorBoard in the run's folder, false none.",
-    )
-    parser.add_argument("--output", type=OutputConfig, default=OutputConfig())
+    with attribute_docstrings():
+        parser.add_argument("--trainer", type=TrainerConfig, default=TrainerConfig())
+        parser.add_argument(
+            "--logger",
+            type=bool | list[Logger],
+            default=True,
+            help="A list of Lightning loggers; true is TensorBoard in the run's folder, false none.",
+        )
+        parser.add_argument("--output", type=OutputConfig, default=OutputConfig())
     parser.add_argument(
         "--dry_run", action="store_true", help="Print what would run and what a round costs, write nothing, and stop."
     )
@@ -97,6 +97,16 @@ def build_parser() -> Parser:
     for name in LINKED:
         parser.link_arguments("data", f"algorithm.init_args.{name}", _attribute(name), apply_on="instantiate")
     return parser
+
+
+@contextmanager
+def attribute_docstrings() -> Iterator[None]:
+    """Make the line under a field its help. Only here: the parser would read the sources of all of Lightning's classes."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
 
 
 def _attribute(name: str) -> Callable[[FederatedDataModule], Any]:
@@ -273,7 +283,8 @@ def run_comparison(words: list[str]) -> None:
     """Run ``fedamm compare``."""
     parser = Parser(prog="fedamm compare", description="Methods x seeds x settings in one table.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
-    parser.add_class_arguments(CompareConfig, instantiate=False)
+    with attribute_docstrings():
+        parser.add_class_arguments(CompareConfig, instantiate=False)
     run_parser = build_parser()
 
     @cache
@@ -545,7 +556,7 @@ def describe(orchestrator: Orchestrator) -> str:
     return "\n".join(
         [
             f"{type(module).__name__} with {module.hparams['model']} ({parameters:,} parameters) on {module.device}, "
-            f"{orchestrator.trainer.precision}",
+            f"{orchestrator.trainer.resolved_precision}",
             f"{data.hparams['dataset']}: {sum(info['class_counts'])} training images, imbalance factor {factor:g} "
             f"(IF {1 / factor:g}), {data.num_clients} clients of {min(sizes)} to {max(sizes)} images",
             f"images per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",

@@ -32,7 +32,9 @@ def options(orchestrator: "Orchestrator") -> dict[str, Any]:
         "federation.max_update_norm": orchestrator.max_update_norm,
         "federation.min_success_fraction": orchestrator.min_success_fraction,
         "trainer.accelerator": trainer.kind,
-        "trainer.precision": trainer.precision,
+        "trainer.precision": trainer.resolved_precision,
+        "trainer.memory_format": trainer.memory_format,
+        "trainer.compile": trainer.compile,
     }
 
 

@@ -202,6 +202,7 @@ def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
             "accelerator": orchestrator.trainer.kind,
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
+            "precision": orchestrator.trainer.resolved_precision,
         },
         "versions": {"fedamm_pl": __version__, **versions()},
         "command": shlex.join(["python", *sys.argv]),

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true"]
+if TYPE_CHECKING:
+    from fedamm_pl.algorithms.base import FederatedModule
+
+Precision = Literal["auto", "32-true", "64-true", "bf16-mixed", "bf16-true"]
 CHATTY_LOGGERS = (
     "pytorch_lightning.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.signal_connector",  # that it received SIGTERM: the program says so itself
@@ -47,8 +51,13 @@ class TrainerConfig:
     """Hardware: auto takes a GPU if there is one."""
     devices: int | list[int] = 1
     """One device: 1, or [2] for the GPU of that number."""
-    precision: Precision = "32-true"
-    """Arithmetic of training, meta step and evaluation. 16-mixed is left out: its loss scaling would distort the meta gradient."""
+    precision: Precision = "auto"
+    """Arithmetic of training, meta step and evaluation. auto: bf16-mixed where the hardware computes in it, else 32-true.
+    16-mixed is left out: its loss scaling would distort the meta gradient."""
+    memory_format: Literal["channels_last", "contiguous_format"] = "channels_last"
+    """Layout of images in the package's networks, and in yours if they have an attribute of this name; results agree to rounding."""
+    compile: bool = False
+    """Compile the network once for all clients and evaluations (torch.compile; on a CPU it needs a C++ compiler)."""
     deterministic: bool = False
     """On a GPU: only deterministic kernels, so that the same seed gives the same bits."""
 
@@ -72,7 +81,7 @@ class TrainerConfig:
         return {
             "accelerator": self.accelerator,
             "devices": self.devices,
-            "precision": self.precision,
+            "precision": "32-true" if self.precision == "auto" else self.precision,
             "deterministic": self.deterministic,
             "logger": False,
             "enable_checkpointing": False,
@@ -86,6 +95,13 @@ class TrainerConfig:
         """The resolved hardware: ``cpu``, ``cuda`` or ``mps``."""
         return str(self._probe.strategy.root_device.type)
 
+    @cached_property
+    def resolved_precision(self) -> str:
+        """The precision, where ``auto`` has chosen."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16-mixed" if computes_in_bfloat16(self._probe.strategy.root_device) else "32-true"
+
     def build(self, **options: Any) -> pl.Trainer:
         """Return a fresh Trainer without logger, checkpoints, bar and summary.
 
@@ -93,12 +109,25 @@ class TrainerConfig:
             options: Further arguments of the Trainer, for example ``max_epochs``.
         """
         strategy = ResidentStrategy(device=self._probe.strategy.root_device)
-        return pl.Trainer(**self._options, strategy=strategy, **options)
+        return pl.Trainer(**{**self._options, "precision": self.resolved_precision}, strategy=strategy, **options)
 
-    def place(self, module: pl.LightningModule) -> None:
-        """Move a module to the device and into the parameter type that its fits will use."""
+    def place(self, module: "FederatedModule") -> None:
+        """Move a module to the device, and make it ready for the arithmetic that its fits will use."""
         self._probe.precision_plugin.convert_module(module)
         module.to(self._probe.strategy.root_device)
+        for part in module.modules():
+            if hasattr(part, "memory_format"):
+                part.memory_format = self.memory_format
+        if self.compile:  # in place: names, weights and their addresses stay
+            module.model.compile()
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether the hardware multiplies in bfloat16 itself: NVIDIA from Ampere on, x86 with AVX-512 bf16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # a torch that does not know computes in float32
+    return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Networks, chosen by name: plain ``nn.Module`` classes that map (B, in_channels, H, W) to (B, num_classes)."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from torch import Tensor, nn
@@ -15,7 +16,16 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     **{f"resnet{depth}": partial(ResNetCIFAR, depth=depth) for depth in (20, 32, 44, 56)},
 }
 
-__all__ = ["MODELS", "ResNetCIFAR", "SmallCNN", "WeightNet", "build_model", "features_and_logits", "last_linear"]
+__all__ = [
+    "MODELS",
+    "ResNetCIFAR",
+    "SmallCNN",
+    "WeightNet",
+    "build_model",
+    "features_and_logits",
+    "last_linear",
+    "uncompiled",
+]
 
 
 def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -76,7 +86,21 @@ def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     seen: list[Tensor] = []
     hook = last_linear(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        logits = model(images)
+        with uncompiled(model):  # compiled code would pass the hook by
+            logits = model(images)
     finally:
         hook.remove()
     return seen[0], logits
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Call a network that was compiled in place as it was written.
+
+    Compiled code has neither a second nor a forward-mode derivative.
+    """
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled

@@ -43,6 +43,9 @@ class ResNetCIFAR(nn.Module):
         depth: 6n + 2 layers for n blocks a stage: 20, 32, 44, 56.
         width: Channels of the first stage.
 
+    Attributes:
+        memory_format: Layout in which the convolutions compute: channels_last, the faster one, or contiguous_format.
+
     Raises:
         ValueError: If the depth is not 6n + 2.
     """
@@ -63,13 +66,14 @@ class ResNetCIFAR(nn.Module):
             )
         )
         self.classifier = nn.Linear(4 * width, num_classes)
+        self.memory_format = "channels_last"
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, in_channels, H, W) to logits (B, num_classes)."""
-        images = images.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+        images = images.to(memory_format=getattr(torch, self.memory_format))
         hidden = functional.relu(self.bn1(self.conv1(images)))
         features = self.stages(hidden).mean((2, 3))
         logits: Tensor = self.classifier(features)

@@ -1,5 +1,6 @@
 """What every method owes: its limit case, learning, the plain Trainer, a resume in the same bits, its bytes, its options."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 
 HIDDEN = 16
 PARTITIONS = ["by_num_classes", "by_dirichlet", "by_shards", "iid"]
-CPU = TrainerConfig(accelerator="cpu")
+CPU = TrainerConfig(accelerator="cpu", precision="32-true")
 State = dict[str, Tensor]
 Method = tuple[type[FederatedModule], dict[str, Any]]
 
@@ -239,6 +240,18 @@ def test_trains_in_half_precision_too(name: str, precision: Any) -> None:
     assert run.state.history[-1]["test/loss"] < 3
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     assert {value.dtype for value in of_the_model(run.state.shared).values()} == {dtype}
+
+
+@every_method
+def test_the_compiled_network_trains_alike(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    eagerly = functools.partialmethod(nn.Module.compile, backend="eager")  # traced, but computed as it was written
+    data = tiny_data(num_clients=2, batch_size=40)
+    plain = federate(make(method, data), data, 2)
+    monkeypatch.setattr(nn.Module, "compile", eagerly)
+    compiled = federate(make(method, data), data, 2, trainer=TrainerConfig("cpu", precision="32-true", compile=True))
+    assert compiled.state.counts == dict.fromkeys(compiled.state.counts, 0)
+    for name, value in plain.state.shared.items():
+        torch.testing.assert_close(compiled.state.shared[name], value)
 
 
 # The plain Trainer.

@@ -20,7 +20,7 @@ from fedamm_pl.seeding import derive_seed
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 
 ALGORITHMS = [FedAvg, FedAMM]
-CPU = TrainerConfig(accelerator="cpu")
+CPU = TrainerConfig(accelerator="cpu", precision="32-true")
 
 
 def make(algorithm: type[FederatedModule], data: TinyData, **options: Any) -> FederatedModule:

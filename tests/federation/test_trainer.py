@@ -1,0 +1,199 @@
+"""What is chosen for speed: precision, layout, compilation, batches of the evaluation; the plain way gives the same."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
+from fedamm_pl.federation.trainer import TrainerConfig, computes_in_bfloat16
+from fedamm_pl.models import SmallCNN, uncompiled
+from tests.tiny import NUM_CLASSES, tiny_data
+
+State = dict[str, Tensor]
+
+
+def trained(algorithm: type[FederatedModule] = FedAMM, model: str = "tests.tiny.tiny_resnet", **options: Any) -> State:
+    """The server's state after two rounds of two clients, with options of the trainer."""
+    data = tiny_data(num_clients=2)
+    torch.manual_seed(0)
+    more = {"differentiation": "forward"} if algorithm is FedAMM else {}
+    module = algorithm(NUM_CLASSES, 1, model, lr=0.05, info=data.info, **more)  # type: ignore[arg-type]
+    trainer = TrainerConfig("cpu", **{"precision": "32-true", **options})
+    run = Orchestrator(module, data, num_rounds=2, client_fraction=1.0, local_epochs=2, trainer=trainer)
+    run.run()
+    assert run.state.counts == dict.fromkeys(run.state.counts, 0)
+    return run.state.shared
+
+
+def distance(state: State, reference: State) -> float:
+    """Length of the difference of the weights, relative to what two rounds of training changed."""
+    data = tiny_data(num_clients=2)
+    torch.manual_seed(0)
+    start = FedAMM(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info).shared_state()
+    names = [name for name, value in reference.items() if value.is_floating_point()]
+    difference = torch.cat([(state[name] - reference[name]).double().flatten() for name in names])
+    update = torch.cat([(start[name] - reference[name]).double().flatten() for name in names])
+    return float(difference.norm() / update.norm())
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16-mixed"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": False, "amx_bf16": False}, "32-true"),
+        ({"avx2": True}, "32-true"),
+    ],
+)
+def test_auto_takes_bfloat16_where_the_processor_multiplies_in_it(
+    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    config = TrainerConfig("cpu")
+    assert config.precision == "auto"
+    assert config.resolved_precision == config.build().precision == expected
+    assert TrainerConfig("cpu", precision="64-true").resolved_precision == "64-true"
+
+
+def test_a_torch_that_knows_no_capabilities_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert TrainerConfig("cpu").resolved_precision == "32-true"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_asks_a_gpu_for_bfloat16_of_its_own(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert computes_in_bfloat16(torch.device("cuda")) == native
+    assert not computes_in_bfloat16(torch.device("mps"))
+
+
+def test_bfloat16_goes_the_way_of_float32() -> None:
+    assert 0 < distance(trained(precision="bf16-mixed"), trained()) < 0.4
+
+
+# Layout
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("64-true", 1e-11)])
+def test_both_layouts_agree_to_rounding(precision: str, tolerance: float) -> None:
+    plain = trained(precision=precision, memory_format="contiguous_format")
+    assert distance(trained(precision=precision, memory_format="channels_last"), plain) < tolerance
+
+
+def test_the_layout_is_that_of_the_option() -> None:
+    seen: list[bool] = []
+    network = SmallCNN(NUM_CLASSES, 1)
+    network.features[3].register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    data = tiny_data()
+    module = FedAvg(NUM_CLASSES, 1, network, info=data.info)
+    for memory_format in ("channels_last", "contiguous_format"):
+        TrainerConfig("cpu", memory_format=memory_format).place(module)  # type: ignore[arg-type]
+        module(data.images.test_images[:4])
+    assert seen == [True, False]
+
+
+# Compilation
+
+
+def test_the_compiled_network_agrees_and_keeps_its_names() -> None:
+    plain = trained(model="tests.federation.test_trainer.perceptron")
+    compiled = trained(model="tests.federation.test_trainer.perceptron", compile=True)
+    assert list(plain) == list(compiled)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5)
+
+
+def perceptron(num_classes: int, in_channels: int) -> nn.Module:
+    """A network that is quick to compile."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+
+def test_the_network_is_compiled_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+
+    def compile_eagerly(module: nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    trained(FedAvg, model="tests.federation.test_trainer.perceptron", compile=True)
+    assert [type(module) for module in compiled] == [nn.Sequential]
+
+
+def test_uncompiled_calls_the_network_as_it_was_written() -> None:
+    network = perceptron(2, 1)
+    network._compiled_call_impl = lambda *_: "compiled"
+    images = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(ZeroDivisionError), uncompiled(network):
+        assert network(images).shape == (1, 2)
+        raise ZeroDivisionError
+    assert network(images) == "compiled"
+
+
+# Evaluation
+
+
+def test_evaluation_does_not_depend_on_its_batches() -> None:
+    measured = []
+    for size in (7, 80, 1000):
+        data = tiny_data(test_batch_size=size)
+        torch.manual_seed(0)
+        module = FedAvg(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info)
+        measured.append(
+            Orchestrator(module, data, num_rounds=1, trainer=TrainerConfig("cpu", precision="64-true")).evaluate()
+        )
+    for metrics in measured[1:]:
+        assert metrics == pytest.approx(measured[0], rel=1e-6)
+
+
+# A GPU that waits
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a processor wait for a GPU: a value read back, and a shape that depends on values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if any(waiting in name for waiting in self.WAITING):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"meta_update": "synchronous", "differentiation": "forward"}])
+@pytest.mark.parametrize("algorithm", [FedAvg, FedAMM])
+def test_nothing_waits_for_the_device_in_an_epoch(
+    algorithm: type[FederatedModule], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[str] = []
+    steps: list[int] = []
+    step = algorithm.training_step
+
+    def watched(module: Any, batch: Any, batch_idx: int) -> Any:
+        with Waits() as mode:
+            result = step(module, batch, batch_idx)
+        waits.extend(mode.found)
+        steps.append(batch_idx)
+        return result
+
+    monkeypatch.setattr(algorithm, "training_step", watched)
+    data = tiny_data()
+    module = algorithm(
+        NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info, **(options if algorithm is FedAMM else {})
+    )
+    Orchestrator(module, data, num_rounds=1, local_epochs=1, trainer=TrainerConfig("cpu", precision="32-true")).run()
+    assert len(steps) > 1
+    assert waits == []
