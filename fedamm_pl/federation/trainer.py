@@ -117,7 +117,7 @@ class TrainerConfig:
         module.to(self._probe.strategy.root_device)
         for part in module.modules():
             if hasattr(part, "memory_format"):
-                part.memory_format = self.memory_format
+                vars(part)["memory_format"] = self.memory_format
         if self.compile:  # in place: names, weights and their addresses stay
             module.model.compile()
 
@@ -125,8 +125,10 @@ class TrainerConfig:
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Return whether the hardware multiplies in bfloat16 itself: NVIDIA from Ampere on, x86 with AVX-512 bf16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # a torch that does not know computes in float32
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # a torch that does not know computes in float32
     return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 

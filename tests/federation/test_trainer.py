@@ -132,9 +132,11 @@ def test_uncompiled_calls_the_network_as_it_was_written() -> None:
     network = perceptron(2, 1)
     network._compiled_call_impl = lambda *_: "compiled"
     images = torch.zeros(1, 1, 8, 8)
-    with pytest.raises(ZeroDivisionError), uncompiled(network):
+    with uncompiled(network):
         assert network(images).shape == (1, 2)
-        raise ZeroDivisionError
+    assert network(images) == "compiled"
+    with pytest.raises(RuntimeError), uncompiled(network):
+        network(images[:, :, 1:])  # of a wrong size
     assert network(images) == "compiled"
 
 
