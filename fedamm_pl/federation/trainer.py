@@ -117,7 +117,7 @@ class TrainerConfig:
         module.to(self._probe.strategy.root_device)
         for part in module.modules():
             if hasattr(part, "memory_format"):
-                vars(part)["memory_format"] = self.memory_format
+                part.memory_format = self.memory_format  # type: ignore[assignment]
         if self.compile:  # in place: names, weights and their addresses stay
             module.model.compile()
 
