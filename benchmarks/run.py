@@ -165,7 +165,8 @@ def advance(run: Orchestrator) -> float:
 def arithmetic(run: Orchestrator) -> Iterator[None]:
     """The precision of a run, as torch has it."""
     enabled = run.trainer.resolved_precision == "bf16-mixed"
-    with torch.autocast(run.module.device.type, torch.bfloat16, enabled):
+    # without a cache, which would keep the weights of the first step in bfloat16 for all that follow
+    with torch.autocast(run.module.device.type, torch.bfloat16, enabled, cache_enabled=False):
         yield
 
 
@@ -227,10 +228,10 @@ def bare_meta_step(network: nn.Module, weight_net: nn.Module, client: Prepared) 
     direction = torch.autograd.grad(meta_loss, list(stepped.values()))
     with torch.no_grad(), forward_ad.dual_level():
         duals = {
-            name: forward_ad.make_dual(value.detach(), tangent)
+            name: forward_ad.make_dual(value.detach(), tangent)  # type: ignore[no-untyped-call]
             for (name, value), tangent in zip(params.items(), direction, strict=True)
         }
-        inner = forward_ad.unpack_dual(losses_at(duals)).tangent
+        inner = forward_ad.unpack_dual(losses_at(duals)).tangent  # type: ignore[no-untyped-call]
     values = torch.autograd.grad(-LR * (slopes * inner).sum(), list(weight_net.parameters()))
     return {
         name: (value - (1 + MOMENTUM) * META_LR * (gradient + WEIGHT_DECAY * value)).detach()
@@ -254,7 +255,7 @@ def bare_round(network: nn.Module, weight_net: nn.Module, clients: list[Prepared
             with torch.no_grad():
                 raw = weight_net(losses)
             optimizer.zero_grad()
-            weighted(losses, raw).backward()
+            weighted(losses, raw).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             seen += losses.detach().sum()
         trained |= {f"model.{name}": value for name, value in network.state_dict().items()}
@@ -434,10 +435,10 @@ def row_start(repeats: int) -> list[Row]:
 def peak_memory(num_clients: int, num_rounds: int = 40) -> tuple[float, float]:
     """Return the peak memory in MiB after a quarter of the rounds and after all, ten clients a round."""
     peaks: list[float] = []
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # of bytes, or of KiB
 
     class Peak(FederationCallback):
         def on_round_end(self, orchestrator: Orchestrator, record: RoundRecord) -> None:
-            unit = 2**20 if sys.platform == "darwin" else 2**10
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
     torch.set_num_threads(1)
@@ -504,7 +505,7 @@ def row_data(repeats: int) -> list[Row]:
         with arithmetic(run):
             for images, labels in batches:
                 optimizer.zero_grad()
-                cross_entropy(network(images), labels).backward()
+                cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
     row = pairs(
