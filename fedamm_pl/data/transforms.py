@@ -74,7 +74,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten().long(), minlength=256).double() / channel.numel()
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean = float(share @ levels)
         std = float((share @ (levels - mean) ** 2).sqrt())
         means.append(mean)
