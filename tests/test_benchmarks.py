@@ -1,0 +1,63 @@
+"""The benchmark: its command runs and writes what it prints; its yardstick does what a round does."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fedamm_pl import FedAMM
+from fedamm_pl.federation.trainer import TrainerConfig
+
+PROGRAM = Path(__file__).parent.parent / "benchmarks/run.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_prints_and_writes_its_rows(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROGRAM), "--rows", "data", "--repeats", "1", "--output", str(tmp_path / "r.json")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    content = json.loads((tmp_path / "r.json").read_text())
+    (row,) = content["rows"]
+    assert row["measured"] == pytest.approx(100 * row["seconds"]["data"][0] / row["seconds"]["step"][0], rel=0.05)
+    assert row["what"] in printed
+    assert content["hardware"]["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_bare_loop_has_the_arithmetic_of_a_round(benchmark: ModuleType, precision: str) -> None:
+    data = benchmark.Noise("noise-20-8-3-10", num_clients=2, imbalance_factor=0.5, num_meta_per_class=2, batch_size=16)
+    torch.manual_seed(0)
+    module = FedAMM(10, 3, "tests.tiny.tiny_resnet", 0.01, info=data.info, differentiation="forward")
+    own = FedAMM(10, 3, "tests.tiny.tiny_resnet", 0.01, info=data.info)
+    run = benchmark.Orchestrator(
+        module,
+        data,
+        num_rounds=0,
+        client_fraction=1.0,
+        local_epochs=2,
+        callbacks=[benchmark.Rounds()],
+        trainer=TrainerConfig("cpu", precision=precision),  # type: ignore[arg-type]
+    )
+    own.load_shared_state(run.state.shared)
+    start = run.state.shared
+    assert benchmark.advance(run) > 0
+    with benchmark.arithmetic(run):
+        averages = benchmark.bare_round(own.model, own.weight_net, benchmark.prepare(run, 1))
+    assert averages.keys() == run.state.shared.keys()
+    for name, value in run.state.shared.items():
+        assert not torch.equal(value, start[name]), name
+        torch.testing.assert_close(value.double(), averages[name].double(), rtol=1e-4, atol=1e-6)
