@@ -267,7 +267,8 @@ class Orchestrator:
 
     def _answer(self, question: Question) -> Answer:
         seed = derive_seed(self.seed, "meta", question.round_num, question.client_id, question.step)
-        return self.module.answer(question, self.data.meta_batch(seed))
+        with self.trainer.precision_plugin.forward_context():  # the same wherever the client is that asks
+            return self.module.answer(question, self.data.meta_batch(seed))
 
     def _intake(self, round_num: int, tasks: list[ClientTask]) -> Intake:
         return Intake(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 if TYPE_CHECKING:
     from fedamm_pl.algorithms.base import FederatedModule
 
-Precision = Literal["auto", "32-true", "64-true", "bf16-mixed", "bf16-true"]
+PrecisionName = Literal["auto", "32-true", "64-true", "bf16-mixed", "bf16-true"]
 CHATTY_LOGGERS = (
     "pytorch_lightning.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.signal_connector",  # that it received SIGTERM: the program says so itself
@@ -51,7 +52,7 @@ class TrainerConfig:
     """Hardware: auto takes a GPU if there is one."""
     devices: int | list[int] = 1
     """One device: 1, or [2] for the GPU of that number."""
-    precision: Precision = "auto"
+    precision: PrecisionName = "auto"
     """Arithmetic of training, meta step and evaluation. auto: bf16-mixed where the hardware computes in it, else 32-true.
     16-mixed is left out: its loss scaling would distort the meta gradient."""
     memory_format: Literal["channels_last", "contiguous_format"] = "channels_last"
@@ -102,6 +103,11 @@ class TrainerConfig:
             return self.precision
         return "bf16-mixed" if computes_in_bfloat16(self._probe.strategy.root_device) else "32-true"
 
+    @cached_property
+    def precision_plugin(self) -> Precision:
+        """Lightning's precision plugin: its ``forward_context`` is the arithmetic of what runs beside a fit."""
+        return self.build().precision_plugin
+
     def build(self, **options: Any) -> pl.Trainer:
         """Return a fresh Trainer without logger, checkpoints, bar and summary.
 
@@ -113,7 +119,7 @@ class TrainerConfig:
 
     def place(self, module: "FederatedModule") -> None:
         """Move a module to the device, and make it ready for the arithmetic that its fits will use."""
-        self._probe.precision_plugin.convert_module(module)
+        self.precision_plugin.convert_module(module)
         module.to(self._probe.strategy.root_device)
         for part in module.modules():
             if hasattr(part, "memory_format"):

@@ -23,7 +23,7 @@ from fedamm_pl.federation.session import ServerSession
 from fedamm_pl.federation.trainer import TrainerConfig
 
 SERVER = -1
-CPU = TrainerConfig(accelerator="cpu", precision="32-true")
+CPU = TrainerConfig(accelerator="cpu")
 Outcome = ClientResult | ClientFailure
 
 
