@@ -46,7 +46,7 @@ def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """Return an empty figure, in inches, and its axes row by row."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07))
+    figure = Figure(figsize=(width, height), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07))
     flat = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axes in flat:
         axes.spines[["top", "right"]].set_visible(False)

@@ -146,17 +146,17 @@ class LogTo(FederationCallback):
         self.logger.finalize("success")
 
     def _draw(self, orchestrator: "Orchestrator", round_num: int) -> None:
-        add_figure = getattr(getattr(self.logger, "experiment", None), "add_figure", None)
+        add_image = getattr(getattr(self.logger, "experiment", None), "add_image", None)
         log_image = getattr(self.logger, "log_image", None)
-        if not self.figures or not (add_figure or log_image):
+        if not self.figures or not (add_image or log_image):
             return
         start = time.monotonic()
         with decoration("figures for the logger"):
             for name, figure in figures(orchestrator).items():
                 if name in DATA_FIGURES and self._drawn >= 0:  # the data do not change
                     continue
-                if add_figure:
-                    add_figure(f"figures/{name}", figure, round_num, close=False)
+                if add_image:
+                    add_image(f"figures/{name}", pixels(figure), round_num, dataformats="HWC")
                 else:
                     assert log_image is not None
                     log_image(f"figures/{name}", [pixels(figure)], step=round_num)
@@ -229,8 +229,9 @@ def figures(orchestrator: "Orchestrator") -> dict[str, "Figure"]:
     if round_num != orchestrator.state.round_num:
         drawn = run_figures(orchestrator.state.history, diagnostics(orchestrator))
         for figure in drawn.values():
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # the layout is the dear part, and each rendering would find it anew
+            if engine := figure.get_layout_engine():  # the dear part, which each rendering would do anew
+                engine.execute(figure)
+                figure.set_layout_engine("none")
         _drawn[orchestrator] = orchestrator.state.round_num, drawn
     return drawn
 
@@ -244,14 +245,19 @@ def decoration(what: str) -> Iterator[None]:
         log.warning("%s: could not be drawn, the run goes on without (%s: %s)", what, type(error).__name__, error)
 
 
+_pixels: "WeakKeyDictionary[Figure, Any]" = WeakKeyDictionary()
+
+
 def pixels(figure: "Figure") -> Any:
-    """Render a figure to an array (H, W, 4) of uint8."""
+    """Render a figure to an array (H, W, 4) of uint8; once for all who ask."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
+    if figure not in _pixels:
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        _pixels[figure] = np.array(canvas.buffer_rgba())
+    return _pixels[figure]
 
 
 class FigureFiles(FederationCallback):
@@ -266,11 +272,13 @@ class FigureFiles(FederationCallback):
 
     def on_run_end(self, orchestrator: "Orchestrator") -> None:
         """Write them."""
+        from PIL import Image
+
         with decoration(str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, figure in figures(orchestrator).items():
                 figure.savefig(self.folder / f"{name}.pdf")
-                figure.savefig(self.folder / f"{name}.png", dpi=150)
+                Image.fromarray(pixels(figure)).save(self.folder / f"{name}.png", dpi=(150, 150), compress_level=1)
 
 
 class Progress(FederationCallback):

@@ -36,6 +36,26 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
         _check_single_example(module, image, name, sizes.index(1))
 
 
+def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
+    """Call the network that was compiled once, on what an evaluation gives it.
+
+    Raises:
+        ValueError: If it cannot be compiled here.
+    """
+    images, _ = next(iter(data.test_dataloader()))
+    was_training = module.training
+    try:
+        with torch.inference_mode():
+            module.eval()(images)
+    except Exception as error:  # a compiler that is missing, or code that it does not take
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"Expected `compile` to be false where the network cannot be compiled, got true: {reason:.200}"
+        ) from error
+    finally:
+        module.train(was_training)
+
+
 def _check_logits(module: FederatedModule, image: torch.Tensor, name: str, num_classes: int) -> None:
     was_training = module.training
     try:

@@ -13,7 +13,7 @@ from fedamm_pl.data.loaders import Batch
 from fedamm_pl.federation.aggregation import Aggregate, TrimmedMean, WeightedAverage
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import RunState, latest_checkpoint, lock_folder
-from fedamm_pl.federation.checks import check_fit
+from fedamm_pl.federation.checks import check_compiles, check_fit
 from fedamm_pl.federation.executors import Executor, SequentialExecutor
 from fedamm_pl.federation.fingerprint import differences, environment, fingerprint
 from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, first_nonfinite
@@ -130,6 +130,9 @@ class Orchestrator:
         check_fit(module, data)
         self.trainer.place(module)
         self.data.to(module.device)
+        if self.trainer.compile:
+            with self.trainer.precision_plugin.forward_context():
+                check_compiles(module, data)
         labels = data.images.test_labels
         chance = float(labels.bincount().max()) / len(labels)  # accuracy of the best constant guess
         self._guess = chance, math.sqrt(chance * (1 - chance) / len(labels))
@@ -348,7 +351,8 @@ class Orchestrator:
         """
         self.module.load_shared_state(self.module.deployed(self.state.shared))
         loader = self.data.test_dataloader()
-        (metrics,) = self.trainer.build().test(self.module, loader, verbose=False)
+        with quiet():
+            (metrics,) = self.trainer.build().test(self.module, loader, verbose=False)
         if self.module.test_confusion is not None:
             self.state.confusion = self.module.test_confusion.compute().tolist()
         return dict(metrics)

@@ -1,5 +1,6 @@
 """What is chosen for speed: precision, layout, compilation, batches of the evaluation; the plain way gives the same."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -126,6 +127,15 @@ def test_the_network_is_compiled_once_for_all_clients(monkeypatch: pytest.Monkey
     monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
     trained(FedAvg, model="tests.federation.test_trainer.perceptron", compile=True)
     assert [type(module) for module in compiled] == [nn.Sequential]
+
+
+def test_what_cannot_be_compiled_is_said_before_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("No working C++ compiler found\nmore")
+
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=refuse))
+    with pytest.raises(ValueError, match=r"`compile` to be false .*, got true: .*No working C\+\+ compiler found"):
+        trained(FedAvg, model="tests.federation.test_trainer.perceptron", compile=True)
 
 
 def test_uncompiled_calls_the_network_as_it_was_written() -> None:
