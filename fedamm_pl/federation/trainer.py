@@ -106,7 +106,8 @@ class TrainerConfig:
     @cached_property
     def precision_plugin(self) -> Precision:
         """Lightning's precision plugin: its ``forward_context`` is the arithmetic of what runs beside a fit."""
-        return self.build().precision_plugin
+        with quiet():
+            return self.build().precision_plugin
 
     def build(self, **options: Any) -> pl.Trainer:
         """Return a fresh Trainer without logger, checkpoints, bar and summary.

@@ -78,6 +78,14 @@ def test_bfloat16_goes_the_way_of_float32() -> None:
     assert 0 < distance(trained(precision="bf16-mixed"), trained()) < 0.4
 
 
+def test_no_precision_makes_lightning_talk(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    data = tiny_data()
+    module = FedAvg(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info)
+    Orchestrator(module, data, num_rounds=1, trainer=TrainerConfig("cpu", precision="bf16-mixed")).evaluate()
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
 # Layout
 
 
