@@ -432,14 +432,22 @@ def row_start(repeats: int) -> list[Row]:
         return [*rows, pairs(what, first_step, start(bare_without_end), repeats, bar=1.5, names=names)]
 
 
+def memory_so_far() -> float:
+    """Return the peak memory of this process in MiB."""
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**10
+    # not on Linux, where it counts what the parent had when it started this process
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def peak_memory(num_clients: int, num_rounds: int = 40) -> tuple[float, float]:
     """Return the peak memory in MiB after a quarter of the rounds and after all, ten clients a round."""
     peaks: list[float] = []
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # of bytes, or of KiB
 
     class Peak(FederationCallback):
         def on_round_end(self, orchestrator: Orchestrator, record: RoundRecord) -> None:
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+            peaks.append(memory_so_far())
 
     torch.set_num_threads(1)
     data = Noise("noise-6010-28-1-1000", num_clients=num_clients, imbalance_factor=1.0, partition="iid")
