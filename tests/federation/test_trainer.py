@@ -174,7 +174,31 @@ def test_evaluation_does_not_depend_on_its_batches() -> None:
         assert metrics == pytest.approx(measured[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_how_often_is_evaluated_changes_no_bit(precision: Any) -> None:
+    states = []
+    for eval_interval in (1, 3):
+        data = tiny_data()
+        torch.manual_seed(0)
+        module = FedAMM(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info, differentiation="forward")
+        trainer = TrainerConfig("cpu", precision=precision)
+        run = Orchestrator(module, data, num_rounds=3, local_epochs=1, eval_interval=eval_interval, trainer=trainer)
+        run.run()
+        states.append(run.state.shared)
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
+
+
 # A GPU that waits
+
+
+def test_weights_stay_at_their_addresses() -> None:
+    # what a captured graph, or a compiled network, relies on
+    data = tiny_data()
+    module = FedAMM(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info, differentiation="forward")
+    run = Orchestrator(module, data, num_rounds=2, local_epochs=1, trainer=TrainerConfig("cpu"))
+    before = {name: value.data_ptr() for name, value in module.state_dict(keep_vars=True).items()}
+    run.run()
+    assert {name: value.data_ptr() for name, value in module.state_dict(keep_vars=True).items()} == before
 
 
 class Waits(TorchDispatchMode):
