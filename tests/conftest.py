@@ -4,11 +4,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny networks gain nothing from more
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fedamm_pl.cli import main
 
@@ -79,3 +80,11 @@ def fedavg_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("runs") / "fedavg"
     main(command("FedAvg", folder, "--output.figures", "true"))
     return folder
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Forget what torch has compiled: after some networks it would compile no more of the same code."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

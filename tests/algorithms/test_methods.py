@@ -243,6 +243,7 @@ def test_trains_in_half_precision_too(name: str, precision: Any) -> None:
 
 
 @every_method
+@pytest.mark.usefixtures("fresh_compiler")
 def test_the_compiled_network_trains_alike(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     eagerly = functools.partialmethod(nn.Module.compile, backend="eager")  # traced, but computed as it was written
     data = tiny_data(num_clients=2, batch_size=40)

@@ -112,6 +112,7 @@ def test_the_layout_is_that_of_the_option() -> None:
 # Compilation
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_the_compiled_network_agrees_and_keeps_its_names() -> None:
     plain = trained(model="tests.federation.test_trainer.perceptron")
     compiled = trained(model="tests.federation.test_trainer.perceptron", compile=True)
@@ -125,6 +126,7 @@ def perceptron(num_classes: int, in_channels: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, 8), nn.ReLU(), nn.Linear(8, num_classes))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_the_network_is_compiled_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
 
@@ -137,6 +139,7 @@ def test_the_network_is_compiled_once_for_all_clients(monkeypatch: pytest.Monkey
     assert [type(module) for module in compiled] == [nn.Sequential]
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_what_cannot_be_compiled_is_said_before_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("No working C++ compiler found\nmore")
