@@ -594,7 +594,7 @@ ROWS: dict[str, Callable[[int], list[Row]]] = {
 KINDS = {
     "convolution, forward": ("convolution", "conv2d", "mkldnn_convolution", "cudnn_convolution", "onednn"),
     "BatchNorm": ("batch_norm",),
-    "optimizer": ("Optimizer.step", "_fused_sgd", "_foreach"),
+    "optimizer, without its additions": ("Optimizer.step", "_fused_sgd", "_foreach"),
     "ReLU, addition, padding": ("relu", "threshold", "add", "pad", "slice"),
     "casts and copies": ("copy_", "_to_copy", "clone", "contiguous", "fill_", "zero_"),
 }

@@ -14,6 +14,7 @@ from torch import nn
 
 from fedamm_pl.cli import main
 from fedamm_pl.data import datasets
+from fedamm_pl.federation.trainer import TrainerConfig
 
 NOISE = ("Traceback", "compute_fn", "Parser key", "Namespace", "class 'str'", "NoneType")
 ALLOWED_MODELS = "small_cnn, resnet20, resnet32, resnet44, resnet56"
@@ -225,7 +226,11 @@ def test_a_run_is_not_continued_by_another_method(refuse: Any, fedavg_run: Path)
         ("--algorithm.lr", "0.1", "algorithm.lr is 0.1 but was 0.05"),
         ("--data.batch_size", "9", "data.batch_size is 9 but was 8"),
         ("--federation.local_epochs", "2", "federation.local_epochs is 2 but was 1"),
-        ("--trainer.precision", "64-true", "trainer.precision is '64-true' but was '"),
+        (
+            "--trainer.precision",
+            "64-true",
+            "trainer.precision is '64-true' but was '" + TrainerConfig("cpu").resolved_precision,
+        ),
     ],
 )
 def test_a_run_is_not_continued_by_other_options(

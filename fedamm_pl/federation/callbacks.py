@@ -160,8 +160,9 @@ class LogTo(FederationCallback):
                 else:
                     assert log_image is not None
                     log_image(f"figures/{name}", [pixels(figure)], step=round_num)
+            self._drawn = round_num
         self._cost = time.monotonic() - start
-        self._drawing, self._drawn = self._drawing + self._cost, round_num
+        self._drawing += self._cost
 
 
 def round_scalars(orchestrator: "Orchestrator", record: RoundRecord) -> dict[str, float]:
@@ -238,9 +239,11 @@ def figures(orchestrator: "Orchestrator") -> dict[str, "Figure"]:
 
 @contextmanager
 def decoration(what: str) -> Iterator[None]:
-    """Let a failure to draw cost the figures, not the run."""
+    """Let a failure to draw cost the figures, not the run; a disk that fails is another matter."""
     try:
         yield
+    except OSError:
+        raise
     except Exception as error:
         log.warning("%s: could not be drawn, the run goes on without (%s: %s)", what, type(error).__name__, error)
 

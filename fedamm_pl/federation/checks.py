@@ -6,6 +6,7 @@ import torch
 
 from fedamm_pl.algorithms.base import FederatedModule
 from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.models import uncompiled
 
 
 def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
@@ -48,6 +49,7 @@ def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
         with torch.inference_mode():
             module.eval()(images)
     except Exception as error:  # a compiler that is missing, or code that it does not take
+        module.model._compiled_call_impl = None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"Expected `compile` to be false where the network cannot be compiled, got true: {reason:.200}"
@@ -59,7 +61,7 @@ def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
 def _check_logits(module: FederatedModule, image: torch.Tensor, name: str, num_classes: int) -> None:
     was_training = module.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled(module.model):
             logits = module.eval()(image)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -54,9 +54,10 @@ class TrainerConfig:
     """One device: 1, or [2] for the GPU of that number."""
     precision: PrecisionName = "auto"
     """Arithmetic of training, meta step and evaluation. auto: bf16-mixed where the hardware computes in it, else 32-true.
-    16-mixed is left out: its loss scaling would distort the meta gradient."""
+    What a server trains itself (MetaFineTune, CReFF) stays in the type of the weights. 16-mixed is left out: its loss scaling
+    would distort the meta gradient."""
     memory_format: Literal["channels_last", "contiguous_format"] = "channels_last"
-    """Layout of images in the package's networks, and in yours if they have an attribute of this name; results agree to rounding."""
+    """Layout of images in the package's networks, and in yours if they have a text attribute of this name."""
     compile: bool = False
     """Compile the network once for all clients and evaluations (torch.compile; on a CPU it needs a C++ compiler)."""
     deterministic: bool = False
@@ -123,8 +124,9 @@ class TrainerConfig:
         self.precision_plugin.convert_module(module)
         module.to(self._probe.strategy.root_device)
         for part in module.modules():
-            if hasattr(part, "memory_format"):
+            if isinstance(getattr(part, "memory_format", None), str):
                 part.memory_format = self.memory_format  # type: ignore[assignment]
+        module.model._compiled_call_impl = None  # of an orchestrator before
         if self.compile:  # in place: names, weights and their addresses stay
             module.model.compile()
 

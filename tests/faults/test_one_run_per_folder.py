@@ -17,7 +17,7 @@ import torch
 import fedamm_pl
 from fedamm_pl import FedAMM, Orchestrator
 from fedamm_pl.cli import main
-from fedamm_pl.federation import fingerprint, run_files
+from fedamm_pl.federation import fingerprint, run_files, trainer
 from fedamm_pl.federation.callbacks import FederationCallback, Progress
 from fedamm_pl.federation.checkpoint import lock_folder
 from fedamm_pl.federation.trainer import TrainerConfig
@@ -328,6 +328,17 @@ def test_other_libraries_and_threads_continue_with_a_note(
     main(command("FedAMM", half))
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert warning == f"{note}; from here on results may differ in their last digits"
+    assert (half / "metrics.csv").read_bytes() == (fedamm_run / "metrics.csv").read_bytes()
+
+
+def test_other_arithmetic_chosen_by_the_hardware_is_refused_and_the_old_one_continues(
+    half: Path, fedamm_run: Path, command: Any, refuse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was = TrainerConfig("cpu").resolved_precision
+    now = {"bf16-mixed": "32-true", "32-true": "bf16-mixed"}[was]
+    monkeypatch.setattr(trainer, "computes_in_bfloat16", lambda _: now == "bf16-mixed")
+    assert f"trainer.precision is '{now}' but was '{was}'" in refuse(command("FedAMM", half))
+    main(command("FedAMM", half, "--trainer.precision", was))
     assert (half / "metrics.csv").read_bytes() == (fedamm_run / "metrics.csv").read_bytes()
 
 

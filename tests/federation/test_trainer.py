@@ -109,6 +109,23 @@ def test_the_layout_is_that_of_the_option() -> None:
     assert seen == [True, False]
 
 
+def test_an_attribute_of_another_kind_is_left_alone() -> None:
+    class Own(nn.Module):
+        memory_format = torch.channels_last
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = perceptron(NUM_CLASSES, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.network(images.to(memory_format=self.memory_format))
+            return logits
+
+    data = tiny_data()
+    module = FedAvg(NUM_CLASSES, 1, Own(), info=data.info)
+    Orchestrator(module, data, num_rounds=1, local_epochs=1, trainer=TrainerConfig("cpu")).run()
+
+
 # Compilation
 
 
@@ -137,6 +154,31 @@ def test_the_network_is_compiled_once_for_all_clients(monkeypatch: pytest.Monkey
     monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
     trained(FedAvg, model="tests.federation.test_trainer.perceptron", compile=True)
     assert [type(module) for module in compiled] == [nn.Sequential]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_nothing_is_compiled_after_the_first_rounds_and_nothing_without_the_option(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs: list[int] = []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(1)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=count))
+    data = tiny_data()
+
+    def run(module: FedAvg, num_rounds: int, compiled: bool) -> int:
+        torch.compiler.reset()
+        trainer = TrainerConfig("cpu", precision="32-true", compile=compiled)
+        before = len(graphs)
+        Orchestrator(module, data, num_rounds=num_rounds, local_epochs=1, eval_interval=1, trainer=trainer).run()
+        return len(graphs) - before
+
+    few, many = (FedAvg(NUM_CLASSES, 1, perceptron(NUM_CLASSES, 1), info=data.info) for _ in range(2))
+    assert run(few, 3, True) == run(many, 6, True) > 0
+    assert run(many, 1, False) == 0
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -220,8 +262,10 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{}, {"meta_update": "synchronous", "differentiation": "forward"}])
-@pytest.mark.parametrize("algorithm", [FedAvg, FedAMM])
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [(FedAvg, {}), (FedAMM, {}), (FedAMM, {"meta_update": "synchronous", "differentiation": "forward"})],
+)
 def test_nothing_waits_for_the_device_in_an_epoch(
     algorithm: type[FederatedModule], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,9 +282,7 @@ def test_nothing_waits_for_the_device_in_an_epoch(
 
     monkeypatch.setattr(algorithm, "training_step", watched)
     data = tiny_data()
-    module = algorithm(
-        NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info, **(options if algorithm is FedAMM else {})
-    )
+    module = algorithm(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info, **options)
     Orchestrator(module, data, num_rounds=1, local_epochs=1, trainer=TrainerConfig("cpu", precision="32-true")).run()
     assert len(steps) > 1
     assert waits == []
