@@ -89,10 +89,10 @@ def pairs(what: str, first: Callable[[], float], second: Callable[[], float], re
     """
     names = options.pop("names", ("first", "second"))
     first(), second()
-    timed = [(first(), second()) for _ in range(repeats)]
-    ratio = statistics.median(a / b for a, b in timed)
+    both = [(first(), second()) for _ in range(repeats)]
+    ratio = statistics.median(a / b for a, b in both)
     seconds = dict(
-        zip(names, ([round(value, 4) for value in column] for column in zip(*timed, strict=True)), strict=True)
+        zip(names, ([round(value, 4) for value in column] for column in zip(*both, strict=True)), strict=True)
     )
     medians = ", ".join(f"{name} {statistics.median(values):.3g} s" for name, values in seconds.items())
     return Row(what, ratio, seconds=seconds, **{"note": medians, **options})
@@ -310,7 +310,7 @@ def row_arithmetic(repeats: int) -> list[Row]:
     }
     for run in ways.values():
         advance(run)
-    seconds = {name: [] for name in ways}  # type: dict[str, list[float]]
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(min(repeats, 3)):
         for name, run in ways.items():
             seconds[name].append(round(advance(run), 4))
@@ -530,7 +530,6 @@ from fedamm_pl import Orchestrator
 from fedamm_pl.cli import main
 
 seconds = collections.Counter()
-observers = ("LogTo", "FigureFiles", "Progress")
 
 
 def timed_call(self, hook, *args):
@@ -626,10 +625,9 @@ def profile() -> dict[str, float]:
 
 def hardware() -> dict[str, Any]:
     """Return what it ran on."""
-    names = [line for line in _lines("/proc/cpuinfo") if line.startswith(("model name", "flags"))]
-    name = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
+    names = [line.partition(": ")[2] for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
-        "processor": name,
+        "processor": next(iter(names), platform.processor()),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "precision chosen by auto": TrainerConfig().resolved_precision,

@@ -135,9 +135,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Return whether the hardware multiplies in bfloat16 itself: NVIDIA from Ampere on, x86 with AVX-512 bf16 or AMX."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # a torch that does not know computes in float32
+    # a torch that does not know computes in float32
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
