@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, Orchestrator
 from fedamm_pl.data import ImageData
-from fedamm_pl.data.loaders import Batch
+from fedamm_pl.data.client import Batch
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, RoundRecord
 from fedamm_pl.federation.fingerprint import versions
 from fedamm_pl.federation.sampling import sample_clients
@@ -382,7 +382,7 @@ def row_outside(repeats: int) -> list[Row]:
 FIRST_STEP = """
 import os, sys
 from fedamm_pl import FedAMM
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 FedAMM.training_step = lambda *_: os._exit(0)
 main(sys.argv[1:])
 """
@@ -527,7 +527,7 @@ def row_data(repeats: int) -> list[Row]:
 OBSERVED = """
 import collections, json, sys, time
 from fedamm_pl import Orchestrator
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 
 seconds = collections.Counter()
 

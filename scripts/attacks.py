@@ -20,8 +20,8 @@ import torch
 
 from fedamm_pl import FedAMM, FederatedDataModule, Orchestrator
 from fedamm_pl.federation.executors import SequentialExecutor
-from fedamm_pl.federation.messages import ClientFailure, ClientResult, State
 from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
 from fedamm_pl.seeding import derive_seed, torch_generator
 
 ATTACKERS = (0, 1)

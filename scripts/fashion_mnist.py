@@ -67,7 +67,7 @@ def draw(output: Path) -> None:
     import pytorch_lightning as pl
 
     from fedamm_pl import FedAMM
-    from fedamm_pl.plotting import weight_curves
+    from fedamm_pl.results.figures import weight_curves
 
     initial, learned = [], []
     for seed in SEEDS:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 
 NUM_CLASSES, SIZE = 6, 12
 ALGORITHM_OPTIONS = {"FedAMM": ["--algorithm.differentiation", "forward"], "FedAvg": []}

@@ -13,8 +13,8 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, __version__, algorithms
-from fedamm_pl.cli import build_parser, main
-from fedamm_pl.data.datasets import ImageData
+from fedamm_pl.cli.main import build_parser, main
+from fedamm_pl.data.sources import ImageData
 from fedamm_pl.losses import example_losses
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -323,7 +323,7 @@ def test_the_shipped_comparison_names_every_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned: list[Any] = []
-    monkeypatch.setattr("fedamm_pl.cli.execute", lambda runs, jobs: planned.extend(runs) or [])
+    monkeypatch.setattr("fedamm_pl.cli.main.execute", lambda runs, jobs: planned.extend(runs) or [])
     main(["compare", "--config", str(CONFIGS / "compare_fashion_mnist.yaml"), "--dir", str(tmp_path)])
     configs = [yaml.safe_load(run.config) for run in planned]
     methods = {config["algorithm"]["class_path"].rpartition(".")[2] for config in configs}

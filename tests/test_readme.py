@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedamm_pl import Orchestrator
-from fedamm_pl.cli import build_parser
+from fedamm_pl.cli.main import build_parser
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from tests.tiny import NUM_CLASSES, tiny_data
 

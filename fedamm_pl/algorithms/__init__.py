@@ -1,6 +1,5 @@
 """Federated algorithms: one LightningModule each, with the client's and the server's side in one class."""
 
-from fedamm_pl.algorithms.base import FederatedModule
 from fedamm_pl.algorithms.class_balanced import ClassBalanced
 from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.algorithms.climb import Climb
@@ -17,6 +16,7 @@ from fedamm_pl.algorithms.meta_finetune import MetaFineTune
 from fedamm_pl.algorithms.moon import Moon
 from fedamm_pl.algorithms.ratio_loss import RatioLoss
 from fedamm_pl.algorithms.scaffold import Scaffold
+from fedamm_pl.protocol.module import FederatedModule
 
 __all__ = [
     "CReFF",

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.base import FederatedModule
-from fedamm_pl.data.datasets import ImageInfo
-from fedamm_pl.federation.messages import State
-from fedamm_pl.federation.session import ServerSession
+from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.protocol.messages import State
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.session import ServerSession
 
 Counts = Literal["local", "global"]
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datasets import ImageInfo
-from fedamm_pl.federation.messages import ClientResult, State
-from fedamm_pl.federation.session import ServerSession
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.models import features_and_logits, last_linear
+from fedamm_pl.protocol.messages import ClientResult, State
+from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.session import ServerSession
 from fedamm_pl.seeding import derive_seed, torch_generator
 
 GRADIENTS, PRESENT, FEATURES, WEIGHT, BIAS = (

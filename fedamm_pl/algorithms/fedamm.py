@@ -13,14 +13,14 @@ import torch
 from lightning_fabric.utilities.data import sized_len
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datasets import ImageInfo
-from fedamm_pl.data.loaders import Batch
-from fedamm_pl.federation.messages import Answer, ClientResult, Question, State
-from fedamm_pl.federation.session import ServerSession
+from fedamm_pl.algorithms.meta import Differentiation, meta_gradient, virtual_step
+from fedamm_pl.data.client import Batch
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses, normalized_weights, weighted_loss
-from fedamm_pl.meta import Differentiation, meta_gradient, virtual_step
 from fedamm_pl.models import WeightNet
+from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
+from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.session import ServerSession
 
 MetaUpdate = Literal["asynchronous", "synchronous"]
 LOSS_GRID = tuple(0.25 * step for step in range(41))

@@ -1,6 +1,6 @@
 """FedAvg (McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017)."""
 
-from fedamm_pl.algorithms.base import FederatedModule
+from fedamm_pl.protocol.module import FederatedModule
 
 
 class FedAvg(FederatedModule):

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedamm_pl.algorithms.base import require_range
 from fedamm_pl.algorithms.class_prior import ClassPriorModule
-from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import logit_adjusted_losses
 from fedamm_pl.models import last_linear
+from fedamm_pl.protocol.module import require_range
 
 
 class ETFHead(nn.Module):

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import focal_losses
+from fedamm_pl.protocol.module import FederatedModule, require_range
 
 
 class FedFocal(FederatedModule):

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.protocol.module import FederatedModule, require_range
 
 
 class FedProx(FederatedModule):

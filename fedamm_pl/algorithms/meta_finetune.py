@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datasets import ImageInfo
-from fedamm_pl.federation.messages import ClientResult, State
-from fedamm_pl.federation.session import ServerSession
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
+from fedamm_pl.protocol.messages import ClientResult, State
+from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.session import ServerSession
 
 
 class MetaFineTune(FederatedModule):

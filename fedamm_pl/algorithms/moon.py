@@ -5,11 +5,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datasets import ImageInfo
-from fedamm_pl.data.loaders import Batch
+from fedamm_pl.data.client import Batch
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import contrastive_losses
 from fedamm_pl.models import features_and_logits
+from fedamm_pl.protocol.module import FederatedModule, require_range
 
 
 class Moon(FederatedModule):

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.base import FederatedModule, require_range
-from fedamm_pl.data.datasets import ImageInfo
-from fedamm_pl.federation.messages import State
-from fedamm_pl.federation.session import ServerSession
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import features_and_logits
+from fedamm_pl.protocol.messages import State
+from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.session import ServerSession
 
 
 def class_ratios(features: Tensor, logits: Tensor, labels: Tensor, max_ratio: float) -> Tensor:

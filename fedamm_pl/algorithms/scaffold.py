@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from fedamm_pl.algorithms.base import FederatedModule
-from fedamm_pl.data.datasets import ImageInfo
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.federation.aggregation import WeightedAverage
-from fedamm_pl.federation.messages import ClientResult, State
-from fedamm_pl.federation.session import ServerSession
+from fedamm_pl.protocol.messages import ClientResult, State
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.session import ServerSession
 
 CONTROL = "control."
 

@@ -1,6 +1,6 @@
 """Data: long tails, partitions, data sets, transforms and the Lightning data module."""
 
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.data.datasets import ImageData, load_images
+from fedamm_pl.data.sources import ImageData, load_images
 
 __all__ = ["FederatedDataModule", "ImageData", "load_images"]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.data import partition as partitions
-from fedamm_pl.data.datasets import NORMALIZATION, ImageData, ImageInfo, check_images, load_images
-from fedamm_pl.data.loaders import Batch, BatchLoader, ClientData, augmented_batch
+from fedamm_pl.data.client import Batch, BatchLoader, ClientData, augmented_batch
 from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
+from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, check_images, load_images
 from fedamm_pl.data.transforms import Augmentation, channel_statistics, draw_augmentation
 from fedamm_pl.metrics import ShotRule, shot_groups
 from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedamm_pl.federation.messages import State
+from fedamm_pl.protocol.messages import State
 
 
 class Aggregate(Protocol):

@@ -3,19 +3,16 @@
 import hashlib
 import io
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from fedamm_pl.federation.fingerprint import environment
-from fedamm_pl.federation.messages import ClientFailure, State
+from fedamm_pl.files import write_atomically
+from fedamm_pl.protocol.messages import ClientFailure, State
 
 log = logging.getLogger(__name__)
 PATTERN = "round_*.ckpt"
@@ -95,57 +92,6 @@ class Checkpoint:
     state: RunState
     fingerprint: dict[str, Any]
     environment: dict[str, Any]
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what is there at the end becomes ``path``, whole or not at all, also after a power loss."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):  # the disk may be full: give the room back
-            temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the new name itself, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def lock_folder(folder: Path) -> FileLock:
-    """Make a folder if it is missing, and keep other runs out of it until the lock is released or the process ends.
-
-    Raises:
-        ValueError: If the folder cannot be written or another run uses it.
-    """
-    lock = FileLock(folder / ".lock", thread_local=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"Expected `output_dir` to be a folder that no other run uses, got {folder}: wait for the other run or choose "
-            "another folder."
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"Expected `output_dir` to be a folder that can be written, got {folder} ({error.strerror})."
-        ) from error
-    return lock
 
 
 def save_checkpoint(folder: Path, state: RunState, fingerprint: Mapping[str, Any]) -> Path:

@@ -4,9 +4,9 @@ import copy
 
 import torch
 
-from fedamm_pl.algorithms.base import FederatedModule
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.models import uncompiled
+from fedamm_pl.protocol.module import FederatedModule
 
 
 def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedamm_pl.version import __version__
+
 if TYPE_CHECKING:
     from fedamm_pl.federation.orchestrator import Orchestrator
 
@@ -40,8 +42,6 @@ def options(orchestrator: "Orchestrator") -> dict[str, Any]:
 
 def fingerprint(orchestrator: "Orchestrator") -> dict[str, Any]:
     """Return the options, the content of the data, and the version of this package: a run goes on with the same only."""
-    from fedamm_pl import __version__
-
     return {"fedamm_pl": __version__, **options(orchestrator), "data (content)": orchestrator.data.content_hash}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.federation.aggregation import clip_update, update_norm
-from fedamm_pl.federation.messages import ClientFailure, ClientResult, ClientTask, State
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State
 
 log = logging.getLogger(__name__)
 

@@ -7,22 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fedamm_pl.algorithms.base import FederatedModule
+from fedamm_pl.data.client import Batch
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.data.loaders import Batch
 from fedamm_pl.federation.aggregation import Aggregate, TrimmedMean, WeightedAverage
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
-from fedamm_pl.federation.checkpoint import RunState, latest_checkpoint, lock_folder
+from fedamm_pl.federation.callbacks.files import run_files
+from fedamm_pl.federation.checkpoint import RunState, latest_checkpoint
 from fedamm_pl.federation.checks import check_compiles, check_fit
 from fedamm_pl.federation.executors import Executor, SequentialExecutor
 from fedamm_pl.federation.fingerprint import differences, environment, fingerprint
 from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, first_nonfinite
-from fedamm_pl.federation.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
-from fedamm_pl.federation.run_files import run_files
 from fedamm_pl.federation.sampling import num_sampled, sample_clients
-from fedamm_pl.federation.session import ServerSession
 from fedamm_pl.federation.summary import divergence
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.files import lock_folder
+from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.session import ServerSession
 from fedamm_pl.seeding import derive_seed
 
 log = logging.getLogger(__name__)

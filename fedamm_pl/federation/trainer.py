@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 if TYPE_CHECKING:
-    from fedamm_pl.algorithms.base import FederatedModule
+    from fedamm_pl.protocol.module import FederatedModule
 
 PrecisionName = Literal["auto", "32-true", "64-true", "bf16-mixed", "bf16-true"]
 CHATTY_LOGGERS = (

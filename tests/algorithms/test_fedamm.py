@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
-from fedamm_pl.data.loaders import BatchLoader
-from fedamm_pl.federation.messages import Question
+from fedamm_pl.data.client import BatchLoader
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.protocol.messages import Question
 from fedamm_pl.seeding import derive_seed
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
 

@@ -29,8 +29,8 @@ from fedamm_pl.algorithms import (
     Scaffold,
 )
 from fedamm_pl.federation.callbacks import FederationCallback
-from fedamm_pl.federation.messages import ClientResult
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.protocol.messages import ClientResult
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 
 HIDDEN = 16

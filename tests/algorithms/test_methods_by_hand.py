@@ -15,7 +15,7 @@ from fedamm_pl.algorithms.creff import class_gradient_sums, match_features, matc
 from fedamm_pl.algorithms.fedetf import ETFHead
 from fedamm_pl.algorithms.fednova import normalizer
 from fedamm_pl.algorithms.ratio_loss import class_ratios
-from fedamm_pl.data.loaders import Batch
+from fedamm_pl.data.client import Batch
 from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.models import features_and_logits, last_linear

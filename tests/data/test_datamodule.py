@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.data import FederatedDataModule, ImageData
-from fedamm_pl.data.loaders import BatchLoader, ClientData
+from fedamm_pl.data.client import BatchLoader, ClientData
 from fedamm_pl.data.transforms import augment
 
 NUM_TRAIN, NUM_CLASSES, NUM_META = 500, 5, 4  # 100 images a class, 4 of them in the meta set

@@ -16,11 +16,11 @@ from typing import Any
 from torch import nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, FederatedModule
-from fedamm_pl.data.loaders import Batch, BatchLoader, ClientData
+from fedamm_pl.data.client import Batch, BatchLoader, ClientData
 from fedamm_pl.federation.executors import SequentialExecutor
-from fedamm_pl.federation.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
-from fedamm_pl.federation.session import ServerSession
 from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
+from fedamm_pl.protocol.session import ServerSession
 
 SERVER = -1
 CPU = TrainerConfig(accelerator="cpu")

@@ -21,15 +21,15 @@ import pytorch_lightning as pl
 import torch
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, FederatedModule, Orchestrator
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import load_checkpoint
 from fedamm_pl.federation.executors import SequentialExecutor
 from fedamm_pl.federation.intake import Intake
-from fedamm_pl.federation.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
 from fedamm_pl.federation.orchestrator import FederationError
 from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
 from fedamm_pl.seeding import derive_seed
 from tests.faults import faulty
 from tests.faults.faulty import CPU, SERVER, ForkingExecutor, Plan, Returning, raising

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import pytest
 from filelock import FileLock
 
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation.checkpoint import load_checkpoint
 from tests.faults.test_kills import (
     assert_each_round_is_logged_once,

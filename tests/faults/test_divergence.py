@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fedamm_pl import FedAvg, FederatedModule, Orchestrator
-from fedamm_pl.cli import main
-from fedamm_pl.federation.messages import State
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation.summary import divergence
+from fedamm_pl.protocol.messages import State
 from tests.faults import faulty
 from tests.faults.faulty import CPU, SERVER, Plan
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data

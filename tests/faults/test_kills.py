@@ -26,7 +26,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.tensorflow_stub.io.gfile import GFile
 
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,7 +39,13 @@ DEADLINE = 120  # seconds after which a child that should have come somewhere co
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        *("fedamm_pl.cli", "torch.utils.tensorboard", "pytest", "docstring_parser", "fsspec.implementations.local"),
+        *(
+            "fedamm_pl.cli.main",
+            "torch.utils.tensorboard",
+            "pytest",
+            "docstring_parser",
+            "fsspec.implementations.local",
+        ),
         *("torch._decomp.decompositions_for_jvp", "tensorboard.backend.event_processing.event_accumulator"),
     ]
 )

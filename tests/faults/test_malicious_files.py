@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from fedamm_pl import FedAMM
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.data import load_images
 from fedamm_pl.federation.checkpoint import load_checkpoint
 

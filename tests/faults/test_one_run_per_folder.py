@@ -16,11 +16,11 @@ import torch
 
 import fedamm_pl
 from fedamm_pl import FedAMM, Orchestrator
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation import fingerprint, run_files, trainer
 from fedamm_pl.federation.callbacks import FederationCallback, Progress
-from fedamm_pl.federation.checkpoint import lock_folder
 from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.files import lock_folder
 from tests.faults.test_kills import assert_same_run, checkpoints, ended, fork, wait_for
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from fedamm_pl import FedAvg, FederatedModule, Orchestrator
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation.checkpoint import load_checkpoint
 from fedamm_pl.federation.executors import SequentialExecutor
 from fedamm_pl.federation.intake import Intake, outlier
-from fedamm_pl.federation.messages import Answer, ClientResult, ClientTask, State
+from fedamm_pl.protocol.messages import Answer, ClientResult, ClientTask, State
 from tests.faults import faulty
 from tests.faults.faulty import CPU, Plan, Returning
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data

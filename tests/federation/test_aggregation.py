@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedamm_pl.federation.aggregation import WeightedAverage
-from fedamm_pl.federation.messages import State
+from fedamm_pl.protocol.messages import State
 
 
 def average(states: list[State], weights: list[float]) -> State:

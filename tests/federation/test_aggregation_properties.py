@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedamm_pl.federation.aggregation import Aggregate, TrimmedMean, WeightedAverage, num_trimmed
-from fedamm_pl.federation.messages import State
+from fedamm_pl.protocol.messages import State
 
 # A failure has to come back in the next run, and nothing may depend on what is on the disk.
 REPEATABLE = settings(deadline=None, derandomize=True, database=None, max_examples=100)

@@ -19,11 +19,11 @@ from fedamm_pl.algorithms import base
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
 from fedamm_pl.federation import callbacks
 from fedamm_pl.federation.callbacks import FederationCallback, FigureFiles, LogTo, RoundRecord
+from fedamm_pl.federation.callbacks.files import diagnostics
 from fedamm_pl.federation.executors import SequentialExecutor
-from fedamm_pl.federation.messages import ClientFailure, ClientResult
 from fedamm_pl.federation.orchestrator import FederationError
-from fedamm_pl.federation.run_files import diagnostics
 from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 
 CPU = TrainerConfig(accelerator="cpu", precision="32-true")
@@ -310,7 +310,7 @@ def test_figures_that_cannot_be_drawn_cost_a_warning_and_not_the_run(
     def fail(*_: object) -> None:
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("fedamm_pl.plotting.run_figures", fail)
+    monkeypatch.setattr("fedamm_pl.results.figures.run_figures", fail)
     logger = LogTo(TensorBoardLogger(tmp_path, "", ""))
     federation(callbacks=[logger, FigureFiles(tmp_path / "figures")], output_dir=tmp_path).run()
     assert (tmp_path / "summary.json").exists()

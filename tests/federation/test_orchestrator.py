@@ -14,8 +14,8 @@ from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import load_checkpoint
 from fedamm_pl.federation.executors import SequentialExecutor
 from fedamm_pl.federation.intake import client_metrics
-from fedamm_pl.federation.messages import Answer, ClientResult, ClientTask, Question
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.protocol.messages import Answer, ClientResult, ClientTask, Question
 from fedamm_pl.seeding import derive_seed
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from fedamm_pl.data.loaders import Batch, ClientData
+from fedamm_pl.data.client import Batch, ClientData
 from fedamm_pl.federation.aggregation import Aggregate
-from fedamm_pl.federation.messages import Answer, ClientTask, Question, State, payload_bytes
+from fedamm_pl.protocol.messages import Answer, ClientTask, Question, State, payload_bytes
 
 Stage = Literal["data", "training", "meta step"]
 

@@ -18,11 +18,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator, __version__
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation import run_files
 from fedamm_pl.federation.executors import SequentialExecutor
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CLASSES = range(6)
 CLASS_COUNTS = [55, 34, 21, 13, 8, 5]  # int(55 * 0.1 ** (i / 5)), 55 = 60 - 5 meta images
 SHOT_GROUPS = {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}  # cumulative shares .40 .65 | .81 .90 | .96 1

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from fedamm_pl.cli import main
-from fedamm_pl.report import labels, report
-from fedamm_pl.runs import Run, load, load_all
+from fedamm_pl.cli.main import main
+from fedamm_pl.results.report import labels, report
+from fedamm_pl.results.runs import Run, load, load_all
 
 VOID = {"meta", "img"}
 SOURCE = re.compile(r'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"')

@@ -28,7 +28,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedamm_pl.data.loaders import Batch
+from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import uncompiled
 

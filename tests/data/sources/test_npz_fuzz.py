@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedamm_pl.data import datasets
-from fedamm_pl.data.datasets import ImageData, load_images, read_image_folder, read_npz
+from fedamm_pl.data import sources as datasets
+from fedamm_pl.data.sources import ImageData, load_images, read_image_folder, read_npz
 
 # numpy and Pillow may warn of odd headers before they read or refuse them: the outcome is what counts here
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from jsonargparse import Namespace
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, Orchestrator
-from fedamm_pl.cli import LINKED, NOT_OPTIONS, OutputConfig, Parser, build_parser, dump, main, option_names
+from fedamm_pl.cli.main import LINKED, NOT_OPTIONS, OutputConfig, Parser, build_parser, dump, main, option_names
 from fedamm_pl.data import datasets
 from fedamm_pl.federation.trainer import TrainerConfig
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from fedamm_pl.data.datasets import ImageInfo
-from fedamm_pl.data.loaders import Batch
+from fedamm_pl.data.client import Batch
+from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.data.transforms import normalize
-from fedamm_pl.federation.messages import Answer, ClientResult, Question, State
-from fedamm_pl.federation.session import ClientSession, ServerSession
 from fedamm_pl.losses import example_losses
 from fedamm_pl.metrics import ShotAccuracy
 from fedamm_pl.models import build_model
+from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 CONFUSION_CLASSES = 200
 """Up to so many classes, a test counts which class is taken for which."""

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation.executors import SequentialExecutor
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 COLUMNS = {"all": "test/acc", "many": "test/acc_many", "medium": "test/acc_medium", "few": "test/acc_few"}
 GROUPS = r"all [01]\.\d{3}  many [01]\.\d{3}  medium [01]\.\d{3}  few [01]\.\d{3}"
 

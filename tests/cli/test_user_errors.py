@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from fedamm_pl.cli import main
+from fedamm_pl.cli.main import main
 from fedamm_pl.data import datasets
 from fedamm_pl.federation.trainer import TrainerConfig
 
@@ -163,7 +163,7 @@ def test_a_configuration_is_refused(mistake: str, refuse: Any, command: Any) -> 
 
 def test_a_process_ends_with_status_2_and_one_line(command: Any, tmp_path: Path) -> None:
     arguments = command("FedAMM", tmp_path / "run", "--data.imbalance_factor", "2")
-    program = [sys.executable, str(Path(__file__).parent.parent / "orchestrate.py")]
+    program = [sys.executable, str(Path(__file__).parent.parent.parent / "orchestrate.py")]
     child = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
     assert (child.returncode, child.stdout) == (2, "")
     assert child.stderr == "fedamm: error: Expected --data.imbalance_factor to be in (0, 1], got 2.0.\n"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from fedamm_pl.data.loaders import ClientData
-from fedamm_pl.federation.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, payload_bytes
-from fedamm_pl.federation.session import ClientSession
+from fedamm_pl.data.client import ClientData
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, payload_bytes
+from fedamm_pl.protocol.session import ClientSession
 from fedamm_pl.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from fedamm_pl.algorithms.base import FederatedModule
+    from fedamm_pl.protocol.module import FederatedModule
 
 
 class Executor(Protocol):

@@ -15,9 +15,9 @@ from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
 
 from fedamm_pl.federation.fingerprint import options as run_options
-from fedamm_pl.federation.messages import ClientFailure, ClientResult
 from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.summary import short_names, summarize
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,8 +223,8 @@ _drawn: "WeakKeyDictionary[Orchestrator, tuple[int, dict[str, Figure]]]" = WeakK
 
 def figures(orchestrator: "Orchestrator") -> dict[str, "Figure"]:
     """Draw the figures of a run so far, by name, laid out; once for all who ask after the same round."""
-    from fedamm_pl.federation.run_files import diagnostics
-    from fedamm_pl.plotting import run_figures  # matplotlib, where it is needed
+    from fedamm_pl.federation.callbacks.files import diagnostics
+    from fedamm_pl.results.figures import run_figures  # matplotlib, where it is needed
 
     round_num, drawn = _drawn.get(orchestrator, (-1, {}))
     if round_num != orchestrator.state.round_num:

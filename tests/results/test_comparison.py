@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from fedamm_pl import FedAvg
-from fedamm_pl.cli import main
-from fedamm_pl.compare import (
+from fedamm_pl.cli.main import main
+from fedamm_pl.results.comparison import (
     CompareConfig,
     Run,
     as_latex,

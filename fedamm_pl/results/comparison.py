@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import fedamm_pl
-from fedamm_pl.federation.checkpoint import write_atomically
 from fedamm_pl.federation.fingerprint import differences
 from fedamm_pl.federation.summary import SHOWN
-from fedamm_pl.plotting import comparison
+from fedamm_pl.files import write_atomically
+from fedamm_pl.results.figures import comparison
 
 KINDS = {"final": "final", "best": "best on test", "mean_last_10": "mean of last 10"}
 LATEX = str.maketrans(
@@ -219,7 +219,7 @@ def start(run: Run, jobs: int) -> "subprocess.Popen[bytes]":
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "fedamm_pl.cli", "--config", str(path), "--output.dir", str(run.folder)]
+    command = [sys.executable, "-m", "fedamm_pl.cli.main", "--config", str(path), "--output.dir", str(run.folder)]
     with run.folder.with_name(run.folder.name + ".log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 

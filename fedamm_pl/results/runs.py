@@ -13,8 +13,8 @@ import yaml
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fedamm_pl import plotting
 from fedamm_pl.federation.summary import summarize
+from fedamm_pl.results import figures as plotting
 
 METRICS = "metrics.csv"
 NEEDED = {

@@ -17,8 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from fedamm_pl import WeightNet, plotting
+from fedamm_pl import WeightNet
 from fedamm_pl.metrics import shot_groups
+from fedamm_pl.results import figures as plotting
 
 LOSSES = np.arange(0, 10.01, 0.25)
 GROUPS = {"many": [2], "medium": [0], "few": [1]}

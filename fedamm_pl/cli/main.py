@@ -29,16 +29,16 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedamm_pl import FederatedDataModule, FederatedModule, Orchestrator, __version__
-from fedamm_pl.compare import CompareConfig, check_folders, execute, plan, write_results
 from fedamm_pl.federation.callbacks import FigureFiles, LogTo, Progress
-from fedamm_pl.federation.checkpoint import lock_folder, write_atomically
 from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.orchestrator import FederationError
 from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.summary import table
 from fedamm_pl.federation.trainer import TrainerConfig
-from fedamm_pl.report import write_report
-from fedamm_pl.runs import load_all
+from fedamm_pl.files import lock_folder, write_atomically
+from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, plan, write_results
+from fedamm_pl.results.report import write_report
+from fedamm_pl.results.runs import load_all
 
 DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping.
 Trains a classifier over simulated clients with long-tailed data and writes metrics, checkpoints and the model to a folder.

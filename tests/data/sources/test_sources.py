@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fedamm_pl.data import datasets
-from fedamm_pl.data.datasets import load_images, read_image_folder, read_npz
+from fedamm_pl.data.sources import load_images, read_image_folder, read_npz
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
 MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedamm_pl.runs import Run, load, load_all
+from fedamm_pl.results.runs import Run, load, load_all
 
 
 def copied(run: Path, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from fedamm_pl.federation.summary import LAST
-from fedamm_pl.figure_parts import (
+from fedamm_pl.results.figure_parts import (
     CLEAR,
     FADING,
     MEDIUM,

@@ -10,13 +10,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fedamm_pl import compare, plotting
-from fedamm_pl.compare import KINDS
-from fedamm_pl.federation.checkpoint import write_atomically
 from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.summary import SHOWN, short_names
-from fedamm_pl.html import Cells, definitions, embedded, folded, gallery, page, plain, tabular
-from fedamm_pl.runs import Run
+from fedamm_pl.files import write_atomically
+from fedamm_pl.results import comparison as compare
+from fedamm_pl.results import figures as plotting
+from fedamm_pl.results.comparison import KINDS
+from fedamm_pl.results.html import Cells, definitions, embedded, folded, gallery, page, plain, tabular
+from fedamm_pl.results.runs import Run
 
 MAX_RUNS_WITH_FIGURES = 6  # a page of more takes long to open
 MAX_OPEN_CLASSES = 20  # a longer table is folded up

@@ -1,10 +1,8 @@
 """The files of a run directory: metrics.csv, diagnostics.json, checkpoints, summary.json, final.ckpt."""
 
 import csv
-import errno
 import io
 import json
-import os
 import platform
 import shlex
 import sys
@@ -15,9 +13,11 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
-from fedamm_pl.federation.checkpoint import PATTERN, save_checkpoint, write_atomically
+from fedamm_pl.federation.checkpoint import PATTERN, save_checkpoint
 from fedamm_pl.federation.fingerprint import fingerprint, options, versions
 from fedamm_pl.federation.summary import summarize
+from fedamm_pl.files import append_whole, write_atomically
+from fedamm_pl.version import __version__
 
 if TYPE_CHECKING:
     from fedamm_pl.federation.orchestrator import Orchestrator
@@ -150,18 +150,6 @@ class FinalFiles(FederationCallback):
         write_atomically(self.folder / "summary.json", _json(summary(orchestrator)).encode())
 
 
-def append_whole(path: Path, content: bytes) -> None:
-    """Append to a file; if that fails, leave it as it was."""
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            if file.write(content) < len(content):  # a disk that fills up takes a part
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            file.truncate(size)
-            raise
-
-
 def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
     """Return the content of summary.json.
 
@@ -170,8 +158,6 @@ def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
     ``failed_rounds`` and ``resumes`` are counts over the whole run; ``diverged`` says when the global model was first seen
     to have diverged, ``stopped`` why the run ended early; both are null where all went well.
     """
-    from fedamm_pl import __version__
-
     state, data, info = orchestrator.state, orchestrator.data, orchestrator.data.info
     rounds, fits = max(state.round_num, 1), max(state.clients_total, 1)
     return {

@@ -1,0 +1,1 @@
+"""The command line: ``orchestrate.py``, also installed as ``fedamm``."""

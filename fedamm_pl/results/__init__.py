@@ -1,0 +1,1 @@
+"""What runs have left: read back, compared, drawn, reported."""
