@@ -22,7 +22,7 @@ from jsonargparse import Namespace
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, Orchestrator
 from fedamm_pl.cli.main import LINKED, NOT_OPTIONS, OutputConfig, Parser, build_parser, dump, main, option_names
-from fedamm_pl.data import datasets
+from fedamm_pl.data import sources as datasets
 from fedamm_pl.federation.trainer import TrainerConfig
 
 # jsonargparse tells developers, not users, that some import paths will not do in its next version

@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 from fedamm_pl.cli.main import main
-from fedamm_pl.data import datasets
+from fedamm_pl.data import sources as datasets
 from fedamm_pl.federation.trainer import TrainerConfig
 
 NOISE = ("Traceback", "compute_fn", "Parser key", "Namespace", "class 'str'", "NoneType")

@@ -575,7 +575,7 @@ class Rooted(FedAvg):
 def test_a_method_may_have_options_that_are_objects(
     configuration: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    methods = {"own": {"class_path": "tests.test_compare.Rooted"}, "FedProx": {"mu": -1}}
+    methods = {"own": {"class_path": "tests.results.test_comparison.Rooted"}, "FedProx": {"mu": -1}}
     shared = {"data": {"dataset": "tiny"}, "algorithm": {"model": "small_cnn"}, "federation": {"num_rounds": 1}}
     assert "FedProx: " in one_error(capsys, configuration(tmp_path / "new", base=shared, methods=methods))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedamm_pl.data import datasets
+from fedamm_pl.data import sources as datasets
 from fedamm_pl.data.sources import load_images, read_image_folder, read_npz
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
