@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator, __version__
 from fedamm_pl.cli.main import main
-from fedamm_pl.federation import run_files
+from fedamm_pl.federation.callbacks import files as run_files
 from fedamm_pl.federation.executors import SequentialExecutor
 
 ROOT = Path(__file__).parent.parent.parent

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
-from fedamm_pl.algorithms import base
+from fedamm_pl.protocol import module as base
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
 from fedamm_pl.federation import callbacks
 from fedamm_pl.federation.callbacks import FederationCallback, FigureFiles, LogTo, RoundRecord
