@@ -22,7 +22,7 @@ from jsonargparse import Namespace
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, Orchestrator
 from fedamm_pl.cli.main import LINKED, NOT_OPTIONS, OutputConfig, Parser, build_parser, dump, main, option_names
-from fedamm_pl.data import sources as datasets
+from fedamm_pl.data.sources.in_memory import DOWNLOADABLE
 from fedamm_pl.federation.trainer import TrainerConfig
 
 # jsonargparse tells developers, not users, that some import paths will not do in its next version
@@ -313,8 +313,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Iter
         patch.chdir(folder)
         patch.setattr("sys.path", list(sys.path))
         patch.setattr(Orchestrator, "run", nothing_trained)
-        for name in datasets.DOWNLOADABLE:
-            patch.setitem(datasets.DOWNLOADABLE, name, offline)
+        for name in DOWNLOADABLE:
+            patch.setitem(DOWNLOADABLE, name, offline)
         yield folder
 
 

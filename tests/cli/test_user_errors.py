@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 from fedamm_pl.cli.main import main
-from fedamm_pl.data import sources as datasets
+from fedamm_pl.data.sources.in_memory import DOWNLOADABLE
 from fedamm_pl.federation.trainer import TrainerConfig
 
 NOISE = ("Traceback", "compute_fn", "Parser key", "Namespace", "class 'str'", "NoneType")
@@ -183,7 +183,7 @@ def test_missing_data_without_network_name_three_ways(
     def offline(root: Path, train: bool, download: bool) -> NoReturn:
         raise URLError("no route to host") if download else RuntimeError("Dataset not found")
 
-    monkeypatch.setitem(datasets.DOWNLOADABLE, "cifar10", offline)
+    monkeypatch.setitem(DOWNLOADABLE, "cifar10", offline)
     line = refuse(command("FedAMM", "run", "--data.dataset", "cifar10", "--data.root", "here"))
     assert_names(line, ["cifar10", "--data.root", "here", "no route to host", "network", "copy", "cifar10.npz"])
 

@@ -1,126 +1,22 @@
-"""Image data sets as uint8 tensors in memory: torchvision's, npz files, image folders and the one shipped inside."""
+"""Image data sets as uint8 tensors in memory, by name."""
 
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypedDict
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torchvision
-from PIL import Image
-from torch import Tensor
-
-DOWNLOADABLE = {
-    "cifar10": torchvision.datasets.CIFAR10,
-    "cifar100": torchvision.datasets.CIFAR100,
-    "fashion_mnist": torchvision.datasets.FashionMNIST,
-}
-SHIPPED = "fashion_mnist_mini"
-NORMALIZATION = {  # channel means and standard deviations of the training sets, as commonly published
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "fashion_mnist": ((0.2860,), (0.3530,)),
-    SHIPPED: ((0.2860,), (0.3530,)),
-}
-KEYS = (  # Keras, MedMNIST
-    ("x_train", "y_train", "x_test", "y_test"),
-    ("train_images", "train_labels", "test_images", "test_labels"),
+from fedamm_pl.data.sources.image_files import read_image_folder
+from fedamm_pl.data.sources.in_memory import (
+    CLASS_NAMES,
+    DOWNLOADABLE,
+    NORMALIZATION,
+    SHIPPED,
+    ImageData,
+    ImageInfo,
+    check_images,
+    read_npz,
+    read_shipped,
+    read_torchvision,
 )
-FASHION_CLASSES = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle_boot",
-]
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-CLASS_NAMES = {"cifar10": CIFAR10_CLASSES, "fashion_mnist": FASHION_CLASSES, SHIPPED: FASHION_CLASSES}
-MAX_CLASSES = 100_000
-"""Labels beyond are taken for a mistake."""
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
-
-@dataclass(frozen=True)
-class ImageData:
-    """A labelled image data set.
-
-    Attributes:
-        train_images: uint8, shape (N, C, H, W).
-        train_labels: int64, shape (N,).
-        test_images: uint8, shape (M, C, H, W).
-        test_labels: int64, shape (M,).
-        class_names: One name a class, in the order of the labels.
-    """
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    class_names: list[str]
-
-
-class ImageInfo(TypedDict, total=False):
-    """What a trained module must know of its images, in primitive types, so that a checkpoint of it stands alone.
-
-    Attributes:
-        image_size: Height and width in pixels.
-        mean: Channel means in [0, 1].
-        std: Channel standard deviations.
-        class_names: One name a class.
-        class_counts: Training images a class.
-        shot_rule: The rule that made the shot groups.
-        shot_groups: Group name -> class indices.
-    """
-
-    image_size: list[int]
-    mean: list[float]
-    std: list[float]
-    class_names: list[str]
-    class_counts: list[int]
-    shot_rule: str
-    shot_groups: dict[str, list[int]]
-
-
-def check_images(data: ImageData, where: str = "") -> None:
-    """Check what a data set may get wrong, before it fails in the middle of a run.
-
-    Args:
-        data: The data set.
-        where: Where it comes from, for the messages, for example " of <file>".
-
-    Raises:
-        ValueError: If images are not uint8 of shape (N, C, H, W), labels are not one int64 an image in 0..C - 1, or training
-            and test images differ in shape.
-    """
-    for part, images, labels in (
-        ("train", data.train_images, data.train_labels),
-        ("test", data.test_images, data.test_labels),
-    ):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
-            raise ValueError(
-                f"Expected {part}_images{where} to be uint8 of shape (N, C, H, W), got {images.dtype} of shape "
-                f"{tuple(images.shape)}."
-            )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"Expected {part}_labels{where} to be {len(images)} of int64, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}."
-            )
-        least, largest, bound = int(labels.min()), int(labels.max()), len(data.class_names)
-        if least < 0 or largest >= bound:
-            raise ValueError(f"Expected {part}_labels{where} to be in 0..{bound - 1}, got {least} to {largest}.")
-    if data.train_images.shape[1:] != data.test_images.shape[1:]:
-        raise ValueError(
-            f"Expected training and test images{where} to be of one shape (C, H, W), "
-            f"got {tuple(data.train_images.shape[1:])} and {tuple(data.test_images.shape[1:])}."
-        )
+__all__ = ["NORMALIZATION", "ImageData", "ImageInfo", "check_images", "load_images", "read_image_folder", "read_npz"]
 
 
 def load_images(dataset: str, root: str | Path) -> ImageData:
@@ -143,11 +39,10 @@ def load_images(dataset: str, root: str | Path) -> ImageData:
     """
     root = Path(root)
     if dataset == SHIPPED:
-        with resources.as_file(resources.files("fedamm_pl.data") / SHIPPED / f"{SHIPPED}.npz") as path:
-            return read_npz(path, CLASS_NAMES[SHIPPED])
+        return read_shipped()
     npz, folder = root / f"{dataset}.npz", root if dataset == "image_folder" else root / dataset
     try:
-        has_npz, has_folder = npz.is_file(), (folder / "train").is_dir()
+        has_npz, has_folder = npz.exists(), (folder / "train").is_dir()
     except (OSError, ValueError) as error:  # too long, or with a character that no name may have
         raise ValueError(
             f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} ({error})."
@@ -157,172 +52,8 @@ def load_images(dataset: str, root: str | Path) -> ImageData:
     if has_folder:
         return read_image_folder(folder)
     if dataset in DOWNLOADABLE:
-        return _from_torchvision(dataset, root)
+        return read_torchvision(dataset, root)
     raise ValueError(
         f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, or `root` to hold {npz} or "
         f"{folder}/train/<class>/*.png, got {dataset!r} and no such file."
     )
-
-
-def _from_torchvision(dataset: str, root: Path) -> ImageData:
-    loader: Any = DOWNLOADABLE[dataset]
-    try:
-        try:
-            train, test = (loader(root, train=part, download=False) for part in (True, False))
-        except RuntimeError:  # not there, or damaged
-            train, test = (loader(root, train=part, download=True) for part in (True, False))
-    except (OSError, RuntimeError, AssertionError, ValueError) as error:  # no network, or damaged files
-        raise ValueError(
-            f"Expected {dataset} under `root` = {root} or a network to download it, got neither ({error}). Three ways: run "
-            f"once with network; copy torchvision's files of it into {root}; or put {root / dataset}.npz there (x_train, "
-            f"y_train, x_test, y_test). The data set {SHIPPED} needs none of them."
-        ) from error
-    pixels = {part: np.asarray(images.data) for part, images in (("train", train), ("test", test))}
-    return ImageData(
-        _images(pixels["train"], "the training images"),
-        torch.as_tensor(train.targets),
-        _images(pixels["test"], "the test images"),
-        torch.as_tensor(test.targets),
-        CLASS_NAMES.get(dataset, list(train.classes)),
-    )
-
-
-def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
-    """Read images from an npz file with Keras keys (``x_train``...) or MedMNIST keys (``train_images``...).
-
-    Args:
-        path: The file. Images are uint8 of shape (N, H, W) or (N, H, W, C); labels are integers of shape (N,) or (N, 1).
-            Objects pickled inside are refused.
-        class_names: Names of the classes; by default their numbers.
-
-    Returns:
-        The images in memory.
-
-    Raises:
-        ValueError: If the file is damaged, lacks a key, or holds arrays of another kind. The message names file and key.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = list(archive.keys())
-            keys = next((keys for keys in KEYS if set(keys) <= set(found)), ())
-            arrays = [archive[key] for key in keys]
-    except ValueError as error:  # objects, which would have to be unpickled
-        raise ValueError(f"Expected {path} to be a npz file of plain arrays, got: {_one_line(error)}.") from error
-    except Exception as error:  # a damaged archive may raise anything
-        raise ValueError(
-            f"Expected {path} to be a whole npz file, got one that cannot be read ({_one_line(error)})."
-        ) from error
-    for key, array in zip(keys, arrays, strict=True):
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"Expected {key} of {path} to be an array, got {type(array).__name__}.")
-    if not keys:
-        wanted, names = " or ".join(", ".join(keys) for keys in KEYS), [" ".join(name.split()) for name in found]
-        raise ValueError(f"Expected {path} to hold {wanted}, got {', '.join(names) or 'nothing'}.")
-    x_train, y_train, x_test, y_test = arrays
-    data = ImageData(
-        _images(x_train, f"{keys[0]} of {path}"),
-        _labels(y_train, len(x_train), f"{keys[1]} of {path}"),
-        _images(x_test, f"{keys[2]} of {path}"),
-        _labels(y_test, len(x_test), f"{keys[3]} of {path}"),
-        [],
-    )
-    data.class_names.extend(
-        class_names or map(str, range(int(max(data.train_labels.max(), data.test_labels.max())) + 1))
-    )
-    check_images(data, f" of {path}")
-    return data
-
-
-def _images(array: npt.NDArray[Any], what: str) -> Tensor:
-    channels = array.shape[3] if array.ndim == 4 else 1
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0 or channels not in (1, 3):
-        raise ValueError(
-            f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, got {array.dtype} of shape {array.shape}."
-        )
-    array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.array(array, order="C"))
-
-
-def _labels(array: npt.NDArray[Any], num_images: int, what: str) -> Tensor:
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.shape != (num_images,) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"Expected {what} to be {num_images} integers, got {array.dtype} of shape {array.shape}.")
-    if array.min() < 0 or array.max() >= MAX_CLASSES:
-        raise ValueError(f"Expected {what} to be in 0..{MAX_CLASSES - 1}, got {array.min()} to {array.max()}.")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def read_image_folder(folder: Path) -> ImageData:
-    """Read ``<folder>/{train,test}/<class>/*.png`` (or .jpg, .bmp, .gif, .tif, .webp).
-
-    Args:
-        folder: The folder. All images are of one size; if all training images are grey they stay grey, else all become RGB.
-
-    Returns:
-        The images in memory, classes in alphabetical order of their folders.
-
-    Raises:
-        ValueError: If a folder is empty or missing, a file is no image, or sizes differ. The message names the file.
-    """
-    classes = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
-    if not classes:
-        raise ValueError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
-    unknown = {entry.name for entry in (folder / "test").glob("*") if entry.is_dir()} - set(classes)
-    if unknown:
-        raise ValueError(
-            f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}."
-        )
-    train_files, train_labels = _image_files(folder / "train", classes)
-    test_files, test_labels = _image_files(folder / "test", classes)
-    mode = "L" if all(_open(path).mode in ("1", "L") for path in train_files) else "RGB"
-    first = train_files[0]
-    return ImageData(
-        _read_files(train_files, mode, first), train_labels, _read_files(test_files, mode, first), test_labels, classes
-    )
-
-
-def _image_files(folder: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise ValueError(f"Expected {folder} to hold images as <class>/*.png, got none.")
-    return [path for path, _ in files], torch.tensor([label for _, label in files])
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image
-    except Exception as error:  # a damaged image may raise anything
-        raise ValueError(
-            f"Expected {path} to be an image, got a file that cannot be decoded ({_one_line(error)})."
-        ) from error
-
-
-def _read_files(paths: list[Path], mode: str, first: Path) -> Tensor:
-    size, pixels = _open(first).size, []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pixels.append(np.asarray(image.convert(mode)))
-        except Exception as error:
-            raise ValueError(
-                f"Expected {path} to be an image, got a file that cannot be decoded ({_one_line(error)})."
-            ) from error
-        if image.mode[0] in "IF":
-            raise ValueError(f"Expected {path} to have 8 bits a channel, got mode {image.mode}: convert it first.")
-        if image.size != size:
-            raise ValueError(
-                f"Expected all images to be of one size, {size[0]} x {size[1]} as {first.name}, "
-                f"got {image.size[0]} x {image.size[1]} for {path}: resize them first."
-            )
-    return _images(np.stack(pixels), "images")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

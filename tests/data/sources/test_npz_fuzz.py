@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedamm_pl.data import sources as datasets
 from fedamm_pl.data.sources import ImageData, load_images, read_image_folder, read_npz
+from fedamm_pl.data.sources.in_memory import DOWNLOADABLE, MAX_CLASSES
 
 # numpy and Pillow may warn of odd headers before they read or refuse them: the outcome is what counts here
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -341,7 +341,7 @@ VALUES = [-1, 3, 99_999, 100_000, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, 2**6
 def test_labels_are_whole_numbers_from_0_on(name: str, value: float, check: Check) -> None:
     labels = np.array([0, value] if name == "y_test" else [0, 1, value])
     data = check(with_member(name, npy(labels)), (name, value))
-    if isinstance(value, int) and 0 <= value < datasets.MAX_CLASSES:
+    if isinstance(value, int) and 0 <= value < MAX_CLASSES:
         assert data is not None
         assert len(data.class_names) == max(2, value) + 1
     else:
@@ -436,8 +436,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "folder.npz").mkdir()
     (root / "file").touch()
     with pytest.MonkeyPatch.context() as patch:
-        for name in datasets.DOWNLOADABLE:
-            patch.setitem(datasets.DOWNLOADABLE, name, offline)
+        for name in DOWNLOADABLE:
+            patch.setitem(DOWNLOADABLE, name, offline)
         yield root
 
 

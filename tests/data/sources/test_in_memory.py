@@ -1,5 +1,6 @@
-"""Data sets: every layout that can be read, and the message for every one that cannot."""
+"""Arrays: every npz file and torchvision data set that can be read, and the message for every one that cannot."""
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -9,10 +10,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from fedamm_pl.data import sources as datasets
-from fedamm_pl.data.sources import load_images, read_image_folder, read_npz
+from fedamm_pl.data.sources import load_images, read_npz
+from fedamm_pl.data.sources.in_memory import DOWNLOADABLE
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
 MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
@@ -31,13 +31,6 @@ def arrays(keys: tuple[str, ...] = KERAS, **replaced: Any) -> dict[str, Any]:
 def save_npz(folder: Path, content: dict[str, Any], name: str = "mine") -> Path:
     np.savez(folder / f"{name}.npz", **content)
     return folder / f"{name}.npz"
-
-
-def save_images(folder: Path, images: dict[str, np.ndarray]) -> Path:
-    for name, values in images.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(values).save(folder / name)
-    return folder
 
 
 def save_idx(path: Path, values: np.ndarray) -> None:
@@ -79,8 +72,8 @@ def network(monkeypatch: pytest.MonkeyPatch) -> type[FakeDownload]:
     class Network(FakeDownload):
         calls: list[bool] = []  # noqa: RUF012
 
-    for name in datasets.DOWNLOADABLE:
-        monkeypatch.setitem(datasets.DOWNLOADABLE, name, Network)
+    for name in DOWNLOADABLE:
+        monkeypatch.setitem(DOWNLOADABLE, name, Network)
     return Network
 
 
@@ -155,7 +148,7 @@ def test_shipped_images_are_balanced_and_need_no_root(network: type[FakeDownload
 
 
 def test_torchvision_files_of_fashion_mnist_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.DOWNLOADABLE["fashion_mnist"], "download", lambda self: pytest.fail("a download"))
+    monkeypatch.setattr(DOWNLOADABLE["fashion_mnist"], "download", lambda self: pytest.fail("a download"))
     save_fashion_mnist(tmp_path)
     images = load_images("fashion_mnist", tmp_path)
     assert np.array_equal(images.train_images, pixels(6, 28, 28)[:, None])
@@ -167,7 +160,7 @@ def test_torchvision_files_of_fashion_mnist_are_read(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\x08\x03", b"\0\0\x08\x03\0\0\0\x06\0\0\0\x1c\0\0\0\x1c" + b"\7" * 99])
 def test_damaged_torchvision_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(datasets.DOWNLOADABLE["fashion_mnist"], "download", lambda self: None)  # finds its files there
+    monkeypatch.setattr(DOWNLOADABLE["fashion_mnist"], "download", lambda self: None)  # finds its files there
     (save_fashion_mnist(tmp_path) / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(ValueError, match="Expected fashion_mnist under `root`"):
         load_images("fashion_mnist", tmp_path)
@@ -278,6 +271,21 @@ def test_single_array_named_npz_is_refused(tmp_path: Path) -> None:
         read_npz(path)
 
 
+def test_pipe_or_device_named_npz_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "device.npz").symlink_to("/dev/zero")
+    (tmp_path / "folder.npz").mkdir()
+    for name in ("pipe", "device", "folder"):
+        for read in (lambda name: read_npz(tmp_path / f"{name}.npz"), lambda name: load_images(name, tmp_path)):
+            with pytest.raises(ValueError, match=rf"Expected .*{name}\.npz to be a whole npz .*no regular file"):
+                read(name)
+
+
+def test_link_to_an_npz_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link.npz").symlink_to(save_npz(tmp_path, arrays()))
+    assert len(read_npz(tmp_path / "link.npz").train_images) == 6
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.999])
 def test_truncated_npz_is_refused(tmp_path: Path, share: float) -> None:
     path = save_npz(tmp_path, arrays())
@@ -304,93 +312,3 @@ def test_one_damaged_byte_gives_the_same_images_or_one_clear_error(tmp_path: Pat
             assert np.array_equal(images.train_images, pixels(6, 5, 4)[:, None])
             assert images.train_labels.tolist() == TRAIN_LABELS.tolist()
     assert refused > 50
-
-
-def test_grey_image_folder_stays_grey(tmp_path: Path) -> None:
-    cat, dog, test = pixels(5, 4), pixels(4, 5).T.copy(), pixels(1, 5, 4)[0]
-    save_images(
-        tmp_path, {"train/dog/0.png": dog, "train/cat/1.png": cat, "train/cat/0.png": dog, "test/dog/0.png": test}
-    )
-    images = load_images("image_folder", tmp_path)
-    assert images.class_names == ["cat", "dog"]
-    assert images.train_labels.tolist() == [0, 0, 1]
-    assert images.test_labels.tolist() == [1]
-    assert np.array_equal(images.train_images, np.stack([dog, cat, dog])[:, None])
-    assert np.array_equal(images.test_images, test[None, None])
-
-
-def test_folder_with_any_colour_image_becomes_rgb(tmp_path: Path) -> None:
-    grey, colour = pixels(5, 4), pixels(5, 4, 3)
-    save_images(tmp_path / "mine", {"train/a/0.png": grey, "train/b/0.png": colour, "test/a/0.png": grey})
-    images = load_images("mine", tmp_path)
-    assert np.array_equal(images.train_images[0], np.stack([grey] * 3))
-    assert np.array_equal(images.train_images[1], colour.transpose(2, 0, 1))
-    assert np.array_equal(images.test_images[0], np.stack([grey] * 3))
-
-
-@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "tif", "jpg", "jpeg", "gif", "webp"])
-def test_image_folder_takes_the_usual_formats(tmp_path: Path, suffix: str) -> None:
-    flat = np.full((5, 4, 3), 128, dtype=np.uint8)
-    save_images(tmp_path, {f"train/a/0.{suffix}": flat, f"test/a/0.{suffix}": flat})
-    images = read_image_folder(tmp_path)
-    assert images.train_images.shape == (1, 3, 5, 4)
-    assert (images.train_images.int() - 128).abs().max() <= 2  # some formats lose a little
-
-
-def test_other_files_in_an_image_folder_are_passed_over(tmp_path: Path) -> None:
-    save_images(tmp_path, {"train/a/0.png": pixels(5, 4), "test/a/0.png": pixels(5, 4)})
-    for name in ("train/labels.csv", "train/a/Thumbs.db", "test/.hidden", "test/readme.txt", "test/a/notes.txt"):
-        (tmp_path / name).write_text("no image")
-    assert len(read_image_folder(tmp_path).train_images) == len(read_image_folder(tmp_path).test_images) == 1
-
-
-def test_class_missing_from_the_test_folder_keeps_its_label(tmp_path: Path) -> None:
-    save_images(tmp_path, {"train/a/0.png": pixels(5, 4), "train/b/0.png": pixels(5, 4), "test/b/0.png": pixels(5, 4)})
-    assert read_image_folder(tmp_path).test_labels.tolist() == [1]
-
-
-def test_class_of_the_test_folder_alone_is_refused(tmp_path: Path) -> None:
-    save_images(tmp_path, {"train/a/0.png": pixels(5, 4), "test/a/0.png": pixels(5, 4), "test/z/0.png": pixels(5, 4)})
-    with pytest.raises(ValueError, match=r"Expected classes of .*test to be in .*train too, got \['z'\]"):
-        read_image_folder(tmp_path)
-
-
-def test_train_folder_without_classes_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match="train to hold one folder of images for each class, got none"):
-        read_image_folder(tmp_path)
-
-
-def test_folder_without_test_images_is_refused(tmp_path: Path) -> None:
-    save_images(tmp_path, {"train/a/0.png": pixels(5, 4)})
-    with pytest.raises(ValueError, match=r"test to hold images as <class>/\*\.png, got none"):
-        read_image_folder(tmp_path)
-
-
-@pytest.mark.parametrize("part", ["train", "test"])
-@pytest.mark.parametrize("damage", ["text", "empty", "truncated"])
-def test_undecodable_image_is_named(tmp_path: Path, part: str, damage: str) -> None:
-    names = [f"{part}/a/0.png" for part in ("train", "test")] + [f"{part}/a/1.png" for part in ("train", "test")]
-    save_images(tmp_path, dict.fromkeys(names, pixels(32, 32)))
-    bad = tmp_path / part / "a" / "1.png"
-    content = bad.read_bytes()
-    bad.write_bytes({"text": b"no image", "empty": b"", "truncated": content[: len(content) // 2]}[damage])
-    with pytest.raises(ValueError, match=rf"{part}/a/1\.png to be an image, got a file that cannot be decoded"):
-        read_image_folder(tmp_path)
-
-
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_image_of_another_size_is_named(tmp_path: Path, part: str) -> None:
-    names = ["train/a/first.png", "train/a/second.png", "test/a/third.png", "test/a/fourth.png"]
-    save_images(tmp_path, dict.fromkeys(names, pixels(5, 4)))
-    bad = "train/a/second.png" if part == "train" else "test/a/fourth.png"
-    save_images(tmp_path, {bad: pixels(5, 6)})
-    with pytest.raises(ValueError, match=rf"one size, 4 x 5 as first\.png, got 6 x 5 for .*{bad}: resize them first"):
-        read_image_folder(tmp_path)
-
-
-def test_sixteen_bit_image_is_refused_rather_than_clipped(tmp_path: Path) -> None:
-    deep = pixels(5, 4).astype(np.uint16) * 257
-    save_images(tmp_path, {"train/a/deep.png": deep, "test/a/0.png": deep})
-    with pytest.raises(ValueError, match=r"deep\.png"):
-        read_image_folder(tmp_path)
