@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedamm_pl.data import partition as partitions
 from fedamm_pl.data.client import Batch, BatchLoader, ClientData, augmented_batch
 from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
+from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, class_histogram, iid
 from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, check_images, load_images
 from fedamm_pl.data.transforms import Augmentation, channel_statistics, draw_augmentation
 from fedamm_pl.metrics import ShotRule, shot_groups
@@ -22,6 +22,9 @@ from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator
 Partition = Literal["by_num_classes", "by_dirichlet", "by_shards", "iid"]
 log = logging.getLogger(__name__)
 
+SET_UP = ("_images", "_clients", "_train", "_meta", "_client_indices", "_info", "content_hash")
+"""Attributes that ``setup`` makes, or that follow from them."""
+
 
 class FederatedDataModule(pl.LightningDataModule):
     """A training set with a long tail, split over clients, with a balanced meta set at the server and a test set.
@@ -29,6 +32,7 @@ class FederatedDataModule(pl.LightningDataModule):
     The meta set is taken out first, then the tail is cut, then the rest is partitioned. All three depend on the data
     options and the seed alone, so every method sees the same split. Images stay uint8; augmentation is done batch-wise,
     normalisation by the module. In a plain Trainer the loaders hold the union of all clients; there is no validation set.
+    A copy or a pickle holds no images and no split: it makes them anew, to the same bits.
 
     Args:
         dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini (in the package), image_folder, or the name of an
@@ -88,6 +92,10 @@ class FederatedDataModule(pl.LightningDataModule):
         self.save_hyperparameters()
         self._images: ImageData | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name not in SET_UP}
+        return {**kept, "_images": None, "trainer": None}
+
     def load_images(self) -> ImageData:
         """Load the images; override it to bring your own."""
         return load_images(self.hparams["dataset"], self.hparams["root"])
@@ -127,16 +135,14 @@ class FederatedDataModule(pl.LightningDataModule):
         num_clients, rng = options["num_clients"], numpy_generator(options["seed"], "partition")
         match options["partition"]:
             case "by_num_classes":
-                return partitions.by_num_classes(
-                    labels, num_clients, rng, min_classes=options["min_classes_per_client"]
-                )
+                return by_num_classes(labels, num_clients, rng, min_classes=options["min_classes_per_client"])
             case "by_dirichlet":
                 alpha, smallest = options["dirichlet_alpha"], options["min_client_size"]
-                return partitions.by_dirichlet(labels, num_clients, rng, alpha=alpha, min_size=smallest)
+                return by_dirichlet(labels, num_clients, rng, alpha=alpha, min_size=smallest)
             case "by_shards":
-                return partitions.by_shards(labels, num_clients, rng, shards_per_client=options["shards_per_client"])
+                return by_shards(labels, num_clients, rng, shards_per_client=options["shards_per_client"])
             case "iid":
-                return partitions.iid(labels, num_clients, rng)
+                return iid(labels, num_clients, rng)
         raise ValueError(
             f"Expected `partition` to be by_num_classes, by_dirichlet, by_shards or iid, got {options['partition']!r}."
         )
@@ -209,7 +215,7 @@ class FederatedDataModule(pl.LightningDataModule):
     def client_class_counts(self) -> npt.NDArray[np.int64]:
         """Examples of each class at each client, shape (K, C)."""
         labels = self.images.train_labels[self._train].cpu().numpy()
-        return partitions.class_histogram(labels, self._clients, self.num_classes)
+        return class_histogram(labels, self._clients, self.num_classes)
 
     def to(self, device: torch.device) -> None:
         """Keep all images on this device, where they fit into half of its free memory."""

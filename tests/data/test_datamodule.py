@@ -1,6 +1,9 @@
 """The data module: one split for every method, clients apart from the meta set, and batches that can be repeated."""
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,27 +14,14 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.data import FederatedDataModule, ImageData
-from fedamm_pl.data.client import BatchLoader, ClientData
-from fedamm_pl.data.transforms import augment
+from fedamm_pl.data.client import BatchLoader
+from tests.data.numbered import labels_of, numbered, numbers, same
 
 NUM_TRAIN, NUM_CLASSES, NUM_META = 500, 5, 4  # 100 images a class, 4 of them in the meta set
 COUNTS = [96, 53, 30, 17, 9]  # int(96 * 0.1^(i / 4))
 PARTITIONS = ("by_num_classes", "by_dirichlet", "by_shards", "iid")
 TRAIN_LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(NUM_CLASSES), NUM_TRAIN // NUM_CLASSES))
 Split = tuple[list[list[int]], list[int]]
-
-
-def numbered(count: int, *channels: int) -> np.ndarray:
-    """Images of 6 x 6 pixels, the first two of which spell the number of the image."""
-    images = np.random.default_rng(1).integers(0, 256, (count, 6, 6, *channels), dtype=np.uint8)
-    first = np.arange(count).reshape(-1, *[1] * len(channels))
-    images[:, 0, 0], images[:, 0, 1] = first // 256, first % 256
-    return images
-
-
-def numbers(images: Tensor) -> list[int]:
-    """Which images they are; only for images that are not augmented."""
-    return (images[:, 0, 0, 0].long() * 256 + images[:, 0, 0, 1].long()).tolist()
 
 
 def save(root: Path, name: str, labels: np.ndarray, *channels: int) -> None:
@@ -70,21 +60,6 @@ def module(root: Path, **options: Any) -> FederatedDataModule:
 def split_of(data: FederatedDataModule) -> Split:
     clients = [data.client(client_id).indices.tolist() for client_id in range(data.num_clients)]
     return clients, numbers(data.meta_batch(0)[0])
-
-
-def loader_of(count: int, batch_size: int, **options: Any) -> BatchLoader:
-    images = torch.from_numpy(numbered(count))[:, None]
-    return BatchLoader(images, torch.arange(count), torch.arange(count), batch_size, **options)
-
-
-def labels_of(loader: BatchLoader) -> list[int]:
-    return [label for _, labels in loader for label in labels.tolist()]
-
-
-def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
-    )
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
@@ -129,6 +104,72 @@ def test_images_of_ones_own_come_in_by_overriding_load_images() -> None:
     data = Mine(num_clients=2, num_meta_per_class=1, imbalance_factor=1)
     assert data.info["class_counts"] == [19, 19]
     assert (data.num_classes, data.in_channels) == (2, 2)
+
+
+class Striped(FederatedDataModule):
+    """Images of its own, made of an attribute that is no option."""
+
+    def __init__(self, brightness: list[int], **options: Any) -> None:
+        super().__init__(**options)
+        self.brightness = brightness
+
+    def load_images(self) -> ImageData:
+        labels = torch.arange(40) % 2
+        images = torch.tensor(self.brightness, dtype=torch.uint8)[labels, None, None, None].expand(-1, 1, 6, 6)
+        return ImageData(images, labels, images, labels, ["dark", "bright"])
+
+
+Copy = Callable[[FederatedDataModule], FederatedDataModule]
+COPIES: dict[str, Copy] = {"deepcopy": copy.deepcopy, "pickle": lambda data: pickle.loads(pickle.dumps(data))}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copy_is_not_set_up_and_sets_itself_up_to_the_same_bits(root: Path, how: str) -> None:
+    data = module(root, partition="by_dirichlet", augmentation="crop_flip")
+    before = COPIES[how](data)
+    content, split, counts, info = data.content_hash, split_of(data), data.client_class_counts, data.info
+    data.trainer = SimpleNamespace(lightning_module=None, callback=lambda: None)  # type: ignore[assignment]
+    data.to(torch.device("cpu"))
+    for made in (before, COPIES[how](data), COPIES[how](COPIES[how](data))):
+        assert type(made) is FederatedDataModule
+        assert made.hparams == data.hparams
+        assert made.trainer is None
+        assert not any(isinstance(value, Tensor | ImageData) for value in vars(made).values())
+        assert (made.content_hash, split_of(made), made.info) == (content, split, info)
+        assert np.array_equal(made.client_class_counts, counts)
+        assert same([made.meta_batch(3)], [data.meta_batch(3)])
+        assert same(list(made.client(1).train_loader(3)), list(data.client(1).train_loader(3)))
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copy_reads_what_is_on_the_disk_now(tmp_path: Path, how: str) -> None:
+    save(tmp_path, "tiny", TRAIN_LABELS)
+    data = module(tmp_path)
+    data.setup()
+    copied = COPIES[how](data)
+    (tmp_path / "tiny.npz").unlink()
+    assert data.num_classes == NUM_CLASSES
+    with pytest.raises(ValueError, match="got 'tiny' and no such file"):
+        copied.setup()
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copy_keeps_the_attributes_of_a_subclass(how: str) -> None:
+    data = Striped([10, 200], num_clients=2, num_meta_per_class=1, imbalance_factor=1)
+    data.setup()
+    copied = COPIES[how](data)
+    assert isinstance(copied, Striped)
+    assert copied.brightness == [10, 200]
+    assert copied.content_hash == data.content_hash
+    copied.brightness[0] = 20
+    assert data.brightness == [10, 200]
+
+
+def test_pickle_of_the_images_in_the_package_is_small() -> None:
+    data = FederatedDataModule()
+    data.prepare_data()
+    assert data.content_hash
+    assert len(pickle.dumps(data)) < 2000
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
@@ -205,11 +246,7 @@ def test_other_images_are_normalised_by_those_kept_for_training(root: Path, data
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
-def test_train_loader_covers_each_example_once_an_epoch(root: Path, augmentation: str) -> None:
-    loader = loader_of(37, 8, augmentation=augmentation, seed=3)
-    epochs = [labels_of(loader) for _ in range(3)]
-    assert all(sorted(epoch) == list(range(37)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
+def test_client_trains_on_each_of_its_examples_once_an_epoch(root: Path, augmentation: str) -> None:
     client = module(root, augmentation=augmentation).client(1)
     counts = torch.bincount(torch.tensor(labels_of(client.train_loader(0))), minlength=NUM_CLASSES)
     assert counts.tolist() == np.bincount(TRAIN_LABELS[client.indices], minlength=NUM_CLASSES).tolist()
@@ -224,35 +261,6 @@ def test_client_batches_hold_the_clients_own_images_with_their_labels(root: Path
     assert all(images.dtype == torch.uint8 and labels.dtype == torch.int64 for images, labels in batches)
 
 
-@pytest.mark.parametrize(
-    ("count", "batch_size", "expected"),
-    [
-        (65, 64, [65]),
-        (64, 64, [64]),
-        (66, 64, [64, 2]),
-        (129, 64, [64, 65]),
-        (1, 64, [1]),
-        (2, 64, [2]),
-        (0, 64, []),
-        (3, 1, [1, 1, 1]),
-        (3, 2, [3]),
-    ],
-)
-@pytest.mark.parametrize("seed", [None, 0])
-def test_last_batch_of_one_joins_the_batch_before(
-    count: int, batch_size: int, expected: list[int], seed: int | None
-) -> None:
-    loader = loader_of(count, batch_size, seed=seed)
-    assert [len(labels) for _, labels in loader] == [len(images) for images, _ in loader] == expected
-    assert len(loader) == len(expected)
-
-
-def test_loader_without_a_seed_keeps_the_order_and_the_images() -> None:
-    loader = loader_of(10, 4, augmentation="crop_flip")
-    assert labels_of(loader) == list(range(10))
-    assert [number for images, _ in loader for number in numbers(images)] == list(range(10))
-
-
 @pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip"])
 def test_same_seed_gives_the_same_batches(root: Path, augmentation: str) -> None:
     client = module(root, augmentation=augmentation).client(0)
@@ -260,20 +268,6 @@ def test_same_seed_gives_the_same_batches(root: Path, augmentation: str) -> None
     assert same(list(first), list(again))
     assert same(list(first), list(again))  # the second epoch too
     assert not same(list(client.train_loader(4)), list(other))
-
-
-@pytest.mark.parametrize(("augmentation", "flips"), [("crop_flip", (0, 1)), ("crop", (0,))])
-def test_loader_augments_each_image_by_itself(augmentation: str, flips: tuple[int, ...]) -> None:
-    loader = loader_of(12, 5, augmentation=augmentation, seed=0)
-    draws = torch.cartesian_prod(torch.arange(9), torch.arange(9), torch.tensor(flips)).view(-1, 2 + 1)
-    found = []
-    for images, labels in loader:
-        for image, label in zip(images, labels, strict=True):
-            variants = augment(loader.images[label].expand(len(draws), -1, -1, -1), draws)
-            matching = (variants == image).all(dim=(1, 2, 3))
-            assert matching.any()
-            found.append(int(matching.nonzero()[0, 0]))
-    assert len(set(found)) > 6  # 12 images do not share their draws
 
 
 @pytest.mark.parametrize(("num_meta_per_class", "size"), [(1, 5), (4, 20), (20, None)])
@@ -292,14 +286,6 @@ def test_support_is_drawn_anew_for_each_seed(root: Path) -> None:
     assert not same([client.support(0)], [client.support(1)])
     plain = module(root).client(0)
     assert {number for seed in range(40) for number in numbers(plain.support(seed)[0])} == set(plain.indices.tolist())
-
-
-def test_client_without_examples_has_no_batches_and_an_empty_support() -> None:
-    images, labels = torch.zeros(3, 1, 6, 6, dtype=torch.uint8), torch.arange(3)
-    client = ClientData(images, labels, torch.tensor([], dtype=torch.int64), 4, "crop_flip", 20)
-    assert list(client.train_loader(0)) == []
-    assert client.support(0)[0].shape == (0, 1, 6, 6)
-    assert client.support(0)[1].shape == (0,)
 
 
 def test_meta_batch_is_the_whole_meta_set_in_fixed_order(root: Path) -> None:
