@@ -1,5 +1,6 @@
 """The one style of the figures, and the parts that they are made of."""
 
+import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,12 @@ def new_figure(
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=SMALL, length=3, color="0.5")
     return figure, flat
+
+
+def rendered(figure: Figure, kind: str, **options: Any) -> bytes:
+    """Return a figure as the content of a file of a kind, pdf, png or svg, so that writing it is left to others."""
+    figure.savefig(buffer := io.BytesIO(), format=kind, **options)
+    return buffer.getvalue()
 
 
 def label_axes(axes: Axes, title: str, below: str, left: str) -> None:

@@ -3,25 +3,28 @@
 import csv
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fedamm_pl.federation.summary import summarize
-from fedamm_pl.results import figures as plotting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRICS = "metrics.csv"
 NEEDED = {
     "summary.json": "final best mean_last_10 num_rounds method dataset seed imbalance_factor IF uses_meta_set bytes_per_round "
-    "seconds_per_round stopped failed_clients refused_updates failed_rounds resumes",
+    "seconds_per_round client_seconds_per_round stopped ended failed_clients refused_updates failed_rounds resumes",
     "diagnostics.json": "class_names class_counts shot_groups rounds",
 }
+NEEDED_OF_A_ROUND = "round bytes seconds client_seconds"
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,11 @@ class Run:
         """``final``, ``best`` and ``mean_last_10`` of each test metric, of the rounds so far if the run is unfinished."""
         return self.summary or summarize(self.history)
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> "dict[str, Figure]":
         """Return the figures of the run: name -> figure, those that apply."""
-        return plotting.run_figures(self.history, self.diagnostics)
+        from fedamm_pl.results.run_figures import run_figures  # matplotlib, for those who draw
+
+        return run_figures(self.history, self.diagnostics)
 
     def _option(self, *names: str) -> Any:
         """Return an option of the configuration, or None if it is not there."""
@@ -101,21 +106,21 @@ def load(path: str | Path) -> Run:
             print(run.metrics["round"], run.metrics["test/acc_few"])
     """
     folder = Path(path)
-    if not (folder / METRICS).is_file():
+    history = read(folder / METRICS, _rows)
+    if history is None:
         found = "a folder without it" if folder.is_dir() else "a file" if folder.exists() else "nothing there"
         raise ValueError(f"Expected `path` to be the folder of a run, with {METRICS}, got {path} ({found}).")
-    history = _read(folder / METRICS, _rows) or []
     columns = dict.fromkeys(name for row in history for name in row)
-    summary = _read(folder / "summary.json", _json)
+    summary = read_summary(folder)
     if summary is not None and history and summary["num_rounds"] < history[-1]["round"]:
         summary = None  # of the rounds before the run was started again for more
     return Run(
         path=folder,
-        config=_read(folder / "config.yaml", _config) or {},
+        config=read(folder / "config.yaml", _config) or {},
         history=history,
         metrics={name: np.array([row.get(name, np.nan) for row in history], dtype=np.float64) for name in columns},
         summary=summary,
-        diagnostics=_read(folder / "diagnostics.json", _json),
+        diagnostics=read(folder / "diagnostics.json", _json),
     )
 
 
@@ -146,12 +151,34 @@ def _below(path: str | Path) -> list[Path]:
     return found
 
 
-def _read(path: Path, parse: Callable[[str, str], Any]) -> Any:
-    """Read and parse a file; None if it is not there."""
-    if not path.exists():
-        return None
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Read summary.json of a run; None if it is not there.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it.
+    """
+    summary: dict[str, Any] | None = read(folder / "summary.json", _json)
+    return summary
+
+
+def read(path: Path, parse: Callable[[str, str], Any]) -> Any:
+    """Read and parse a file of a run; None if it is not there.
+
+    The folder may come from somebody else: a link would lead out of it, and a pipe would be waited for.
+
+    Args:
+        path: The file.
+        parse: Its text and its name -> its content.
+
+    Raises:
+        ValueError: If it is no regular file, or cannot be read; the message names it in one line.
+    """
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError("it is a link" if path.is_symlink() else "it is no regular file")
         return parse(path.read_text(encoding="utf-8"), path.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except Exception as error:  # mangled YAML may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -172,8 +199,11 @@ def _rows(text: str, _: str) -> list[dict[str, float]]:
 
 def _json(text: str, name: str) -> dict[str, Any]:
     content = json.loads(text)
-    if missing := [key for key in NEEDED[name].split() if key not in content]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
+    missing = [key for key in NEEDED[name].split() if key not in content]
+    for row in content.get("rounds", ()):
+        missing += [key for key in NEEDED_OF_A_ROUND.split() if key not in row]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(dict.fromkeys(missing))}")
     return dict(content)
 
 

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 
 from fedamm_pl.results.runs import Run, load, load_all
+from tests.results.handmade import a_run
 
 
 def copied(run: Path, folder: Path) -> Path:
@@ -141,10 +145,11 @@ def test_what_is_no_run_is_named(name: str, found: str, read: Any, tmp_path: Pat
         ("diagnostics.json", "3"),
         ("diagnostics.json", "{}"),
         ("diagnostics.json", "[" * 100_000),
+        ("diagnostics.json", '{"class_names": [], "class_counts": [], "shot_groups": {}, "rounds": [{"round": 1}]}'),
     ],
 )
-def test_a_mangled_file_is_named(name: str, content: str, fedavg_run: Path, tmp_path: Path) -> None:
-    folder = copied(fedavg_run, tmp_path / "run")
+def test_a_mangled_file_is_named(name: str, content: str, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
     (folder / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(
         ValueError, match=rf"^Expected {folder / name} to be .*, got a file that cannot be read: ."
@@ -164,3 +169,42 @@ def test_what_a_logger_has_left_in_a_run_is_no_run(fedavg_run: Path, tmp_path: P
     (folder / "csv").mkdir()
     (folder / "csv/metrics.csv").write_text("epoch,step\n0,0\n")
     assert [run.path for run in load_all([tmp_path / "all"])] == [folder]
+
+
+FILES = ["metrics.csv", "config.yaml", "summary.json", "diagnostics.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("read", [load, lambda path: load_all([path.parent])])
+def test_nothing_is_read_through_a_link(name: str, read: Any, tmp_path: Path) -> None:
+    whole, folder = a_run(tmp_path / "whole"), a_run(tmp_path / "all/run")
+    (folder / name).unlink()
+    for target in (whole / name, tmp_path / "nowhere"):
+        (folder / name).symlink_to(target)
+        with pytest.raises(ValueError, match=rf"^Expected {folder / name} to be .*, got .*: it is a link$"):
+            read(folder)
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_waited_for(name: str, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=rf"^Expected {folder / name} to be .*, got .*: it is no regular file$"):
+        load(folder)
+
+
+def test_reading_runs_loads_nothing_that_draws(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    code = f"""
+import sys
+import fedamm_pl
+before = set(sys.modules)
+from fedamm_pl.results.runs import load
+run = load({str(folder)!r})
+loaded = set(sys.modules) - before
+assert not [name for name in loaded if name.startswith("matplotlib") or "figure" in name], loaded
+assert list(run.figures()) == ["class_counts", "accuracy", "class_accuracy"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,44 @@
+"""The files of a small run of 3 rounds, made by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ACCURACIES = {"test/loss": 1.0, "test/acc": 0.5, "test/acc_few": 0.25}
+
+
+def a_summary(**changes: Any) -> dict[str, Any]:
+    """Return the content of summary.json."""
+    return {
+        "final": ACCURACIES,
+        "best": {name: {"value": value, "round": 3} for name, value in ACCURACIES.items()},
+        "mean_last_10": ACCURACIES,
+        "method": "FedAMM",
+        "dataset": "tiny",
+        "seed": 0,
+        "imbalance_factor": 0.1,
+        "IF": 10.0,
+        "num_rounds": 3,
+        "stopped": None,
+        "ended": None,
+        "uses_meta_set": True,
+        "bytes_per_round": {"received": 10.0, "sent": 30.0, "received_per_client": 1.0, "sent_per_client": 3.0},
+        "seconds_per_round": {"clients": 1.5, "evaluate": 0.25, "other": 0.25},
+        "client_seconds_per_round": {"train": 2.5, "meta": 0.5},
+        **dict.fromkeys(("failed_clients", "refused_updates", "failed_rounds", "resumes"), 0),
+        **changes,
+    }
+
+
+def a_run(folder: Path, **changes: Any) -> Path:
+    """Write a finished run, with some entries of its summary changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [f"{round_num},1.0,0.5,0.25\n" for round_num in range(4)]
+    (folder / "metrics.csv").write_text("".join(["round,test/loss,test/acc,test/acc_few\n", *rows]))
+    (folder / "summary.json").write_text(json.dumps(a_summary(**changes)))
+    seconds = {"clients": 4.5, "evaluate": 0.75, "other": 0.75}
+    last = {"round": 3, "bytes": 120, "seconds": seconds, "client_seconds": {"train": 7.5, "meta": 1.5}}
+    content = {"class_names": ["a", "b"], "class_counts": [8, 2], "shot_groups": {"few": [1]}, "rounds": [last]}
+    (folder / "diagnostics.json").write_text(json.dumps(content))
+    (folder / "config.yaml").write_text("seed: 0\n")
+    return folder
