@@ -1,4 +1,4 @@
-"""``fedamm compare``: methods x seeds x settings on shared splits, and the table that a paper would print."""
+"""Methods x seeds x settings on shared splits: planned, run side by side, and the table that a paper would print."""
 
 import copy
 import csv
@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -16,24 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fedamm_pl
 from fedamm_pl.federation.fingerprint import differences
-from fedamm_pl.federation.summary import SHOWN
-from fedamm_pl.files import write_atomically
+from fedamm_pl.files import NO_FOLLOW, refuse_links, write_atomically
+from fedamm_pl.results.figure_parts import rendered
 from fedamm_pl.results.figures import comparison
-
-KINDS = {"final": "final", "best": "best on test", "mean_last_10": "mean of last 10"}
-LATEX = str.maketrans(
-    {character: "\\" + character for character in "&%$#_{}"}
-    | {
-        "\\": r"\textbackslash{}",
-        "^": r"\textasciicircum{}",
-        "~": r"\textasciitilde{}",
-        "±": r"$\pm$",
-        "†": r"$\dagger$",
-    }
-)
-COSTS = {"bytes_per_round": "MB a round", "seconds_per_round": "s a round"}
+from fedamm_pl.results.runs import read, read_summary
+from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, row, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +50,7 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One cell of the comparison.
 
     Attributes:
@@ -83,16 +70,22 @@ class Run:
     num_rounds: int
 
     @property
-    def finished(self) -> bool:
-        """Whether it has run to its end."""
-        summary = self.summary
-        return summary is not None and summary["num_rounds"] == self.num_rounds and not summary["stopped"]
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What it amounts to, or None if it is not finished."""
-        path = self.folder / "summary.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+        """What it amounts to; None unless it has gone through all its rounds, or a callback ended it for a good reason."""
+        summary = read_summary(self.folder)
+        if summary is None or summary["stopped"]:
+            return None
+        return summary if summary["num_rounds"] == self.num_rounds or summary["ended"] else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has run to its end."""
+        return self.summary is not None
 
     def __str__(self) -> str:
         return ", ".join(
@@ -100,7 +93,7 @@ class Run:
         )
 
 
-def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]], tuple[str, int]]) -> list[Run]:
+def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]], tuple[str, int]]) -> list[PlannedRun]:
     """List the runs of a comparison.
 
     Args:
@@ -109,7 +102,7 @@ def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]]
         resolve: The options of a run -> its whole configuration as YAML, and its number of rounds.
 
     Raises:
-        ValueError: If a run's options are wrong, or its folder holds a run with others.
+        ValueError: If a run's options are wrong, or two runs would share a folder.
     """
     runs = []
     for values in itertools.product(*config.grid.values()):
@@ -128,7 +121,7 @@ def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]]
             except ValueError as error:
                 raise ValueError(f"{method}: {error}") from error
             parts = [*(f"{name.rpartition('.')[2]}_{value}" for name, value in setting.items()), method, f"seed_{seed}"]
-            runs.append(Run(method, seed, setting, folder.joinpath(*map(file_name, parts)), text, num_rounds))
+            runs.append(PlannedRun(method, seed, setting, folder.joinpath(*map(file_name, parts)), text, num_rounds))
     folders = [run.folder for run in runs]
     if twice := [run for run in runs if folders.count(run.folder) > 1]:
         raise ValueError(
@@ -172,7 +165,28 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip("_.") or "unnamed"
 
 
-def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
+def check_folders(runs: Sequence[PlannedRun], flat: Callable[[str], Mapping[str, Any]]) -> None:
+    """Check that what the folders hold already are these runs, and that nothing leads out of them.
+
+    Args:
+        runs: The runs.
+        flat: A configuration as YAML -> option -> value.
+
+    Raises:
+        ValueError: If a folder holds a run with other options, which the message lists, or a link; or if a file cannot be read.
+    """
+    for run in runs:
+        for folder in reversed(run.folder.parents[: len(run.setting) + 2]):  # from that of the comparison downwards
+            refuse_links(folder)
+        config = read(run.folder / "config.yaml", lambda text, _: flat(text))
+        if config is not None and (differing := differences(config, flat(run.config))):
+            raise ValueError(
+                f"Expected {run.folder} to hold the run {run}, got one with other options: {'; '.join(differing)}. "
+                "Choose another `dir`, or the old options."
+            )
+
+
+def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
     """Run what is not finished, some side by side, each in a process of its own; stop all of them if this one is stopped.
 
     Args:
@@ -184,7 +198,7 @@ def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
     """
     waiting = [run for run in runs if not run.finished]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before", flush=True)
-    running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
+    running: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
     failed, done = [], len(runs) - len(waiting)
     try:
         while waiting or running:
@@ -197,7 +211,7 @@ def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
                 done += 1
                 if process.returncode or not run.finished:
                     failed.append(run)
-                    print(f"[{done}/{len(runs)}] {run}: failed, see {run.folder}.log", flush=True)
+                    print(f"[{done}/{len(runs)}] {run}: failed, see {run.log}", flush=True)
                     continue
                 mean = (run.summary or {})["mean_last_10"]["test/acc"]
                 seconds = time.monotonic() - began
@@ -210,45 +224,38 @@ def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
     return failed
 
 
-def start(run: Run, jobs: int) -> "subprocess.Popen[bytes]":
+def start(run: PlannedRun, jobs: int) -> "subprocess.Popen[bytes]":
     """Start a run in a process of its own."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     path = run.folder.with_name(run.folder.name + ".yaml")
     write_atomically(path, run.config.encode())
-    package = str(Path(fedamm_pl.__file__).parent.parent)
+    package = str(Path(__file__).parents[2])
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "fedamm_pl.cli.main", "--config", str(path), "--output.dir", str(run.folder)]
-    with run.folder.with_name(run.folder.name + ".log").open("ab") as log:
+    with open(os.open(run.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666), "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-# Results
+def rows(runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
+    """Return the rows of the finished runs."""
+    return [row(run.method, run.seed, run.setting, summary) for run in runs if (summary := run.summary)]
 
 
-def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a row for each finished run: setting, method, seed, accuracies in percent, bytes and seconds a round."""
-    found = []
+def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield each setting, as text, with its rows."""
+    distinct: list[dict[str, Any]] = []
     for run in runs:
-        summary = run.summary
-        if summary is None or not run.finished:
-            continue
-        row = {**run.setting, "method": run.method, "seed": run.seed, "uses_meta_set": summary["uses_meta_set"]}
-        for kind in KINDS:
-            for metric, name in SHOWN.items():
-                if metric in summary[kind]:
-                    value = summary[kind][metric]
-                    row[f"{kind}/{name}"] = 100 * (value["value"] if isinstance(value, dict) else value)
-        row["bytes_per_round"] = summary["bytes_per_round"]["received"] + summary["bytes_per_round"]["sent"]
-        row["seconds_per_round"] = sum(summary["seconds_per_round"].values())
-        for name in ("failed_clients", "refused_updates", "failed_rounds", "resumes"):
-            row[name] = summary[name]
-        found.append(row)
-    return found
+        if run.setting not in distinct:
+            distinct.append(run.setting)
+    for setting in distinct:
+        members = [row for row in found if all(row[name] == value for name, value in setting.items())]
+        if members:
+            yield ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in setting.items()), members
 
 
-def write_results(folder: Path, runs: Sequence[Run]) -> str:
+def write_results(folder: Path, runs: Sequence[PlannedRun]) -> str:
     """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
 
     Returns:
@@ -263,124 +270,18 @@ def write_results(folder: Path, runs: Sequence[Run]) -> str:
     write_atomically(folder / "results.csv", text.getvalue().encode())
     summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in runs if run.finished}
     write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
-    markdown, latex = [], []
-    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
+    markdown, latex, panels = [], [], {}
     for setting, members in settings(runs, found):
         cells = table(members)
         markdown += [f"**{setting}**", "", *as_markdown(cells), ""] if setting else [*as_markdown(cells), ""]
         latex += [f"% {setting}", *as_latex(cells), ""]
-        panels[setting] = {
-            name: {method: [row[f"mean_last_10/{name}"] for row in mine] for method, mine in by_method(members)}
-            for name in SHOWN.values()
-            if all(f"mean_last_10/{name}" in row for row in members)
-        }
+        panels[setting] = accuracies(members)
     if any(row["uses_meta_set"] for row in found):
         markdown += ["† uses the server's balanced meta set.", ""]
     write_atomically(folder / "results.md", "\n".join(markdown).encode())
     write_atomically(folder / "results.tex", "\n".join(latex).encode())
     if found:
         figure = comparison(panels)
-        figure.savefig(folder / "results.pdf")
-        figure.savefig(folder / "results.png", dpi=150)
+        write_atomically(folder / "results.pdf", rendered(figure, "pdf"))
+        write_atomically(folder / "results.png", rendered(figure, "png", dpi=150))
     return "\n".join(markdown)
-
-
-def settings(runs: Sequence[Run], found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield each setting, as text, with its rows."""
-    distinct: list[dict[str, Any]] = []
-    for run in runs:
-        if run.setting not in distinct:
-            distinct.append(run.setting)
-    for setting in distinct:
-        members = [row for row in found if all(row[name] == value for name, value in setting.items())]
-        if members:
-            yield ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in setting.items()), members
-
-
-def by_method(members: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return the rows of each method, in order."""
-    names = dict.fromkeys(row["method"] for row in members)
-    return [(name, [row for row in members if row["method"] == name]) for name in names]
-
-
-def table(members: Sequence[dict[str, Any]]) -> list[list[tuple[str, bool]]]:
-    """Return the cells of a table, with whether each is bold; the first line are the headings.
-
-    Accuracies are mean ± standard deviation over the seeds. The best of a column is bold where it is ahead of the second by
-    more than either one's standard deviation.
-    """
-    names = [name for name in SHOWN.values() if all(f"final/{name}" in row for row in members)]
-    columns = {f"{kind}/{name}": f"{name}, {title}" for kind, title in KINDS.items() for name in names}
-    groups = by_method(members)
-    lines = [[(title, False) for title in ("method", "seeds", *columns.values(), *COSTS.values())]]
-    best = {column: leader([[row[column] for row in mine] for _, mine in groups]) for column in columns}
-    for index, (method, mine) in enumerate(groups):
-        line = [(method + (" †" if mine[0]["uses_meta_set"] else ""), False), (str(len(mine)), False)]
-        for column in columns:
-            values = [row[column] for row in mine]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            line.append((f"{statistics.mean(values):.1f}{spread}", best[column] == index))
-        line.append((f"{statistics.mean(row['bytes_per_round'] for row in mine) / 1e6:.2f}", False))
-        line.append((f"{statistics.mean(row['seconds_per_round'] for row in mine):.2f}", False))
-        lines.append(line)
-    return lines
-
-
-def leader(groups: Sequence[Sequence[float]]) -> int | None:
-    """Return which group's mean is ahead of the second by more than either one's standard deviation, or None.
-
-    Example:
-        >>> leader([[60.0, 62.0], [70.0, 71.0]]), leader([[60.0, 62.0], [61.0, 63.0]]), leader([[60.0], [70.0]])
-        (1, None, None)
-    """
-    if len(groups) < 2 or min(len(group) for group in groups) < 2:
-        return None  # no spread is known
-    order = sorted(range(len(groups)), key=lambda index: statistics.mean(groups[index]), reverse=True)
-    first, second = groups[order[0]], groups[order[1]]
-    ahead = statistics.mean(first) - statistics.mean(second)
-    return order[0] if ahead > max(statistics.stdev(first), statistics.stdev(second)) else None
-
-
-def as_markdown(cells: Sequence[Sequence[tuple[str, bool]]]) -> list[str]:
-    """Format a table as Markdown."""
-    escaped = [[(text.replace("|", "\\|"), bold) for text, bold in line] for line in cells]
-    lines = ["| " + " | ".join(f"**{text}**" if bold else text for text, bold in line) + " |" for line in escaped]
-    return [lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]
-
-
-def as_latex(cells: Sequence[Sequence[tuple[str, bool]]]) -> list[str]:
-    """Format a table as LaTeX, for the package booktabs."""
-    lines = [
-        " & ".join(rf"\textbf{{{t.translate(LATEX)}}}" if bold else t.translate(LATEX) for t, bold in line)
-        for line in cells
-    ]
-    body = [line + r" \\" for line in lines]
-    columns = "l" + "r" * (len(cells[0]) - 1)
-    return [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        body[0],
-        r"\midrule",
-        *body[1:],
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-
-
-def check_folders(runs: Sequence[Run], flat: Callable[[str], Mapping[str, Any]]) -> None:
-    """Check that what the folders hold already are these runs.
-
-    Args:
-        runs: The runs.
-        flat: A configuration as YAML -> option -> value.
-
-    Raises:
-        ValueError: If a folder holds a run with other options; the message lists them.
-    """
-    for run in runs:
-        path = run.folder / "config.yaml"
-        if path.is_file() and (differing := differences(flat(path.read_text()), flat(run.config))):
-            raise ValueError(
-                f"Expected {run.folder} to hold the run {run}, got one with other options: {'; '.join(differing)}. "
-                "Choose another `dir`, or the old options."
-            )

@@ -1,15 +1,14 @@
 """Pieces of an HTML page that needs nothing beside itself: its style, tables, figures inside the text."""
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-Cells = Sequence[Sequence[tuple[str, bool]]]
-"""The lines of a table: texts, and whether each is bold."""
+from fedamm_pl.results.figure_parts import rendered
+from fedamm_pl.results.tables import Cells
 
 WIDE = 7  # inches; a figure of more gets a line of its own
 CSS = """
@@ -83,11 +82,6 @@ def page(title: str, body: str) -> str:
 """
 
 
-def plain(lines: Sequence[Sequence[str]]) -> Cells:
-    """Return the cells of a table without bold ones."""
-    return [[(text, False) for text in line] for line in lines]
-
-
 def tabular(cells: Cells) -> str:
     """Return a table; the first line are the headings."""
 
@@ -116,8 +110,7 @@ def embedded(figure: Figure, title: str, caption: str) -> str:
     """Return a figure inside the page."""
     # outlines in place of fonts: as sharp, and the same on every machine; the salt makes the same figure the same bytes
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "fedamm"}):
-        figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
+        data = base64.b64encode(rendered(figure, "svg", metadata={"Date": None})).decode()
     return (
         f"<figure{' class=wide' if figure.get_figwidth() > WIDE else ''}>"
         f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(title)}">'

@@ -1,4 +1,4 @@
-"""``fedamm compare``: its plan, its tables, and one real comparison that is repeated, continued and refused."""
+"""``fedamm compare``: its plan, its results, and one real comparison that is repeated, continued and refused."""
 
 import csv
 import json
@@ -15,20 +15,19 @@ from fedamm_pl import FedAvg
 from fedamm_pl.cli.main import main
 from fedamm_pl.results.comparison import (
     CompareConfig,
-    Run,
-    as_latex,
-    as_markdown,
+    PlannedRun,
     check_folders,
+    execute,
     file_name,
-    leader,
     merged,
     nested,
     plan,
     rows,
     settings,
-    table,
+    start,
     write_results,
 )
+from tests.results.handmade import a_summary
 
 Options = dict[str, Any]
 
@@ -40,11 +39,11 @@ def resolve(options: Options) -> tuple[str, int]:
     return yaml.safe_dump(options), options.get("federation", {}).get("num_rounds", 5)
 
 
-def planned(**options: Any) -> list[Run]:
+def planned(**options: Any) -> list[PlannedRun]:
     return plan(CompareConfig(**{"base": {}, "methods": {"FedAvg": None}, **options}), Path("out"), resolve)
 
 
-def options_of(run: Run) -> Options:
+def options_of(run: PlannedRun) -> Options:
     return dict(yaml.safe_load(run.config))
 
 
@@ -171,135 +170,21 @@ def test_file_names_hold_no_separators_or_spaces(text: str, name: str) -> None:
     assert file_name(text) == name
 
 
-# Tables.
-
-
-def test_leader_is_ahead_of_the_second_by_more_than_either_spread() -> None:
-    assert leader([[60.0, 61.0, 62.0], [63.1, 64.1, 65.1]]) == 1  # 3.1 ahead, both spreads 1
-    assert leader([[60.0, 61.0, 62.0], [61.0, 62.0, 63.0]]) is None  # exactly the spread
-    assert leader([[50.0, 61.0, 72.0], [64.0, 64.1, 64.2]]) is None  # the second's spread is 11
-    assert leader([[64.0, 64.1, 64.2], [50.0, 61.0, 72.0]]) is None
-    assert leader([[70.0, 70.1], [10.0, 90.0], [60.0, 60.1]]) == 0  # only the second by mean counts
-    assert leader([[60.0, 62.0], [60.0, 62.0]]) is None
-    assert leader([[60.0, 60.0], [60.1, 60.1]]) == 1
-
-
-def test_nothing_leads_alone_or_without_a_spread() -> None:
-    assert leader([]) is None
-    assert leader([[60.0, 61.0]]) is None
-    assert leader([[60.0], [99.0, 99.1]]) is None
-
-
-def row(method: str, seed: int, accuracy: float, **options: Any) -> Options:
-    accuracies = {f"{kind}/{group}": accuracy for kind in ("final", "best", "mean_last_10") for group in ("all", "few")}
-    return {
-        **options,
-        "method": method,
-        "seed": seed,
-        "uses_meta_set": method == "FedAMM",
-        **accuracies,
-        "bytes_per_round": 2_500_000,
-        "seconds_per_round": 1.234,
-    }
-
-
-def test_table_holds_means_and_spreads_and_marks_leader_and_meta_set() -> None:
-    cells = table([row("FedAvg", 0, 60), row("FedAvg", 1, 62), row("FedAMM", 0, 70), row("FedAMM", 1, 70)])
-    head, first, second = cells
-    titles = [title for title, _ in head]
-    assert titles[:4] == ["method", "seeds", "all, final", "few, final"]
-    assert titles[-2:] == ["MB a round", "s a round"]
-    assert not any(bold for _, bold in head)
-    assert first == [
-        ("FedAvg", False),
-        ("2", False),
-        *[("61.0 ± 1.4", False)] * 6,
-        ("2.50", False),
-        ("1.23", False),
-    ]
-    assert second[0] == ("FedAMM †", False)
-    assert second[2:8] == [("70.0 ± 0.0", True)] * 6
-
-
-def test_table_of_single_seeds_has_no_spread_and_no_leader() -> None:
-    cells = table([row("FedAvg", 0, 60), row("FedAMM", 0, 70)])
-    assert [line[2] for line in cells[1:]] == [("60.0", False), ("70.0", False)]
-
-
-def test_table_leaves_out_groups_that_a_run_lacks() -> None:
-    lacking = {name: value for name, value in row("FedAMM", 0, 70).items() if not name.endswith("/few")}
-    titles = [title for title, _ in table([row("FedAvg", 0, 60), lacking])[0]]
-    assert "all, final" in titles
-    assert "few, final" not in titles
-
-
-def test_markdown_has_a_cell_for_each_column() -> None:
-    assert as_markdown([[("method", False), ("all", False)], [("FedAvg", False), ("61.0 ± 1.4", True)]]) == [
-        "| method | all |",
-        "|---|---|",
-        "| FedAvg | **61.0 ± 1.4** |",
-    ]
-
-
-def test_markdown_keeps_its_columns_whatever_a_method_is_called() -> None:
-    *_, line = as_markdown([[("method", False)], [("a|b", False)]])
-    assert line == r"| a\|b |"
-
-
-def test_latex_is_a_booktabs_table() -> None:
-    lines = as_latex([[("method", False), ("all", False)], [("FedAMM †", False), ("61.0 ± 1.4", True)]])
-    assert lines == [
-        r"\begin{tabular}{lr}",
-        r"\toprule",
-        r"method & all \\",
-        r"\midrule",
-        r"FedAMM $\dagger$ & \textbf{61.0 $\pm$ 1.4} \\",
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "escaped"),
-    [
-        ("a_b", r"a\_b"),
-        ("50 % & more", r"50 \% \& more"),
-        ("$x$ #1", r"\$x\$ \#1"),
-        ("{x}", r"\{x\}"),
-        ("a\\b", r"a\textbackslash{}b"),
-        ("2^3", r"2\textasciicircum{}3"),
-        ("a~b", r"a\textasciitilde{}b"),
-    ],
-)
-def test_latex_escapes_what_is_special_to_it(text: str, escaped: str) -> None:
-    *_, line, _, _ = as_latex([[("method", False)], [(text, False)]])
-    assert line == escaped + r" \\"
-
-
 # What folders hold.
 
 
-def finished(run: Run, accuracy: float = 0.5, **changes: Any) -> Run:
+def finished(run: PlannedRun, accuracy: float = 0.5, **changes: Any) -> PlannedRun:
     """Write the summary of a run."""
     accuracies = {"test/loss": 1.0, "test/acc": accuracy, "test/acc_few": accuracy / 2}
-    summary = {
-        "final": accuracies,
-        "best": {name: {"value": value, "round": 3} for name, value in accuracies.items()},
-        "mean_last_10": accuracies,
-        "num_rounds": run.num_rounds,
-        "stopped": None,
-        "uses_meta_set": False,
-        "bytes_per_round": {"received": 10.0, "sent": 30.0, "received_per_client": 1.0, "sent_per_client": 3.0},
-        "seconds_per_round": {"train": 1.0, "meta": 0.5, "evaluate": 0.25, "other": 0.25},
-        **dict.fromkeys(("failed_clients", "refused_updates", "failed_rounds", "resumes"), 0),
-        **changes,
-    }
+    best = {name: {"value": value, "round": 3} for name, value in accuracies.items()}
+    results = {"final": accuracies, "best": best, "mean_last_10": accuracies}
     run.folder.mkdir(parents=True)
-    (run.folder / "summary.json").write_text(json.dumps(summary))
+    content = a_summary(**{**results, "num_rounds": run.num_rounds, "uses_meta_set": False, **changes})
+    (run.folder / "summary.json").write_text(json.dumps(content))
     return run
 
 
-def a_plan(folder: Path, **options: Any) -> list[Run]:
+def a_plan(folder: Path, **options: Any) -> list[PlannedRun]:
     config = CompareConfig(**{"base": {}, "methods": {"FedAvg": None, "FedProx": None}, "seeds": [0, 1], **options})
     return plan(config, folder, resolve)
 
@@ -324,6 +209,26 @@ def test_rows_are_those_of_finished_runs_in_percent(tmp_path: Path) -> None:
         "failed_rounds": 0,
         "resumes": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"num_rounds": 4}, False),
+        ({"num_rounds": 4, "ended": "the accuracy has not risen for 3 rounds"}, True),
+        ({"stopped": "stopped after round 5"}, False),
+        ({"stopped": "stopped after round 5", "ended": "it is time"}, False),
+    ],
+)
+def test_a_run_is_finished_after_all_its_rounds_or_where_a_callback_ended_it(
+    changes: Options, expected: bool, tmp_path: Path
+) -> None:
+    (run, *_) = a_plan(tmp_path)
+    assert not run.finished
+    finished(run, **changes)
+    assert run.finished is expected
+    assert len(rows([run])) == expected
 
 
 def test_results_have_a_table_for_each_setting(tmp_path: Path) -> None:
@@ -369,6 +274,66 @@ def test_folders_with_other_options_are_refused(tmp_path: Path) -> None:
     (first.folder / "config.yaml").write_text("old")
     with pytest.raises(ValueError, match=r"to hold the run FedAvg, seed 0, got one with other options: whole is .*"):
         check_folders(runs, flat)
+
+
+# What a folder from somebody else may hold.
+
+
+def outside(folder: Path) -> Path:
+    """Return a file beside the comparison's folder."""
+    path = folder.with_name("outside")
+    path.write_text("precious")
+    return path
+
+
+RESULTS = ("csv", "md", "tex", "pdf", "png")
+
+
+@pytest.mark.parametrize("name", [*(f"results.{kind}" for kind in RESULTS), "summaries.json", ".results.pdf.tmp"])
+def test_results_are_written_to_no_link(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    runs = [finished(run) for run in a_plan(folder)]
+    (folder / name).symlink_to(outside(folder))
+    write_results(folder, runs)
+    assert outside(folder).read_text() == "precious"
+    assert not [path for path in folder.iterdir() if path.is_symlink()]
+    assert all((folder / f"results.{kind}").stat().st_size for kind in RESULTS)
+
+
+@pytest.mark.parametrize("place", ["partition_iid", "partition_iid/FedAvg", "partition_iid/FedAvg/seed_0"])
+@pytest.mark.parametrize("ending", ["", ".log", ".yaml"])
+def test_links_in_a_comparison_are_refused(place: str, ending: str, tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    runs = a_plan(folder, grid={"data.partition": ["iid"]})
+    link = folder / (place + ending)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside(folder) if ending else tmp_path)
+    with pytest.raises(ValueError, match=rf"to hold no links, got {link}, which points to") as refused:
+        check_folders(runs, flat)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_log_that_is_a_link_is_not_written(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    run, *_ = a_plan(folder)
+    run.log.parent.mkdir(parents=True)
+    run.log.symlink_to(outside(folder))
+    with pytest.raises(OSError, match=r"symbolic links"):
+        start(run, 1)
+    assert outside(folder).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [("config.yaml", lambda runs: check_folders(runs, flat)), ("summary.json", lambda runs: execute(runs, 1))],
+)
+def test_a_run_is_not_read_through_a_link(name: str, use: Callable[[list[PlannedRun]], Any], tmp_path: Path) -> None:
+    run, other, *_ = runs = a_plan(tmp_path)
+    finished(other)
+    run.folder.mkdir(parents=True)
+    (run.folder / name).symlink_to(other.folder / "summary.json")
+    with pytest.raises(ValueError, match=rf"Expected {run.folder / name} to be .*: it is a link"):
+        use(runs)
 
 
 # The program.
@@ -563,6 +528,20 @@ def test_wrong_comparison_is_one_line_and_starts_nothing(
     assert re.search(message, error)
     assert not list(tmp_path.rglob("*.yaml"))
     assert not list(tmp_path.rglob("*.log"))
+
+
+@pytest.mark.parametrize("name", ["results.pdf", "partition_iid/FedAvg/seed_0.log"])
+def test_a_link_is_one_line_and_starts_nothing(
+    name: str, configuration: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "table"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).symlink_to(outside(folder))
+    assert f"to hold no links, got {folder / name}, which points to {outside(folder)}" in one_error(
+        capsys, configuration(folder)
+    )
+    assert outside(folder).read_text() == "precious"
+    assert not list(folder.rglob("*.yaml"))
 
 
 class Rooted(FedAvg):

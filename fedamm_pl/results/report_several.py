@@ -1,0 +1,118 @@
+"""What a report says of several runs: their methods compared, a line for each run, and each run folded up."""
+
+import collections
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedamm_pl.results.figures import accuracy_against_bytes, comparison
+from fedamm_pl.results.html import embedded, folded, gallery, tabular
+from fedamm_pl.results.report_one import joined, known, megabytes, options, percent, rounds, seconds, sections, totals
+from fedamm_pl.results.runs import Run
+from fedamm_pl.results.tables import COSTS, KINDS, Cells, accuracies, plain, row, stacked, table
+
+MAX_RUNS_WITH_FIGURES = 6  # a page of more takes long to open
+IRRELEVANT = ("seed", "data.root", "logger", "output.")  # what does not make a run another experiment
+COMPARISON = (
+    "Large dots are means of the last ten evaluations over the seeds, with their standard deviation; small dots are seeds. "
+    "Methods whose bars overlap are not told apart by these runs."
+)
+BYTES = "The further left a curve rises, the less it costs to be as good; where curves cross, the budget decides."
+LEGEND = (
+    "Test accuracy in percent, mean ± standard deviation over the seeds. Bold: ahead of the second by more than either "
+    "one's standard deviation. Best is chosen on the test set: an optimistic figure. † uses the server's balanced images, "
+    "which the others do not have. Unfinished and stopped runs are left out."
+)
+
+
+def several(runs: Sequence[Run]) -> tuple[str, str]:
+    """Return title and body of the page of several runs."""
+    names = labels(runs)
+    title = joined(f"{len(runs)} runs", *sorted({run.dataset for run in runs} - {""}))
+    with_figures = len(runs) <= MAX_RUNS_WITH_FIGURES
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        *(f'<p class="note">{escape(note)}</p>' for note in repeated(runs, names)),
+        "<h2>Methods</h2>",
+        *methods(runs, names),
+        "<h2>Runs</h2>",
+        tabular(run_lines(runs, names)),
+        "<h2>Each run</h2>",
+        *(
+            folded(
+                f"{joined(name, seed_of(run))} ({run.path})",
+                f'<section class="run">{sections(run, with_figures)}</section>',
+            )
+            for run, name in zip(runs, names, strict=True)
+        ),
+    ]
+    return title, "\n".join(parts)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Name runs by their method and by what differs between them; runs of one name differ in their seeds alone."""
+    flats = [options(run) for run in runs]
+    names = [
+        name
+        for name in dict.fromkeys(name for flat in flats for name in flat)
+        if name != "algorithm" and not name.startswith(IRRELEVANT)
+    ]
+    differing = [name for name in names if len({repr(flat[name]) for flat in flats if name in flat}) > 1]
+    return [
+        joined(run.method, *(f"{name.rpartition('.')[2]} {flat[name]}" for name in differing if name in flat))
+        for run, flat in zip(runs, flats, strict=True)
+    ]
+
+
+def seed_of(run: Run) -> str | None:
+    """Return the seed in words."""
+    return known("seed {}", run.seed)
+
+
+def repeated(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """Return a sentence for each seed that a method has run with twice."""
+    seen = collections.Counter(joined(name, seed_of(run)) for run, name in zip(runs, names, strict=True))
+    return [f"{times} runs are {name}: the spread is too small." for name, times in seen.items() if times > 1]
+
+
+def run_lines(runs: Sequence[Run], names: Sequence[str]) -> Cells:
+    """Return a line for each run."""
+    kinds = (f"all, {title}" for title in KINDS.values())
+    lines = [["run", "seed", "rounds", *kinds, *COSTS.values(), "folder"]]
+    for run, name in zip(runs, names, strict=True):
+        state = rounds(run).removesuffix(" rounds") + ("" if run.summary else ", unfinished")
+        results = [percent(run.results[kind]["test/acc"]) if run.history else "" for kind in KINDS]
+        cost = [known("{:.2f}", megabytes(run)) or "", f"{total:.2f}" if (total := sum(seconds(run).values())) else ""]
+        lines.append([name, known("{}", run.seed) or "", state, *results, *cost, str(run.path)])
+    return plain(lines)
+
+
+def methods(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """Return the table and the figures of the methods, over the finished runs."""
+    rows = [
+        row(name, run.seed or 0, {}, run.summary)
+        for run, name in zip(runs, names, strict=True)
+        if run.summary is not None and not run.summary["stopped"]
+    ]
+    if not rows:
+        return ["<p>None of the runs has finished yet.</p>"]
+    figures = [embedded(comparison({"": accuracies(rows)}), "Methods", COMPARISON)]
+    if curves := byte_curves(runs, names):
+        figures.append(embedded(accuracy_against_bytes(curves), "Accuracy against bytes", BYTES))
+    return [tabular(stacked(table(rows))), f'<p class="soft">{LEGEND}</p>', gallery(figures)]
+
+
+def byte_curves(
+    runs: Sequence[Run], names: Sequence[str]
+) -> dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """Return label -> bytes so far and accuracy of each of its runs that tells its bytes."""
+    curves: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+    for run, name in zip(runs, names, strict=True):
+        sent = {row["round"]: row["bytes"] for row in totals(run)}
+        points = [(sent[row["round"]], row["test/acc"]) for row in run.history if row["round"] in sent]
+        if points:
+            both = np.array(points, dtype=np.float64)
+            curves.setdefault(name, []).append((both[:, 0], both[:, 1]))
+    return curves
