@@ -16,7 +16,6 @@ from fedamm_pl.algorithms.meta_finetune import MetaFineTune
 from fedamm_pl.algorithms.moon import Moon
 from fedamm_pl.algorithms.ratio_loss import RatioLoss
 from fedamm_pl.algorithms.scaffold import Scaffold
-from fedamm_pl.protocol.module import FederatedModule
 
 __all__ = [
     "CReFF",
@@ -30,7 +29,6 @@ __all__ = [
     "FedLC",
     "FedNova",
     "FedProx",
-    "FederatedModule",
     "LogitAdjusted",
     "MetaFineTune",
     "Moon",

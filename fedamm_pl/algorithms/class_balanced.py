@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from fedamm_pl.algorithms.class_prior import ClassPriorModule, Counts
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import class_balanced_weights, example_losses
-from fedamm_pl.protocol.module import require_range
+from fedamm_pl.protocol.classifier import require_range
 
 
 class ClassBalanced(ClassPriorModule):

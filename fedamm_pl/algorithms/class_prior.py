@@ -63,7 +63,7 @@ class ClassPriorModule(FederatedModule):
         if self.session is None:
             self.class_counts = self._known_counts().to(self.device)
         elif self.hparams["counts"] == "global":
-            self.class_counts = self.session.task.payload["class_counts"].to(self.device)
+            self.class_counts = self.session.payload["class_counts"].to(self.device)
         else:
             self.class_counts = self.session.data.class_counts(self.hparams["num_classes"]).to(self.device)
 

@@ -1,16 +1,18 @@
 """CLIMB (Shen et al., *An Agnostic Approach to Federated Learning with Class Imbalance*, ICLR 2022)."""
 
-import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
+from fedamm_pl.protocol.classifier import require_range
 from fedamm_pl.protocol.messages import ClientResult, State
-from fedamm_pl.protocol.module import FederatedModule, require_range
-from fedamm_pl.protocol.session import ServerSession
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.reduction import Reduction
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 DUAL, LOSS = "dual", "global_loss"
 
@@ -39,6 +41,8 @@ class Climb(FederatedModule):
         ValueError: If an option is out of range or there is no such network.
     """
 
+    returned: ClassVar[Mapping[str, Reduction]] = {LOSS: "sum"}
+
     def __init__(
         self,
         num_classes: int,
@@ -55,52 +59,49 @@ class Climb(FederatedModule):
         require_range("dual_lr", dual_lr, least=0)
         require_range("tolerance", tolerance, least=0)
 
-    def on_train_start(self) -> None:
+    def survey(self, session: ClientSession) -> State:
         """Measure the loss of the global model on the client's examples."""
-        super().on_train_start()
-        if self.session is not None:
-            self.eval()
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():  # this hook runs outside of it
-                losses = [example_losses(self(images), labels) for images, labels in self.session.data.plain_batches()]
-            self.train()
-            self._global_loss = torch.cat(losses).mean()
+        batches = session.data.plain_batches()
+        losses = [example_losses(self(images), labels.to(self.device)) for images, labels in batches]
+        return {LOSS: torch.cat(losses).mean().cpu().double()}
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and the loss of the global model."""
         super().on_train_epoch_end()
         if self.session is not None:
-            self.log("train/global_loss", self._global_loss)
+            self.log("train/global_loss", self.session.surveyed[LOSS].float())
 
     def expected_payload(self, sent: State) -> State:
         """Return the model and a loss."""
         return {**super().expected_payload(sent), LOSS: torch.zeros((), dtype=torch.float64)}
 
-    def client_payload(self) -> State:
-        """Return the trained model and the loss of the global one."""
-        return {**super().client_payload(), LOSS: self._global_loss.cpu().double()}
+    def contribution(self, result: ClientResult, server: ServerSession) -> State:
+        """Scale the client's update; its loss becomes its column of a table (2, K) of losses and of who has measured one.
 
-    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Average the scaled updates, then move the dual variables."""
-        dual = state.get(DUAL, torch.zeros(server.num_clients, dtype=torch.float64))
-        scales = (1 + dual - dual.mean()).tolist()
-        losses: dict[int, float] = {}
+        Raises:
+            ValueError: If the loss is below 0.
+        """
+        client, loss = result.client_id, float(result.payload[LOSS])
+        if loss < 0:
+            raise ValueError(f"its {LOSS} is {loss:g}, a cross-entropy is 0 or more")
+        dual = self._dual(server)
+        scale = float((1 + dual - dual.mean())[client])
+        trained = {name for name, _ in self.named_parameters()}
+        payload = {
+            name: server.state[name].to(value.device).lerp(value, scale) if name in trained else value
+            for name, value in result.payload.items()
+        }
+        measured = torch.zeros(2, server.num_clients, dtype=torch.float64)
+        measured[:, client] = torch.tensor([loss, 1.0])
+        return {**payload, LOSS: measured}
 
-        def scaled() -> Iterator[ClientResult]:
-            for result in results:
-                losses[result.client_id] = float(result.payload[LOSS])
-                trained = {name for name, _ in self.named_parameters()}
-                payload = {
-                    name: state[name].to(value.device).lerp(value, scales[result.client_id])
-                    if name in trained
-                    else value
-                    for name, value in result.payload.items()
-                }
-                yield dataclasses.replace(result, payload=payload)
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        """Take the average of the scaled updates, then move the dual variables."""
+        losses, measured = reduced[LOSS]
+        clients = measured.nonzero().flatten()
+        spread = losses[clients] - losses[clients].mean() - self.hparams["tolerance"]
+        moved = self._dual(server).index_add(0, clients, self.hparams["dual_lr"] * spread).clamp(min=0)
+        return {**super().server_step(state, reduced, server), DUAL: moved}
 
-        new = super().server_update(state, scaled(), server)
-        del new[LOSS]
-        clients = torch.tensor(list(losses))
-        spread = torch.tensor(list(losses.values()), dtype=torch.float64)
-        spread = spread - spread.mean() - self.hparams["tolerance"]
-        moved = dual.cpu().index_add(0, clients, self.hparams["dual_lr"] * spread).clamp(min=0)
-        return {**new, DUAL: moved}
+    def _dual(self, server: ServerSession) -> Tensor:
+        return server.state.get(DUAL, torch.zeros(server.num_clients, dtype=torch.float64)).cpu()

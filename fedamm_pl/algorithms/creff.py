@@ -1,6 +1,7 @@
 """CReFF (Shang et al., *Federated Learning on Heterogeneous and Long-Tailed Data via Classifier Re-Training with Federated Features*, IJCAI 2022)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +9,11 @@ from torch.nn import functional
 
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.models import features_and_logits, last_linear
+from fedamm_pl.protocol.classifier import require_range
 from fedamm_pl.protocol.messages import ClientResult, State
-from fedamm_pl.protocol.module import FederatedModule, require_range
-from fedamm_pl.protocol.session import ServerSession
-from fedamm_pl.seeding import derive_seed, torch_generator
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.reduction import Reduction
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 GRADIENTS, PRESENT, FEATURES, WEIGHT, BIAS = (
     "class_gradients",
@@ -53,6 +55,8 @@ class CReFF(FederatedModule):
         ValueError: If an option is out of range or there is no such network.
     """
 
+    returned: ClassVar[Mapping[str, Reduction]] = {GRADIENTS: "sum", PRESENT: "sum"}
+
     def __init__(
         self,
         num_classes: int,
@@ -83,72 +87,60 @@ class CReFF(FederatedModule):
 
     # Client
 
-    def on_train_start(self) -> None:
+    def survey(self, session: ClientSession) -> State:
         """Compute the class gradients of the round."""
-        super().on_train_start()
-        if self.session is None:
-            return
-        weight, bias = (self.session.task.payload[name].to(self.device) for name in (WEIGHT, BIAS))
+        weight, bias = (session.payload[name].to(self.device) for name in (WEIGHT, BIAS))
         num_classes = self.hparams["num_classes"]
         sums = weight.new_zeros(num_classes, num_classes, weight.shape[1] + 1)
         counts = torch.zeros(num_classes, dtype=torch.int64, device=self.device)
-        self.eval()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():  # this hook runs outside of it
-            for images, labels in self.session.data.plain_batches():
-                features, _ = features_and_logits(self.model, self.prepare(images))
-                sums += class_gradient_sums(features.to(weight.dtype), labels.to(self.device), weight, bias)
-                counts += labels.to(self.device).bincount(minlength=num_classes)
-        self.train()
-        self._gradients = {GRADIENTS: sums / counts.clamp(min=1)[:, None, None], PRESENT: (counts > 0).long()}
-
-    def client_payload(self) -> State:
-        """Return the trained model and the class gradients."""
-        return {**super().client_payload(), **self._gradients}
+        for images, labels in session.data.plain_batches():
+            features, _ = features_and_logits(self.model, self.prepare(images))
+            sums += class_gradient_sums(features.to(weight.dtype), labels.to(self.device), weight, bias)
+            counts += labels.to(self.device).bincount(minlength=num_classes)
+        return {GRADIENTS: sums / counts.clamp(min=1)[:, None, None], PRESENT: (counts > 0).long()}
 
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model and the re-trained classifier, before the first round the model's own."""
-        sent = super().broadcast(state, server)
-        return {**sent, **self._retrained(state)}
+        return {**super().broadcast(state, server), **self._retrained(state)}
 
     def expected_payload(self, sent: State) -> State:
-        """Return the model and class gradients, compared with none."""
+        """Return the model and class gradients."""
         num_classes, size = sent[WEIGHT].shape
         gradients = sent[WEIGHT].new_zeros(num_classes, num_classes, size + 1)
         present = torch.zeros(num_classes, dtype=torch.int64, device=sent[WEIGHT].device)
         return {**super().expected_payload(sent), GRADIENTS: gradients, PRESENT: present}
 
-    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Average the models, match the features, re-train the classifier."""
-        retrained = self._retrained(state)
-        total: Tensor = torch.zeros((), dtype=torch.float64)
-        holders: Tensor = torch.zeros((), dtype=torch.int64)
+    def contribution(self, result: ClientResult, server: ServerSession) -> State:
+        """Return the model and, to be summed in float64, the class gradients.
 
-        def models() -> Iterator[ClientResult]:
-            nonlocal total, holders
-            for result in results:
-                total = total + result.payload[GRADIENTS].double().cpu()
-                holders = holders + (result.payload[PRESENT].cpu() > 0)
-                yield result
+        Raises:
+            ValueError: If it is not 0 or 1 for each class whether the client holds it.
+        """
+        present = result.payload[PRESENT]
+        if ((present != 0) & (present != 1)).any():
+            raise ValueError(f"{PRESENT} holds other values than 0 and 1")
+        return {**result.payload, GRADIENTS: result.payload[GRADIENTS].cpu().double()}
 
-        new = super().server_update({}, models(), server)
-        del new[GRADIENTS], new[PRESENT]
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        """Take the averaged model, match the features, re-train the classifier."""
+        retrained, options = self._retrained(state), self.hparams
         weight, bias = retrained[WEIGHT], retrained[BIAS]
         num_classes, size = weight.shape
-        generator = torch_generator(derive_seed(server.round_num, "creff"))
+        holders = reduced[PRESENT].cpu()
+        generator = server.generator("creff")
         features = state.get(FEATURES)
         if features is None:
-            features = torch.randn(num_classes, self.hparams["num_features"], size, generator=generator)
+            features = torch.randn(num_classes, options["num_features"], size, generator=generator)
         held = (holders > 0).nonzero().flatten()
-        target = (total[held] / holders[held, None, None]).to(weight)
-        options = self.hparams
+        target = (reduced[GRADIENTS][held] / holders[held, None, None]).to(weight)
         features = match_features(
             features.to(weight), held, target, weight, bias, options["match_steps"], options["match_lr"]
         )
         start = nn.init.kaiming_uniform_(torch.empty(num_classes, size), a=5**0.5, generator=generator).to(weight)
         weight, bias = retrain(features, start, options["retrain_steps"], options["retrain_lr"])
-        return {**state, **new, FEATURES: features, WEIGHT: weight, BIAS: bias}
+        return {**super().server_step(state, reduced, server), FEATURES: features, WEIGHT: weight, BIAS: bias}
 
     def deployed(self, state: State) -> State:
         """Return the averaged model with the re-trained classifier."""

@@ -5,7 +5,6 @@ Not to be confused with two later methods of the same acronym (MICCAI 2025, TIFS
 
 import gc
 import math
-from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
@@ -13,14 +12,15 @@ import torch
 from lightning_fabric.utilities.data import sized_len
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.meta import Differentiation, meta_gradient, virtual_step
+from fedamm_pl.algorithms.meta import Differentiation, VirtualStep, meta_gradient, virtual_step
 from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses, normalized_weights, weighted_loss
 from fedamm_pl.models import WeightNet
-from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
-from fedamm_pl.protocol.module import FederatedModule, require_range
-from fedamm_pl.protocol.session import ServerSession
+from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.messages import Answer, Question, State
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 MetaUpdate = Literal["asynchronous", "synchronous"]
 LOSS_GRID = tuple(0.25 * step for step in range(41))
@@ -83,7 +83,9 @@ class FedAMM(FederatedModule):
         require_range("meta_interval", meta_interval, least=1)
         self.weight_net = WeightNet()
         self.automatic_optimization = False
+        self._step: VirtualStep | None = None  # taken, and waiting for its meta gradient
         self._returned_weight_net: State = {}
+        self._collected = -1  # the round in which garbage was last collected
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, losses and weights of the epoch's batches
 
     def configure_optimizers(self) -> list[torch.optim.SGD]:
@@ -100,15 +102,28 @@ class FedAMM(FederatedModule):
                 "unscaled, got '16-mixed': take bf16-mixed."
             )
 
+    @property
+    def asks_in_fit(self) -> bool:
+        """Whether the update is synchronous."""
+        return bool(self.hparams["meta_update"] == "synchronous")
+
+    def question(self, session: ClientSession) -> State | None:
+        """Asynchronous: take the virtual step of the round, and ask for the meta gradient at w_hat."""
+        return None if self.asks_in_fit else self._virtual_step(self._on_device(*session.support()))
+
     def on_train_start(self) -> None:
         """Federated and asynchronous: do the round's one meta step, and put its outcome aside for the result."""
         super().on_train_start()
         self._meta_loss: Tensor | None = None
-        if self.session is not None and self.hparams["meta_update"] == "asynchronous":
+        if self.session is None:
+            return
+        if self.hparams["differentiation"] == "higher" and self._collected != self.session.broadcast.round_num:
+            self._collected = self.session.broadcast.round_num
+            gc.collect()  # higher leaves its patched networks in reference cycles
+        if self.session.answer is not None:
             received = self._weight_net_state()
-            images, labels = self.session.support()
-            with self.trainer.precision_plugin.forward_context():  # this hook runs outside of it
-                self._meta_step(self._on_device(images, labels), None)
+            with self.session.during("meta step"), self.trainer.precision_plugin.forward_context():
+                self._meta_step(self.session.answer)  # this hook runs outside of the trainer's arithmetic
             self._returned_weight_net = self._weight_net_state()
             self.load_state_dict(received, strict=False)
 
@@ -122,10 +137,9 @@ class FedAMM(FederatedModule):
         """Update the weight net if it is time, then take a step on the weighted batch loss."""
         batch, meta = self._split(batch)
         images, labels = self.prepare(batch[0]), batch[1]
-        synchronous = self.session is None or self.hparams["meta_update"] == "synchronous"
-        if synchronous and self._local_step % self.hparams["meta_interval"] == 0:
-            self._meta_step((images, labels), meta)
-        losses = example_losses(self.model(images), labels)
+        if (self.session is None or self.asks_in_fit) and self._local_step % self.hparams["meta_interval"] == 0:
+            self._synchronous_step((images, labels), meta)
+        losses = example_losses(self.logits(images), labels)
         with torch.no_grad():
             raw_weights = self.weight_net(losses)
         optimizer = self._optimizers[0]
@@ -165,28 +179,47 @@ class FedAMM(FederatedModule):
             tallies["losses"] += bins.bincount(minlength=len(LOSS_GRID))
         return tallies
 
-    def _meta_step(self, support: Batch, meta: Batch | None) -> None:
-        """Update the weight net in place by steps 1 to 4 of a round.
+    def _virtual_step(self, support: Batch) -> State:
+        """Take step 1 of a round and return w_hat; the step is kept for :meth:`_meta_step`."""
+        lr, differentiation = self.hparams["lr"], self.hparams["differentiation"]
+        self._step = step = virtual_step(self.model, self.weight_net, support, lr, differentiation)
+        return {f"model.{name}": value for name, value in step.params.items()}
+
+    def _meta_step(self, answer: Answer) -> None:
+        """Update the weight net in place by steps 3 and 4 of a round.
+
+        Args:
+            answer: The meta gradient at w_hat, and the meta loss there.
+        """
+        gradient = {name.removeprefix("model."): value.to(self.device) for name, value in answer.payload.items()}
+        self._meta_loss = answer.metrics["meta_loss"]
+        step, self._step = self._step, None
+        assert step is not None
+        weight_net_gradient = step.weight_net_gradient(gradient)
+        for name, parameter in self.weight_net.named_parameters():
+            parameter.grad = weight_net_gradient[name]
+        self._optimizers[1].step()
+
+    def _synchronous_step(self, support: Batch, meta: Batch | None) -> None:
+        """Update the weight net in place, with a mini-batch as support.
 
         Args:
             support: Normalised images and labels.
             meta: The meta batch in a plain Trainer; in a federation the server has it.
         """
         with self.session.during("meta step") if self.session else nullcontext():
-            lr, differentiation = self.hparams["lr"], self.hparams["differentiation"]
-            step = virtual_step(self.model, self.weight_net, support, lr, differentiation)
-            if self.session is None:
-                assert meta is not None
-                gradient, self._meta_loss = meta_gradient(self.model, step.params, self._on_device(*meta))
+            stepped = self._virtual_step(support)
+            if self.session is not None:
+                answer = self.session.ask(self._local_step, stepped)
             else:
-                payload = {f"model.{name}": value for name, value in step.params.items()}
-                answer = self.session.ask(self._local_step, payload)
-                gradient = {name.removeprefix("model."): value for name, value in answer.payload.items()}
-                self._meta_loss = answer.metrics["meta_loss"]
-            weight_net_gradient = step.weight_net_gradient(gradient)
-            for name, parameter in self.weight_net.named_parameters():
-                parameter.grad = weight_net_gradient[name]
-            self._optimizers[1].step()
+                assert meta is not None
+                answer = self._meta_gradient(stepped, meta)
+            self._meta_step(answer)
+
+    def _meta_gradient(self, stepped: State, meta: Batch) -> Answer:
+        params = {name.removeprefix("model."): value.to(self.device) for name, value in stepped.items()}
+        gradient, loss = meta_gradient(self.model, params, self._on_device(*meta))
+        return Answer({f"model.{name}": value for name, value in gradient.items()}, {"meta_loss": loss})
 
     def _on_device(self, images: Tensor, labels: Tensor) -> Batch:
         """Prepare a batch that Lightning did not move: support and meta set may lie on the CPU."""
@@ -207,23 +240,14 @@ class FedAMM(FederatedModule):
 
     # Server
 
-    def answer(self, question: Question, meta: Batch) -> Answer:
+    def answer(self, question: Question, server: ServerSession) -> Answer:
         """Return the meta gradient g at the virtual weights of a client.
 
         Args:
             question: Holds w_hat.
-            meta: The whole meta set: uint8 images, labels.
+            server: Has the meta set.
         """
-        params = {name.removeprefix("model."): value for name, value in question.payload.items()}
-        gradient, loss = meta_gradient(self.model, params, self._on_device(*meta))
-        return Answer({f"model.{name}": value for name, value in gradient.items()}, {"meta_loss": loss})
-
-    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Average classifiers and weight nets."""
-        state = super().server_update(state, results, server)
-        if self.hparams["differentiation"] == "higher":
-            gc.collect()  # higher leaves its patched networks in reference cycles
-        return state
+        return self._meta_gradient(question.payload, server.meta_for(question))
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
         """Return the weight net on ``LOSS_GRID``, the mean relative weight of each class, and the histogram of losses.

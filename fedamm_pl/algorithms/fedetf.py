@@ -8,7 +8,7 @@ from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import logit_adjusted_losses
 from fedamm_pl.models import last_linear
-from fedamm_pl.protocol.module import require_range
+from fedamm_pl.protocol.classifier import require_range
 
 
 class ETFHead(nn.Module):

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import focal_losses
-from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.module import FederatedModule
 
 
 class FedFocal(FederatedModule):

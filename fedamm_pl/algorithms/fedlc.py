@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import calibrated_losses
-from fedamm_pl.protocol.module import require_range
+from fedamm_pl.protocol.classifier import require_range
 
 
 class FedLC(ClassPriorModule):

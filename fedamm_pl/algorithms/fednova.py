@@ -1,7 +1,7 @@
 """FedNova (Wang et al., *Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization*, NeurIPS 2020)."""
 
-import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ServerSession
 
 NUM_STEPS = "num_steps"
@@ -46,6 +47,8 @@ class FedNova(FederatedModule):
         ValueError: If an option is out of range, a momentum of 1 or more among them.
     """
 
+    returned: ClassVar[Mapping[str, Reduction]] = {NUM_STEPS: "average"}
+
     def __init__(
         self,
         num_classes: int,
@@ -68,20 +71,29 @@ class FedNova(FederatedModule):
         """Return the trained model and the number of steps."""
         return {**super().client_payload(), NUM_STEPS: torch.tensor(self.trainer.global_step)}
 
-    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Return the average of the normalised updates, scaled."""
-        trained = {name for name, _ in self.named_parameters()} & state.keys()
+    def contribution(self, result: ClientResult, server: ServerSession) -> State:
+        """Divide the update by the work in it; the work itself is averaged beside it.
 
-        def normalized() -> Iterator[ClientResult]:
-            for result in results:
-                work = normalizer(max(int(result.payload[NUM_STEPS]), 1), self.hparams["momentum"])
-                payload: State = {NUM_STEPS: torch.tensor(work, dtype=torch.float64)}
-                for name, value in result.payload.items():
-                    if name != NUM_STEPS:
-                        payload[name] = (value - state[name].to(value.device)) / work if name in trained else value
-                yield dataclasses.replace(result, payload=payload)
+        Raises:
+            ValueError: If there are more steps than examples to take them on, or none.
+        """
+        num_steps, most = int(result.payload[NUM_STEPS]), server.local_epochs * result.num_examples
+        if not 1 <= num_steps <= most:
+            raise ValueError(f"its {NUM_STEPS} is {num_steps}, expected 1 to {most}")
+        work = normalizer(num_steps, self.hparams["momentum"])
+        payload: State = {NUM_STEPS: torch.tensor(work, dtype=torch.float64)}
+        for name, value in result.payload.items():
+            if name != NUM_STEPS:
+                trained = name in self._trained
+                payload[name] = (value - server.state[name].to(value.device)) / work if trained else value
+        return payload
 
-        mean = super().server_update({}, normalized(), server)
-        work = float(mean.pop(NUM_STEPS))
-        stepped = {name: state[name].to(mean[name].device) + work * mean[name] for name in trained}
-        return {**state, **mean, **stepped}
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        """Take a step along the average of the normalised updates, scaled by the average work."""
+        work = float(reduced[NUM_STEPS])
+        stepped = {name: state[name].to(reduced[name].device) + work * reduced[name] for name in self._trained}
+        return {**super().server_step(state, reduced, server), **stepped}
+
+    @property
+    def _trained(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.startswith(self.shared)}

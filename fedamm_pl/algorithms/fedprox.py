@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.module import FederatedModule
 
 
 class FedProx(FederatedModule):

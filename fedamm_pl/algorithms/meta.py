@@ -30,7 +30,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
-from fedamm_pl.models import uncompiled
 
 Differentiation = Literal["higher", "functional", "forward"]
 Tensors = dict[str, Tensor]
@@ -71,7 +70,7 @@ def virtual_step(
     Raises:
         ValueError: If ``differentiation`` is none of the three.
     """
-    with uncompiled(model), sdpa_kernel(SDPBackend.MATH):  # attention's other kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):  # attention's other kernels have no second derivative
         match differentiation:
             case "higher":
                 return _with_higher(model, weight_net, support, lr)
@@ -95,7 +94,7 @@ def meta_gradient(model: nn.Module, params: Mapping[str, Tensor], meta: Batch) -
     """
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     images, labels = meta
-    with torch.enable_grad(), uncompiled(model), _training_mode(model):
+    with torch.enable_grad(), _training_mode(model):
         loss = example_losses(functional_call(model, (leaves, _buffers(model)), (images,)), labels).mean()
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True)), loss.detach()
@@ -179,7 +178,6 @@ def _directional_derivative(
     with (
         warnings.catch_warnings(),
         torch.no_grad(),
-        uncompiled(model),
         sdpa_kernel(SDPBackend.MATH),
         forward_ad.dual_level(),
     ):

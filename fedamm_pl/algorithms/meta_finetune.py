@@ -1,14 +1,13 @@
 """FedAvg, then the server fine-tunes on its meta set: the control of FedAMM, with the same images and no meta-learning."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
-from fedamm_pl.protocol.messages import ClientResult, State
-from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.messages import State
+from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ServerSession
 
 
@@ -51,9 +50,9 @@ class MetaFineTune(FederatedModule):
         require_range("finetune_steps", finetune_steps, least=0)
         require_range("finetune_lr", finetune_lr, least=0)
 
-    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Average, then fine-tune."""
-        state = super().server_update(state, results, server)
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        """Take the average, then fine-tune."""
+        state = super().server_step(state, reduced, server)
         self.load_shared_state(state)
         self.model.train()
         optimizer = torch.optim.SGD(self.model.parameters(), lr=self.hparams["finetune_lr"])

@@ -9,7 +9,8 @@ from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import contrastive_losses
 from fedamm_pl.models import features_and_logits
-from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.module import FederatedModule
 
 
 class Moon(FederatedModule):

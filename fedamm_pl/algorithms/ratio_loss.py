@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import features_and_logits
+from fedamm_pl.protocol.classifier import require_range
 from fedamm_pl.protocol.messages import State
-from fedamm_pl.protocol.module import FederatedModule, require_range
+from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ServerSession
 
 
@@ -96,7 +97,7 @@ class RatioLoss(FederatedModule):
         super().on_train_start()
         self._class_weights = torch.ones(self.hparams["num_classes"], device=self.device)
         if self.session is not None:
-            ratios = self.session.task.payload["ratios"].to(self.device)
+            ratios = self.session.payload["ratios"].to(self.device)
             self._class_weights = self.hparams["alpha"] + self.hparams["beta"] * ratios
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:

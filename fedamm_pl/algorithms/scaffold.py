@@ -1,14 +1,15 @@
 """SCAFFOLD (Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated Learning*, ICML 2020)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.federation.aggregation import WeightedAverage
-from fedamm_pl.protocol.messages import ClientResult, State
+from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ServerSession
 
 CONTROL = "control."
@@ -18,7 +19,8 @@ class Scaffold(FederatedModule):
     """FedAvg whose steps are corrected by control variates c - c_k, estimates of how far a client's gradient is off.
 
     Option II of the paper: after K steps c_k becomes ``c_k - c + (w - w_k) / (K lr)``, and the server moves c by
-    ``|S| / N`` times the mean of the changes of the |S| clients of the round out of N. Derived for plain SGD, so the momentum
+    ``|S| / N`` times the average of the changes of the |S| clients of the round out of N, in the weights that average the
+    models (the paper weights both uniformly): c is then the gradient of what the average minimises. Derived for plain SGD, so the momentum
     is 0; weight decay counts as a part of the gradient. The server's step size is 1. The control variates double the bytes
     each way; a client keeps c_k to itself between its rounds, one more model in memory for each client that has taken part.
 
@@ -36,6 +38,8 @@ class Scaffold(FederatedModule):
     Raises:
         ValueError: If an option is out of range or there is no such network.
     """
+
+    returned: ClassVar[Mapping[str, Reduction]] = {CONTROL: "average"}
 
     def __init__(
         self,
@@ -61,17 +65,12 @@ class Scaffold(FederatedModule):
             **{CONTROL + name: state.get(CONTROL + name, torch.zeros_like(sent[name])) for name in self._trained()},
         }
 
-    def expected_payload(self, sent: State) -> State:
-        """Return the model and changes of c_k, compared with none."""
-        changes = {CONTROL + name: torch.zeros_like(sent[name]) for name in self._trained()}
-        return {**super().expected_payload(sent), **changes}
-
     def on_train_start(self) -> None:
         """Compute the correction c - c_k."""
         super().on_train_start()
         self._correction = {}
         if self.session is not None:
-            sent, kept = self.session.task.payload, self.session.kept
+            sent, kept = self.session.payload, self.session.kept
             self._correction = {
                 name: (
                     sent[CONTROL + name] - kept[name].to(sent[CONTROL + name].device) if kept else sent[CONTROL + name]
@@ -91,9 +90,9 @@ class Scaffold(FederatedModule):
         assert session is not None
         scale = 1 / (self.trainer.global_step * self.hparams["lr"])
         changes, kept = {}, {}
+        sent = session.payload
         for name in self._trained():
             # c_k+ - c_k = -c + (w - w_k) / (K lr)
-            sent = session.task.payload
             changes[CONTROL + name] = (sent[name].to(self.device) - payload[name]) * scale - sent[CONTROL + name].to(
                 self.device
             )
@@ -102,22 +101,11 @@ class Scaffold(FederatedModule):
         session.kept = kept
         return {**payload, **changes}
 
-    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Average the models as the run does, and move c by the mean change, scaled by the share of clients."""
-        changes, num_results = WeightedAverage(), 0
-
-        def models() -> Iterator[ClientResult]:
-            nonlocal num_results
-            for result in results:
-                num_results += 1
-                changes.add({name: value for name, value in result.payload.items() if name.startswith(CONTROL)}, 1.0)
-                yield result
-
-        new = super().server_update({}, models(), server)
-        share = num_results / server.num_clients
-        for name, change in changes.compute().items():
-            new[name] = state[name] + share * change if name in state else share * change
-        return {**state, **new}
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        """Take the averaged model, and move c by the averaged change, scaled by the share of the clients."""
+        share = server.num_results / server.num_clients
+        controls = {name: state.get(name, 0) + share * reduced[name] for name in reduced if name.startswith(CONTROL)}
+        return {**super().server_step(state, reduced, server), **controls}
 
     def _trained(self) -> list[str]:
         return [

@@ -1,12 +1,15 @@
-"""How the server makes one state of many: the weighted mean, robust means, and bounds on a single update."""
+"""How the server makes one state of many: the weighted mean, robust means, sums, and bounds on a single update."""
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.protocol.messages import State
+from fedamm_pl.protocol.reduction import Reduction, reduction_of
 
 
 class Aggregate(Protocol):
@@ -68,6 +71,26 @@ class WeightedAverage:
         return {name: _cast(total / self.total, self._dtypes[name]) for name, total in self._sums.items()}
 
 
+class Sum(WeightedAverage):
+    """A running sum of states, in float64; weights do not count.
+
+    Example:
+        >>> total = Sum()
+        >>> total.add({"n": torch.tensor([1])}, weight=3)
+        >>> total.add({"n": torch.tensor([5])}, weight=1)
+        >>> total.compute()
+        {'n': tensor([6])}
+    """
+
+    def add(self, state: State, weight: float = 1.0) -> None:
+        """Add a state."""
+        super().add(state, 1.0)
+
+    def compute(self) -> State:
+        """Return the sum in the types of the first state."""
+        return {name: _cast(total, self._dtypes[name]) for name, total in self._sums.items()}
+
+
 class TrimmedMean:
     """Coordinate-wise trimmed mean of states (Yin et al., ICML 2018); with a fraction of 0.5, the coordinate-wise median.
 
@@ -113,6 +136,51 @@ class TrimmedMean:
             kept = values.sort(dim=0).values[cut : len(self._states) - cut]
             means[name] = _cast(kept.mean(0), first.dtype)
         return means
+
+
+class Reducer:
+    """Reduces what clients send, each entry as its prefix says: averages, means and sums side by side.
+
+    Args:
+        reductions: Prefix -> reduction.
+        config: Says how averages are weighted, or which robust mean takes their place and that of plain means.
+    """
+
+    def __init__(self, reductions: Mapping[str, Reduction], config: FederationConfig) -> None:
+        self.reductions = dict(reductions)
+        self.uniform = config.aggregation != "num_examples"
+        self._trim = {"median": 0.5, "trimmed_mean": config.trim_fraction}.get(config.aggregation)
+        self._parts: dict[Reduction, Aggregate] = {}
+        self._names: dict[str, Reduction] = {}
+
+    def add(self, state: State, num_examples: int) -> None:
+        """Add what a client sends.
+
+        Args:
+            state: Tensors by name; names and shapes are those of the states before.
+            num_examples: The number n_k of the client's examples.
+        """
+        if not self._names:
+            self._names = {name: reduction_of(name, self.reductions) for name in state}
+            self._parts = {kind: self._aggregate(kind) for kind in dict.fromkeys(self._names.values())}
+        for kind, part in self._parts.items():
+            weight = num_examples if kind == "average" and not self.uniform else 1.0
+            part.add({name: value for name, value in state.items() if self._names[name] == kind}, weight)
+
+    def compute(self) -> State:
+        """Return the reduced state.
+
+        Raises:
+            ValueError: If no state with a weight above 0 was added.
+        """
+        if not self._parts:
+            raise ValueError("Expected states of a total weight above 0, got none.")
+        return {name: value for part in self._parts.values() for name, value in part.compute().items()}
+
+    def _aggregate(self, kind: Reduction) -> Aggregate:
+        if kind == "sum":
+            return Sum()
+        return WeightedAverage() if self._trim is None else TrimmedMean(self._trim)
 
 
 def num_trimmed(num_states: int, trim_fraction: float) -> int:

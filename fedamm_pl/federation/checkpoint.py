@@ -3,20 +3,26 @@
 import hashlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedamm_pl.federation.fingerprint import environment
 from fedamm_pl.files import write_atomically
-from fedamm_pl.protocol.messages import ClientFailure, State
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
+from fedamm_pl.version import __version__
 
 log = logging.getLogger(__name__)
 PATTERN = "round_*.ckpt"
 DIGEST_SIZE = hashlib.sha256().digest_size
+FORMAT = 2
+"""Of the files; another one cannot be continued."""
+
+
+class OtherVersionError(ValueError):
+    """A checkpoint is whole, but of another format."""
 
 
 @dataclass
@@ -27,13 +33,16 @@ class RunState:
         round_num: The last completed round; 0 before the first.
         shared: The server's state.
         history: A row of metrics for each evaluated round, ``round`` among them.
-        seconds: Wall time so far by kind: train, meta, evaluate, other.
+        seconds: Wall time so far by kind: clients (waiting for them), evaluate, other.
+        client_seconds: Time that clients needed so far, added up over them: train, meta. With several workers it may exceed
+            the wall time.
         bytes_total: Tensor bytes so far between server and clients: received and sent by clients.
         clients_total: Client fits so far.
         counts: Clients that failed, updates refused, rounds failed, and times the run was continued so far.
         failed_in_a_row: Rounds that have failed since the last that did not.
         stopped: Why the run ended before its last round, or at it after too many failed ones.
-        kept: What each client keeps to itself from one of its rounds to the next; in a simulation the server keeps it for it.
+        ended: Why a callback ended the run early and well.
+        kept: Client -> the round of what it keeps to itself, see :mod:`fedamm_pl.federation.store`.
         diverged: When the global model was first seen to have diverged, and how: ``round`` and ``reason``.
         diagnostics: For each evaluated round what figures show beside its metrics: ``round``, ``bytes`` and ``seconds`` up to
             it, and what the algorithm adds.
@@ -43,9 +52,8 @@ class RunState:
     round_num: int
     shared: State
     history: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("train", "meta", "evaluate", "other"), 0.0)
-    )
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("clients", "evaluate", "other"), 0.0))
+    client_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("train", "meta"), 0.0))
     bytes_total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("received", "sent"), 0))
     clients_total: int = 0
     counts: dict[str, int] = field(
@@ -53,7 +61,8 @@ class RunState:
     )
     failed_in_a_row: int = 0
     stopped: str | None = None
-    kept: dict[int, State] = field(default_factory=dict)
+    ended: str | None = None
+    kept: dict[int, int] = field(default_factory=dict)
     diverged: dict[str, Any] | None = None
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] | None = None
@@ -65,18 +74,48 @@ class RunState:
         }
         return replace(self, **containers)
 
-    def count(self, failures: Sequence[ClientFailure], failed: str | None) -> None:
-        """Count what went wrong in a round.
+    def count(self, failures: Sequence[ClientFailure], failed: str | None, max_failed_rounds: int) -> None:
+        """Count what went wrong in a round, and stop the run if too many have failed in a row.
 
         Args:
             failures: The clients that failed and those whose update was refused.
             failed: Why the round failed, or None.
+            max_failed_rounds: How many may fail in a row.
         """
         refused = sum(failure.stage == "update" for failure in failures)
         self.counts["refused_updates"] += refused
         self.counts["failed_clients"] += len(failures) - refused
         self.counts["failed_rounds"] += failed is not None
         self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
+        if self.failed_in_a_row >= max_failed_rounds:
+            self.stopped = (
+                f"stopped after round {self.round_num}: {self.failed_in_a_row} rounds in a row failed, "
+                f"`max_failed_rounds` allows no more. The last: {failed}"
+            )
+
+    def account(
+        self, results: Sequence[ClientResult], seconds: Mapping[str, float], client_seconds: Mapping[str, float]
+    ) -> None:
+        """Add up what a round has cost.
+
+        Args:
+            results: Of its clients.
+            seconds: Wall time by kind.
+            client_seconds: Time of the clients by kind.
+        """
+        for kind, value in seconds.items():
+            self.seconds[kind] += value
+        for kind, value in client_seconds.items():
+            self.client_seconds[kind] += value
+        self.bytes_total["received"] += sum(result.bytes_received for result in results)
+        self.bytes_total["sent"] += sum(result.bytes_sent for result in results)
+        self.clients_total += len(results)
+
+    def note(self, shown: Mapping[str, Any]) -> None:
+        """Note for figures what has been spent up to an evaluated round, and what the method shows of it."""
+        spent = {"seconds": self.seconds.copy(), "client_seconds": self.client_seconds.copy()}
+        row = {"round": self.round_num, "bytes": sum(self.bytes_total.values()), **spent}
+        self.diagnostics.append({**row, **shown})
 
 
 @dataclass(frozen=True)
@@ -94,24 +133,27 @@ class Checkpoint:
     environment: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, state: RunState, fingerprint: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, state: RunState, fingerprint: Mapping[str, Any], environment: Mapping[str, Any]
+) -> Path:
     """Write ``<folder>/round_<number>.ckpt``.
 
     Args:
         folder: Where to; made if missing.
         state: What to write.
         fingerprint: What determines the result, in primitive types.
+        environment: What can change its last digits.
 
     Returns:
         The file's path.
     """
     folder.mkdir(exist_ok=True)  # without parents: a run whose folder was removed shall not make a new one
     shared = {name: value.cpu() for name, value in state.shared.items()}
-    kept = {client: {name: value.cpu() for name, value in part.items()} for client, part in state.kept.items()}
     content = {
+        "format": FORMAT,
         "fingerprint": dict(fingerprint),
-        "environment": environment(),
-        "state": {**vars(state), "shared": shared, "kept": kept},
+        "environment": dict(environment),
+        "state": {**vars(state), "shared": shared},
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -125,6 +167,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint after checking its checksum; nothing in it is executed.
 
     Raises:
+        OtherVersionError: If another version of this package wrote it in another format.
         ValueError: If the file is damaged, cannot be read, or is no checkpoint of the round in its name.
     """
     try:
@@ -133,10 +176,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if hashlib.sha256(archive).digest() != digest:
             raise ValueError("its checksum differs")
         loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        if loaded.get("format") != FORMAT:
+            raise OtherVersionError(
+                f"Expected {path} to be of fedamm_pl {__version__} (format {FORMAT}), got a checkpoint that version "
+                f"{loaded['fingerprint']['fedamm_pl']} wrote (format {loaded.get('format', 1)}): go on with that version, or "
+                "choose another `output_dir` to start anew."
+            )
         state = RunState(**loaded["state"])
         if path.stem != f"round_{state.round_num:06d}":
             raise ValueError(f"it is of round {state.round_num}")
         return Checkpoint(state, loaded["fingerprint"], loaded["environment"])
+    except OtherVersionError:
+        raise
     except Exception as error:  # whatever goes wrong, an older one may be whole
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -144,13 +195,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
+def saved_rounds(folder: Path) -> list[int]:
+    """Return the rounds of which a folder holds checkpoints, the newest first."""
+    return sorted((int(path.stem.removeprefix("round_")) for path in folder.glob(PATTERN)), reverse=True)
+
+
+def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = None) -> Checkpoint | None:
     """Read the newest whole checkpoint of a folder; damaged and half-written ones are reported and passed over.
+
+    Args:
+        folder: Where they are.
+        holds: Client and round -> whether what the client kept then is there; a checkpoint that lacks it is not whole.
 
     Returns:
         The checkpoint, or None if the folder holds none at all.
 
     Raises:
+        OtherVersionError: If another version of this package wrote the newest.
         ValueError: If there are checkpoints and none of them is whole.
     """
     for path in folder.glob(f".{PATTERN}.tmp"):
@@ -160,6 +221,9 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in paths:
         try:
             found = load_checkpoint(path)
+            _require_kept(path, found.state, holds)
+        except OtherVersionError:
+            raise
         except ValueError as error:
             damaged.append(error)
             continue
@@ -172,3 +236,11 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             "choose another `output_dir`, or delete them to start anew."
         )
     return None
+
+
+def _require_kept(path: Path, state: RunState, holds: Callable[[int, int], bool] | None) -> None:
+    if holds and (lacking := [client for client, round_num in state.kept.items() if not holds(client, round_num)]):
+        raise ValueError(
+            f"Expected {path} to be a whole checkpoint of a run, got one without what {len(lacking)} clients kept, the first "
+            f"of them client {lacking[0]}."
+        )

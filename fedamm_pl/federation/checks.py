@@ -5,7 +5,9 @@ import copy
 import torch
 
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.models import uncompiled
+from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
+from fedamm_pl.federation.executors.base import Executor
+from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.protocol.module import FederatedModule
 
 
@@ -24,10 +26,11 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
             f"Expected `num_meta_per_class` to be 1 or more for {type(module).__name__}, "
             f"got {data.hparams['num_meta_per_class']}."
         )
-    if private := sorted(name for name in module.state_dict() if not name.startswith(module.shared)):
+    covered = (*module.shared, *module.personal)
+    if private := sorted(name for name in module.state_dict() if not name.startswith(covered)):
         raise ValueError(
-            f"Expected `shared` of {type(module).__name__} to cover the whole state, got {module.shared} without "
-            f"{private[0]}: it would leak from one client to the next."
+            f"Expected `shared` and `personal` of {type(module).__name__} to cover the whole state, got {covered} without "
+            f"{private[0]}: it would leak from one client to the next. What stays at a client is `personal`."
         )
     image = data.images.train_images[:1].to(module.device)
     name = str(module.hparams.get("model", type(module.model).__name__))
@@ -35,6 +38,34 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
     sizes = [data.client_size(client) for client in range(data.num_clients)]
     if 1 in sizes:
         _check_single_example(module, image, name, sizes.index(1))
+
+
+def check_options(
+    module: FederatedModule, data: FederatedDataModule, config: FederationConfig, executor: Executor
+) -> None:
+    """Check options against each other.
+
+    Raises:
+        ValueError: If an aggregation has too few clients, or cannot protect what the method's clients send, or the executor
+            cannot answer in mid-fit a method that asks there.
+    """
+    method, sampled = type(module).__name__, num_sampled(data.num_clients, config.client_fraction)
+    if config.robust and sampled < MIN_ROBUST_CLIENTS:
+        raise ValueError(
+            f"Expected `client_fraction` to give {MIN_ROBUST_CLIENTS} or more clients a round for the aggregation "
+            f"{config.aggregation}, got {config.client_fraction} of {data.num_clients} clients."
+        )
+    sums = [prefix for prefix, reduction in module.returned.items() if reduction == "sum"]
+    if config.robust and sums:
+        raise ValueError(
+            f"Expected `aggregation` to be num_examples or uniform for {method}, got {config.aggregation}: it cannot protect "
+            f"the sums that its clients send ({', '.join(sums)})."
+        )
+    if module.asks_in_fit and not executor.can_ask:
+        raise ValueError(
+            f"Expected `executor` to be one that answers clients in mid-fit for {method} with these options, "
+            f"got {type(executor).__name__}, which cannot."
+        )
 
 
 def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
@@ -49,7 +80,6 @@ def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
         with torch.inference_mode():
             module.eval()(images)
     except Exception as error:  # a compiler that is missing, or code that it does not take
-        module.model._compiled_call_impl = None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"Expected `compile` to be false where the network cannot be compiled, got true: {reason:.200}"
@@ -61,8 +91,8 @@ def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
 def _check_logits(module: FederatedModule, image: torch.Tensor, name: str, num_classes: int) -> None:
     was_training = module.training
     try:
-        with torch.no_grad(), uncompiled(module.model):
-            logits = module.eval()(image)
+        with torch.no_grad():
+            logits = module.eval().model(module.prepare(image))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

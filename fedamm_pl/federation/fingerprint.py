@@ -2,52 +2,65 @@
 
 import platform
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
+from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.version import __version__
-
-if TYPE_CHECKING:
-    from fedamm_pl.federation.orchestrator import Orchestrator
 
 REPORTED_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "higher", "numpy")
 
 
-def options(orchestrator: "Orchestrator") -> dict[str, Any]:
-    """Return the options that can change the result, by their names on the command line, in primitive types."""
-    module, data, trainer = orchestrator.module, orchestrator.data, orchestrator.trainer
+NEUTRAL = {
+    "data.root",  # where the data lie: their content is compared
+    "federation.num_rounds",
+    "federation.eval_interval",
+    "federation.max_failed_rounds",  # when to give up
+    "trainer.devices",  # which one of its kind
+}
+"""Options that change no bit of a round. The executor's are no part of it either: with as many threads all compute the same."""
+
+
+def options(
+    module: FederatedModule, data: FederatedDataModule, config: FederationConfig, trainer: TrainerConfig, seed: int
+) -> dict[str, Any]:
+    """Return all options by their names on the command line, in primitive types.
+
+    Args:
+        module: The algorithm.
+        data: The data.
+        config: How the federation runs.
+        trainer: Resolved: with what ``auto`` has chosen.
+        seed: The seed of the run.
+    """
     model = module.hparams.get("model") or type(module.model).__qualname__
-    return {
-        "algorithm": _class_name(module),
-        **{f"algorithm.{name}": _primitive(v) for name, v in module.hparams.items() if name not in ("info", "model")},
-        "algorithm.model": model,
-        "data": _class_name(data),
-        **{f"data.{name}": _primitive(value) for name, value in data.hparams.items() if name != "root"},
-        "seed": orchestrator.seed,
-        "federation.client_fraction": orchestrator.client_fraction,
-        "federation.local_epochs": orchestrator.local_epochs,
-        "federation.aggregation": orchestrator.aggregation,
-        "federation.trim_fraction": orchestrator.trim_fraction,
-        "federation.max_update_norm": orchestrator.max_update_norm,
-        "federation.min_success_fraction": orchestrator.min_success_fraction,
-        "trainer.accelerator": trainer.kind,
-        "trainer.precision": trainer.resolved_precision,
-        "trainer.memory_format": trainer.memory_format,
-        "trainer.compile": trainer.compile,
+    groups: dict[str, Mapping[str, Any]] = {
+        "algorithm": {
+            **{name: v for name, v in module.hparams.items() if name not in ("info", "model")},
+            "model": model,
+        },
+        "data": data.hparams,
+        "federation": vars(config),
+        "trainer": {field.name: getattr(trainer, field.name) for field in fields(trainer)},
     }
+    flat = {f"{group}.{name}": _primitive(v) for group, values in groups.items() for name, v in values.items()}
+    return {"algorithm": _class_name(module), "data": _class_name(data), "seed": seed, **flat}
 
 
-def fingerprint(orchestrator: "Orchestrator") -> dict[str, Any]:
-    """Return the options, the content of the data, and the version of this package: a run goes on with the same only."""
-    return {"fedamm_pl": __version__, **options(orchestrator), "data (content)": orchestrator.data.content_hash}
+def fingerprint(options: Mapping[str, Any], content: str) -> dict[str, Any]:
+    """Return what determines the result of a run: options, data, and the version of this package.
 
-
-def environment() -> dict[str, Any]:
-    """Return what can change the last digits of a result: versions of the libraries, and the number of threads."""
-    return {**versions(), "threads": torch.get_num_threads()}
+    Args:
+        options: See :func:`options`.
+        content: Hash of the data as those see them who train.
+    """
+    relevant = {name: value for name, value in options.items() if name not in NEUTRAL}
+    return {"fedamm_pl": __version__, **relevant, "data (content)": content}
 
 
 @cache

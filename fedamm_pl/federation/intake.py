@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.federation.aggregation import clip_update, update_norm
+from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State
+from fedamm_pl.protocol.module import FederatedModule
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +29,13 @@ class RoundFailedError(Exception):
     """Too little came back from the clients of a round; the server keeps its state."""
 
 
-def check_result(result: ClientResult, expected: State) -> float:
+def check_result(result: ClientResult, expected: State, shared: tuple[str, ...] = ("",)) -> float:
     """Check what a client returned.
 
     Args:
         result: The result.
-        expected: The names, shapes and types that the payload must have; its update is the difference from these values.
+        expected: The names, shapes and types that the payload must have.
+        shared: Prefixes of the entries that are the client's model; its update is the difference from the expected values.
 
     Returns:
         The Euclidean length of the update.
@@ -50,8 +53,10 @@ def check_result(result: ClientResult, expected: State) -> float:
         if not isinstance(metric, numbers.Real) or (type(metric) is int and abs(metric) > sys.float_info.max):
             raise ValueError(f"its metric {name} is {metric!r:.40}, no number")
     check_tensors(result.payload, expected)
-    norm = update_norm(result.payload, expected)  # one number to wait for on a GPU, not one for each entry
-    if not math.isfinite(norm):
+    # one number to wait for on a GPU, not one for each entry
+    norm = update_norm(result.payload, {name: value for name, value in expected.items() if name.startswith(shared)})
+    beside = {name: value for name, value in result.payload.items() if not name.startswith(shared)}
+    if not math.isfinite(norm) or first_nonfinite(beside):
         raise ValueError(f"{first_nonfinite(result.payload) or 'its length'} is NaN or infinite")
     return norm
 
@@ -89,6 +94,16 @@ def check_tallies(tallies: Mapping[str, Tensor], expected: State) -> None:
     check_tensors(tallies, expected)
     if name := first_nonfinite(tallies):
         raise ValueError(f"its tally {name} is NaN or infinite")
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Check the server's next state.
+
+    Raises:
+        RoundFailedError: If a tensor of it holds NaN or infinity.
+    """
+    if name := first_nonfinite(state):
+        raise RoundFailedError(f"the server's update made {name} NaN or infinite")
 
 
 def first_nonfinite(state: Mapping[str, Tensor]) -> str | None:
@@ -146,17 +161,13 @@ class Intake:
         round_num: The round, for the log.
         tasks: What was asked, each of a different client.
         expected: What each must return, see :func:`check_result`.
-        min_success_fraction: Share of them that must succeed, in [0, 1].
-        least: How many must succeed in any case.
-        uniform: Whether each client weighs the same, not by its examples.
-        max_update_norm: Longer updates are shortened to this length; None lets them be.
-        watch_outliers: Whether to log an update that is many times as long as the others.
-        tallies: What the tallies of each must be like, see :func:`check_tallies`.
+        module: The method: what of a payload is the model, and what tallies look like.
+        config: How many must succeed, and how long an update may be.
 
     Attributes:
         results: What was accepted so far, without payloads.
         failures: The clients that failed, and those whose update was refused.
-        kept: What the accepted clients keep to themselves.
+        norms: The lengths of the accepted updates by client.
         tallies: Their tallies, added up.
     """
 
@@ -165,35 +176,36 @@ class Intake:
         round_num: int = 0,
         tasks: Sequence[ClientTask] = (),
         expected: State | None = None,
-        min_success_fraction: float = 0.0,
-        least: int = 1,
-        uniform: bool = False,
-        max_update_norm: float | None = None,
-        watch_outliers: bool = False,
-        tallies: State | None = None,
+        module: FederatedModule | None = None,
+        config: FederationConfig | None = None,
     ) -> None:
         self.round_num = round_num
         self.tasks = {task.client_id: task for task in tasks}
         self.expected = expected or {}
-        self.required = max(least, math.ceil(min_success_fraction * len(tasks) - 1e-9))
-        self.uniform = uniform
-        self.max_update_norm = max_update_norm
-        self.watch_outliers = watch_outliers
+        self.shared = module.shared if module else ("",)
+        config = config or FederationConfig(0, min_success_fraction=0)
+        least = MIN_ROBUST_CLIENTS if config.robust else 1
+        self.required = max(least, math.ceil(config.min_success_fraction * len(tasks) - 1e-9))
+        self.max_update_norm = config.max_update_norm
+        self.watch_outliers = not config.robust and config.max_update_norm is None
         self.results: list[ClientResult] = []
         self.failures: list[ClientFailure] = []
-        self.kept: dict[int, State] = {}
         self.norms: dict[int, float] = {}
         self.tallies: State = {}
-        self._expected_tallies = tallies or {}
+        self._expected_tallies = module.tallies() if module else {}
 
     def accept(
-        self, outcomes: Iterable[ClientResult | ClientFailure], on_client: Callable[[ClientResult], None]
+        self,
+        outcomes: Iterable[ClientResult | ClientFailure],
+        contribution: Callable[[ClientResult], ClientResult],
+        on_client: Callable[[ClientResult], None],
     ) -> Iterator[ClientResult]:
-        """Pass on what is sound, with its weight; note and log the rest.
+        """Pass on what is sound as what it contributes; note and log the rest.
 
         Args:
             outcomes: What the executor returns.
-            on_client: Called with each accepted result, without its payload.
+            contribution: Gives a result what is reduced of it as its payload, or raises a ValueError: it is refused.
+            on_client: Called with each accepted result, without its payload, once it has been reduced.
 
         Raises:
             RoundFailedError: At the end, if too few clients succeeded.
@@ -207,26 +219,22 @@ class Intake:
             try:
                 if task is None:
                     raise ValueError("it was not asked for, or came twice")
-                norm = check_result(outcome, self.expected)
+                norm = check_result(outcome, self.expected, self.shared)
                 check_tallies(outcome.tallies, self._expected_tallies)
+                metrics = {str(name): float(metric) for name, metric in outcome.metrics.items()}
+                outcome = dataclasses.replace(outcome, metrics=metrics, payload=self._shortened(outcome.payload, norm))
+                contributed = contribution(outcome)
             except ValueError as error:
                 reason = " ".join(str(error).split())
                 self._fail(ClientFailure(outcome.client_id, "update", f"{reason:.300}"))
                 continue
-            metrics = {str(name): float(metric) for name, metric in outcome.metrics.items()}
-            outcome = dataclasses.replace(outcome, metrics=metrics)
             self.norms[outcome.client_id] = norm
-            payload = outcome.payload
-            if self.max_update_norm is not None and norm > self.max_update_norm:
-                payload = clip_update(payload, self.expected, self.max_update_norm / norm)
-            weight = 1.0 if self.uniform else outcome.num_examples
-            yield dataclasses.replace(outcome, payload=payload, weight=weight)
-            self.kept[outcome.client_id] = outcome.kept
+            yield contributed
             self.tallies = {name: self.tallies.get(name, 0) + value for name, value in outcome.tallies.items()}
-            self.results.append(dataclasses.replace(outcome, payload={}, kept={}, tallies={}, weight=weight))
-            on_client(self.results[-1])
+            self.results.append(dataclasses.replace(outcome, payload={}, kept={}, tallies={}))
+            on_client(dataclasses.replace(outcome, payload={}, tallies={}))
         for client in waiting:
-            self._fail(ClientFailure(client, "training", "nothing came back"))
+            self._fail(ClientFailure(client, "lost", "nothing came back"))
         if len(self.results) < self.required:
             raise RoundFailedError(self._shortage())
         if self.watch_outliers and (found := outlier(self.norms)):
@@ -235,6 +243,12 @@ class Intake:
                 "a robust aggregation would bound its influence",
                 *(self.round_num, *found),
             )
+
+    def _shortened(self, payload: State, norm: float) -> State:
+        if self.max_update_norm is None or norm <= self.max_update_norm:
+            return payload
+        update = {name: value for name, value in payload.items() if name.startswith(self.shared)}
+        return {**payload, **clip_update(update, self.expected, self.max_update_norm / norm)}
 
     def _fail(self, failure: ClientFailure) -> None:
         self.failures.append(failure)

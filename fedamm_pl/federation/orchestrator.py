@@ -1,38 +1,38 @@
 """``Orchestrator``: runs federated rounds over a module and a data module."""
 
+import contextlib
+import dataclasses
 import logging
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from fedamm_pl.data.client import Batch
+import torch
+
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.federation.aggregation import Aggregate, TrimmedMean, WeightedAverage
-from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
-from fedamm_pl.federation.callbacks.files import run_files
-from fedamm_pl.federation.checkpoint import RunState, latest_checkpoint
-from fedamm_pl.federation.checks import check_compiles, check_fit
-from fedamm_pl.federation.executors import Executor, SequentialExecutor
-from fedamm_pl.federation.fingerprint import differences, environment, fingerprint
-from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, first_nonfinite
-from fedamm_pl.federation.sampling import num_sampled, sample_clients
-from fedamm_pl.federation.summary import divergence
+from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
+from fedamm_pl.federation.callbacks.observers import Observers
+from fedamm_pl.federation.checkpoint import RunState, saved_rounds
+from fedamm_pl.federation.checks import check_compiles, check_fit, check_options
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.evaluation import Evaluator
+from fedamm_pl.federation.executors import Executor, Runner, RunSpec, Sequential
+from fedamm_pl.federation.executors.base import copied
+from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, require_finite
+from fedamm_pl.federation.run import Run
+from fedamm_pl.federation.sampling import sample_clients
+from fedamm_pl.federation.server import Server
+from fedamm_pl.federation.stopwatch import Stopwatch
+from fedamm_pl.federation.store import ClientStore, FileStore, MemoryStore
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.files import lock_folder
-from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
+from fedamm_pl.protocol.messages import ClientResult, ClientTask, State
 from fedamm_pl.protocol.module import FederatedModule
-from fedamm_pl.protocol.session import ServerSession
 from fedamm_pl.seeding import derive_seed
 
 log = logging.getLogger(__name__)
 
 History = list[dict[str, float]]
-Aggregation = Literal["num_examples", "uniform", "median", "trimmed_mean"]
-ROBUST = ("median", "trimmed_mean")
-MIN_ROBUST_CLIENTS = 3
-"""Of fewer, a median is a mean."""
 
 
 class FederationError(RuntimeError):
@@ -42,122 +42,94 @@ class FederationError(RuntimeError):
 class Orchestrator:
     """Runs federated rounds: sample clients, train them, aggregate, evaluate.
 
+    Making one touches no file; :meth:`run` locks the output folder, makes it and takes up what it holds.
+
     Args:
-        module: The algorithm, with the initial weights. Afterwards it holds the final ones.
+        module: The algorithm, with the initial weights. After the run it holds the final ones.
         data: The data and its clients.
-        num_rounds: Rounds to run; 0 evaluates the initial model.
-        client_fraction: Share of the clients that takes part in a round, in (0, 1].
-        local_epochs: Passes E of a client over its data in a round.
-        aggregation: How clients are averaged: by num_examples (p_k = n_k / n), uniform, or robustly and without weights by
-            the coordinate-wise median or trimmed_mean.
-        trim_fraction: trimmed_mean: share of the clients dropped at each end, in (0, 0.5].
-        max_update_norm: A longer update (Euclidean, over all floating-point entries) is shortened to this; null for none.
-        min_success_fraction: Share of a round's clients that must succeed, in [0, 1]; else the server keeps its state.
-        max_failed_rounds: Failed rounds in a row after which the run stops.
-        client_timeout: Seconds after which a client is given up, where the executor can do that; null for none.
-        eval_interval: Rounds from one evaluation on the test set to the next; the last round is always evaluated.
-        seed: Seed of client sampling and of all draws of the clients.
+        config: How the federation runs.
+        seed: Seed of client sampling and of all draws of clients and server.
         callbacks: Observers: logs, progress, your own.
         output_dir: Folder for checkpoints, metrics.csv, summary.json and final.ckpt; a run that was interrupted
             there is continued. Without it nothing is written.
         keep_checkpoints: How many of the newest checkpoints to keep, beside the best.
         trainer: Where and in which arithmetic to train.
-        executor: Trains the clients; by default one after the other in this process.
+        executor: Where clients train; by default one after the other in this process.
+        options: Fields of :class:`FederationConfig` by name, in place of ``config`` or beside it: ``num_rounds=2``.
 
     Raises:
-        ValueError: If an option is out of range or beyond the executor, module and data do not fit together, or
-            ``output_dir`` cannot be written, is in use by another run, or holds a run with other options or data, or only
-            damaged checkpoints.
+        ValueError: If an option is out of range, or module, data, options and executor do not fit together.
     """
 
     def __init__(
         self,
         module: FederatedModule,
         data: FederatedDataModule,
+        config: FederationConfig | None = None,
         *,
-        num_rounds: int,
-        client_fraction: float = 0.5,
-        local_epochs: int = 5,
-        aggregation: Aggregation = "num_examples",
-        trim_fraction: float = 0.1,
-        max_update_norm: float | None = None,
-        min_success_fraction: float = 0.5,
-        max_failed_rounds: int = 3,
-        client_timeout: float | None = None,
-        eval_interval: int = 5,
         seed: int = 0,
         callbacks: Sequence[FederationCallback] = (),
         output_dir: str | Path | None = None,
         keep_checkpoints: int = 3,
         trainer: TrainerConfig | None = None,
         executor: Executor | None = None,
+        **options: Any,
     ) -> None:
-        if not 0 < client_fraction <= 1:
-            raise ValueError(f"Expected `client_fraction` to be in (0, 1], got {client_fraction}.")
-        if not 0 <= min_success_fraction <= 1:
-            raise ValueError(f"Expected `min_success_fraction` to be in [0, 1], got {min_success_fraction}.")
-        if not 0 < trim_fraction <= 0.5:
-            raise ValueError(f"Expected `trim_fraction` to be in (0, 0.5], got {trim_fraction}.")
-        for name, bound in (("max_update_norm", max_update_norm), ("client_timeout", client_timeout)):
-            if bound is not None and not 0 < bound < math.inf:
-                raise ValueError(f"Expected `{name}` to be a number above 0 or null, got {bound}.")
-        lower_bounds = {"num_rounds": 0, "local_epochs": 1, "eval_interval": 1, "seed": 0, "keep_checkpoints": 1}
-        for name, least in {**lower_bounds, "max_failed_rounds": 1}.items():
+        for name, least in (("seed", 0), ("keep_checkpoints", 1)):
             if (value := locals()[name]) < least:
                 raise ValueError(f"Expected `{name}` to be {least} or more, got {value}.")
-        if aggregation not in get_args(Aggregation):
-            raise ValueError(
-                f"Expected `aggregation` to be one of {', '.join(get_args(Aggregation))}, got {aggregation!r}."
-            )
+        self.config = FederationConfig(**options) if config is None else dataclasses.replace(config, **options)
         self.module = module
         self.data = data
-        self.num_rounds = num_rounds
-        self.client_fraction = client_fraction
-        self.local_epochs = local_epochs
-        self.aggregation = aggregation
-        self.trim_fraction = trim_fraction
-        self.max_update_norm = max_update_norm
-        self.min_success_fraction = min_success_fraction
-        self.max_failed_rounds = max_failed_rounds
-        self.client_timeout = client_timeout
-        self.eval_interval = eval_interval
         self.seed = seed
-        self.output_dir = None if output_dir is None else Path(output_dir)
-        self.trainer = trainer or TrainerConfig()
-        self.executor = executor or SequentialExecutor(self.trainer)
         self.callbacks = list(callbacks)
-        self._files = [] if self.output_dir is None else run_files(self.output_dir, keep_checkpoints)
-        self._check_options()
-        check_fit(module, data)
-        self.trainer.place(module)
-        self.data.to(module.device)
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.keep_checkpoints = keep_checkpoints
+        self.trainer = (trainer or TrainerConfig()).resolved()
+        self.executor = executor or Sequential()
+        self.server = Server(copied(module), data, self.trainer, seed, self.config)
+        check_options(module, data, self.config, self.executor)
+        check_fit(self.server.module, data)
         if self.trainer.compile:
             with self.trainer.precision_plugin.forward_context():
-                check_compiles(module, data)
-        labels = data.images.test_labels
-        chance = float(labels.bincount().max()) / len(labels)  # accuracy of the best constant guess
-        self._guess = chance, math.sqrt(chance * (1 - chance) / len(labels))
-        self.state = RunState(0, module.shared_state())
-        self._lock = None if self.output_dir is None else lock_folder(self.output_dir)
-        try:
-            self._restore()
-        except BaseException:
-            self._unlock()
-            raise
+                check_compiles(self.server.module, data)
+        self.evaluator = Evaluator(self.server.module, data, self.trainer)
+        self.state = RunState(0, self.server.module.shared_state())
+        self._personal = {name: value.cpu() for name, value in module.personal_state().items()}
+        self._store: ClientStore = MemoryStore()
+        self._opened: tuple[Run, Runner] | None = None
 
-    def _check_options(self) -> None:
-        """Check options against each other."""
-        if self.client_timeout is not None and not self.executor.can_time_out:
-            raise ValueError(
-                f"Expected `client_timeout` to be null with {type(self.executor).__name__}, got {self.client_timeout}: it "
-                "trains in the server's own process, which cannot stop a client that hangs."
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Run]:
+        """Lock the folder, start the workers and take up the state that a run has left; :meth:`run` does it by itself.
+
+        Raises:
+            ValueError: If ``output_dir`` cannot be written, is in use by another run, or holds a run with other options or
+                data, or only damaged checkpoints; or if the workers cannot start.
+        """
+        if self._opened is not None:
+            yield self._opened[0]
+            return
+        with contextlib.ExitStack() as stack:
+            if self.output_dir is not None:
+                stack.callback(lock_folder(self.output_dir).release, force=True)
+                self._store = FileStore(self.output_dir / "clients")
+            with quiet():
+                runner = stack.enter_context(self.executor.open(self.spec()))
+            run = Run(
+                self.config, self.seed, self.server.module, self.data, self.trainer, self.state, runner.environment
             )
-        sampled = num_sampled(self.data.num_clients, self.client_fraction)
-        if self.aggregation in ROBUST and sampled < MIN_ROBUST_CLIENTS:
-            raise ValueError(
-                f"Expected `client_fraction` to give {MIN_ROBUST_CLIENTS} or more clients a round for the aggregation "
-                f"{self.aggregation}, got {self.client_fraction} of {self.data.num_clients} clients."
-            )
+            if self.output_dir is not None:
+                run.output_dir = self.output_dir
+                run.resume(self._store)
+                self.state = run.state
+            self._opened = run, runner
+            stack.callback(setattr, self, "_opened", None)
+            yield run
+
+    def spec(self) -> RunSpec:
+        """Return what workers build their module and data from."""
+        return RunSpec(self.module, self.data, self.trainer, self.seed, torch.get_num_threads())
 
     def run(self) -> History:
         """Run the rounds that are left.
@@ -167,182 +139,69 @@ class Orchestrator:
 
         Raises:
             FederationError: If ``max_failed_rounds`` rounds in a row failed; all files are written before.
+            ValueError: If the run cannot be opened, see :meth:`opened`.
         """
-        if self.output_dir is not None and self._lock is not None and not self._lock.is_locked:
-            self._lock = lock_folder(self.output_dir)  # it ran before, and gave its folder up
-        self._whole = self.state.copy()
-        try:
-            with quiet():
-                self._run()
-        except BaseException:
-            self.state = self._whole  # of the round in progress nothing is left: run again, it starts anew
-            raise
-        finally:
-            self._unlock()
+        with self.opened() as run, quiet():
+            assert self._opened is not None
+            self._whole = self.state.copy()
+            try:
+                self._rounds(run, self._opened[1], Observers(self.callbacks, self.output_dir, self.keep_checkpoints))
+            except BaseException:
+                run.state = self.state = (
+                    self._whole
+                )  # of the round in progress nothing is left: run again, it starts anew
+                raise
         if self.state.stopped:
             raise FederationError(self.state.stopped)
         return self.state.history
 
-    def _run(self) -> None:
-        if self.state.history and self.state.round_num == self.num_rounds > self.state.history[-1]["round"]:
-            # a run that ends where an interrupted one happened to stop, between two evaluations
-            self.state.history.append({"round": self.num_rounds, **self.evaluate()})
-        self._call("on_run_start")
-        if not self.state.history:  # round 0: the initial model
-            self._finish_round(self.state.shared, Intake(), None, time.perf_counter())
-        for round_num in range(self.state.round_num + 1, self.num_rounds + 1):
-            start, failed, self._whole = time.perf_counter(), None, self.state.copy()
-            # Who takes part, and what each is asked to do.
-            clients = sample_clients(self.data.num_clients, self.client_fraction, self.seed, round_num)
-            server = self._server(round_num)
-            tasks = self._tasks(server, clients)
-            # Clients train when their result is asked for; the server answers questions in between.
-            outcomes = self.executor.run(self.module, self.data.client, tasks, self._answer)
+    def _rounds(self, run: Run, runner: Runner, observers: Observers) -> None:
+        config, server, state = self.config, self.server, self.state
+        self._evaluate_end()  # of a run that ends where an interrupted one happened to stop, between two evaluations
+        observers.call("on_run_start", run)
+        if not state.history:  # round 0: the initial model
+            self._close_round(run, observers, state.shared, Intake(), None, Stopwatch())
+        for round_num in range(state.round_num + 1, config.num_rounds + 1):
+            if state.ended or state.stopped:
+                break
+            self._whole, run.rows, failed, kept = state.copy(), [{}], None, set[int]()
+            self._store.discard(after=state.round_num)
+            stopwatch = Stopwatch()
+            # Who takes part, what goes out to all of them alike, and a small task for each.
+            clients = sample_clients(self.data.num_clients, config.client_fraction, self.seed, round_num)
+            tasks = [self.task(round_num, client) for client in clients if self.data.client_size(client)]
+            broadcast = server.broadcast(state.shared, round_num, config.local_epochs)
+            # Clients train when their result is asked for, wherever the runner has them train.
+            outcomes = stopwatch.waiting_for(runner.run(broadcast, tasks, self._kept))
+
+            def accepted(result: ClientResult, round_num: int = round_num, kept: set[int] = kept) -> None:
+                if result.kept:
+                    self._store.write(result.client_id, round_num, result.kept)
+                    kept.add(result.client_id)
+                observers.call("on_client_end", run, dataclasses.replace(result, kept={}))
+
             # What is sound of it streams into the server's next state; after a failed round the state stays.
-            intake = self._intake(round_num, tasks)
-            results = intake.accept(outcomes, lambda result: self._call("on_client_end", result))
+            intake = Intake(round_num, tasks, server.expected_payload(), server.module, config)
             try:
-                old = {name: value.clone() for name, value in self.state.shared.items()}  # it may work in place
-                shared = self._require_finite(self.module.server_update(old, results, server))
+                shared = server.update(state.shared, intake.accept(outcomes, server.contribution, accepted))
+                require_finite(shared)
             except RoundFailedError as error:
-                shared, failed = self.state.shared, str(error)
+                shared, failed = state.shared, str(error)
                 log.warning("round %d failed, the global model stays as it was: %s", round_num, failed)
             else:
-                self.state.kept.update(intake.kept)
+                state.kept.update(dict.fromkeys(kept, round_num))
             # Evaluate if due, do the accounts, tell the callbacks.
-            self.state.round_num = round_num
-            self._finish_round(shared, intake, failed, start)
-            if self.state.stopped:
-                break
-        self.module.load_shared_state(self.module.deployed(self.state.shared))
-        self._call("on_run_end")
+            state.round_num = round_num
+            self._close_round(run, observers, shared, intake, failed, stopwatch)
+        self._evaluate_end()
+        server.module.load_shared_state(server.module.deployed(state.shared))
+        self.trainer.precision_plugin.convert_module(self.module)
+        self.module.load_shared_state(server.module.shared_state())
+        observers.call("on_run_end", run)
 
-    def _restore(self) -> None:
-        """Take up the state that a run in ``output_dir`` left."""
-        if self.output_dir is None:
-            return
-        saved = latest_checkpoint(self.output_dir / "checkpoints")
-        if saved is None:
-            return
-        if differing := differences(saved.fingerprint, fingerprint(self)):
-            raise ValueError(
-                f"Expected `output_dir` {self.output_dir} to hold a run with the same options, got others: "
-                f"{'; '.join(differing)}. Choose another folder, or the old options."
-            )
-        if self.num_rounds < saved.state.round_num:
-            raise ValueError(
-                f"Expected `num_rounds` to be {saved.state.round_num} or more, the rounds that {self.output_dir} holds, "
-                f"got {self.num_rounds}."
-            )
-        for difference in differences(saved.environment, environment()):
-            log.warning("%s; from here on results may differ in their last digits", difference)
-        self.state = saved.state
-        self.state.shared = {name: value.to(self.module.device) for name, value in self.state.shared.items()}
-        if self.state.round_num < self.num_rounds:
-            self.state.counts["resumes"] += 1
-            if self.state.stopped:  # a new chance
-                self.state.stopped, self.state.failed_in_a_row = None, 0
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.release(force=True)
-
-    def _server(self, round_num: int) -> ServerSession:
-        def meta(draw: int) -> Batch:
-            return self.data.meta_batch(derive_seed(self.seed, "server_meta", round_num, draw))
-
-        return ServerSession(round_num, self.data.num_clients, self._average, meta)
-
-    def _tasks(self, server: ServerSession, clients: list[int]) -> list[ClientTask]:
-        payload, round_num = self.module.broadcast(self.state.shared, server), server.round_num
-        return [
-            ClientTask(
-                round_num,
-                client,
-                derive_seed(self.seed, "client", round_num, client),
-                self.local_epochs,
-                payload,
-                self.client_timeout,
-                self.state.kept.get(client, {}),
-            )
-            for client in clients
-            if self.data.client_size(client)
-        ]
-
-    def _answer(self, question: Question) -> Answer:
-        seed = derive_seed(self.seed, "meta", question.round_num, question.client_id, question.step)
-        with self.trainer.precision_plugin.forward_context():  # the same wherever the client is that asks
-            return self.module.answer(question, self.data.meta_batch(seed))
-
-    def _intake(self, round_num: int, tasks: list[ClientTask]) -> Intake:
-        return Intake(
-            round_num,
-            tasks,
-            self.module.expected_payload(tasks[0].payload) if tasks else {},
-            min_success_fraction=self.min_success_fraction,
-            least=MIN_ROBUST_CLIENTS if self.aggregation in ROBUST else 1,
-            uniform=self.aggregation != "num_examples",
-            max_update_norm=self.max_update_norm,
-            watch_outliers=self.aggregation not in ROBUST and self.max_update_norm is None,
-            tallies=self.module.tallies(),
-        )
-
-    def _average(self) -> Aggregate:
-        match self.aggregation:
-            case "median":
-                return TrimmedMean(0.5)
-            case "trimmed_mean":
-                return TrimmedMean(self.trim_fraction)
-        return WeightedAverage()
-
-    def _require_finite(self, shared: State) -> State:
-        if name := first_nonfinite(shared):
-            raise RoundFailedError(f"the server's update made {name} NaN or infinite")
-        return shared
-
-    def _finish_round(self, shared: State, intake: Intake, failed: str | None, start: float) -> None:
-        """Evaluate if due, do the accounts, tell the callbacks."""
-        state, results, before = self.state, intake.results, time.perf_counter()
-        state.shared = shared
-        state.count(intake.failures, failed)
-        if state.failed_in_a_row >= self.max_failed_rounds:
-            state.stopped = (
-                f"stopped after round {state.round_num}: {state.failed_in_a_row} rounds in a row failed, "
-                f"`max_failed_rounds` allows no more. The last: {failed}"
-            )
-        metrics = client_metrics(results)
-        due = state.round_num % self.eval_interval == 0 or state.round_num == self.num_rounds or bool(state.stopped)
-        if due:
-            metrics.update(self.evaluate())
-            state.history.append({"round": state.round_num, **metrics})
-            self._watch()
-        shown = self.module.diagnostics(intake.tallies if failed is None else {}) if due else {}
-        now = time.perf_counter()
-        seconds = {
-            "train": sum(result.train_seconds for result in results),
-            "meta": sum(result.meta_seconds for result in results),
-            "evaluate": now - before,
-        }
-        seconds["other"] = now - start - sum(seconds.values())
-        if state.round_num:
-            for kind, value in seconds.items():
-                state.seconds[kind] += value
-            state.bytes_total["received"] += sum(result.bytes_received for result in results)
-            state.bytes_total["sent"] += sum(result.bytes_sent for result in results)
-            state.clients_total += len(results)
-        if due:
-            totals = {"bytes": sum(state.bytes_total.values()), "seconds": state.seconds.copy()}
-            state.diagnostics.append({"round": state.round_num, **totals, **shown})
-        self._call(
-            "on_round_end", RoundRecord(state.round_num, metrics, due, results, seconds, intake.failures, failed)
-        )
-
-    def _watch(self) -> None:
-        """Say once if the global model has diverged."""
-        state = self.state
-        if state.diverged is None and (reason := divergence(state.history, *self._guess)):
-            state.diverged = {"round": state.round_num, "reason": reason}
-            log.warning("round %d: the global model has diverged: %s", state.round_num, reason)
+    def task(self, round_num: int, client_id: int) -> ClientTask:
+        """Return what a client is asked to do in a round, beside the broadcast."""
+        return ClientTask(client_id, derive_seed(self.seed, "client", round_num, client_id))
 
     def evaluate(self) -> dict[str, float]:
         """Measure the server's current state on the test set.
@@ -350,49 +209,54 @@ class Orchestrator:
         Returns:
             ``test/loss``, ``test/acc``, ``test/acc_<group>``, ``test/acc_class_<c>``.
         """
-        self.module.load_shared_state(self.module.deployed(self.state.shared))
-        loader = self.data.test_dataloader()
-        with quiet():
-            (metrics,) = self.trainer.build().test(self.module, loader, verbose=False)
-        if self.module.test_confusion is not None:
-            self.state.confusion = self.module.test_confusion.compute().tolist()
-        return dict(metrics)
+        metrics, self.state.confusion = self.evaluator.measure(self.state.shared)
+        return metrics
 
-    def estimate(self) -> dict[str, float]:
-        """Estimate what a round costs, from one client's fit and one evaluation; the run's state stays as it is.
+    def _kept(self, client_id: int) -> State:
+        """Return what a client has kept; at its first round its personal state as the module was made with it."""
+        version = self.state.kept.get(client_id)
+        return self._personal if version is None else self._store.read(client_id, version)
 
-        Returns:
-            Means over rounds: ``train``, ``meta`` and ``evaluate`` in seconds, ``received`` and ``sent`` in tensor bytes, all
-            clients together.
+    def _evaluate_end(self) -> None:
+        state = self.state
+        over = bool(state.ended) or state.round_num == self.config.num_rounds
+        if over and state.history and state.history[-1]["round"] < state.round_num:
+            state.history.append({"round": state.round_num, **self.evaluate()})
 
-        Raises:
-            FederationError: If the client fails.
-        """
-        sizes = [self.data.client_size(client) for client in range(self.data.num_clients)]
-        typical = sorted((size, client) for client, size in enumerate(sizes) if size)
-        clients = num_sampled(self.data.num_clients, self.client_fraction) * len(typical) / len(sizes)
-        with quiet():
-            tasks = self._tasks(self._server(1), [typical[len(typical) // 2][1]])
-            results: list[ClientResult] = []
-            begun = time.perf_counter()
-            while not results or (len(results) < 3 and time.perf_counter() - begun < 3):  # the first fit is slower
-                (outcome,) = self.executor.run(self.module, self.data.client, tasks, self._answer)
-                if isinstance(outcome, ClientFailure):
-                    raise FederationError(str(outcome))
-                results.append(outcome)
-            start, before = time.perf_counter(), self.state.confusion
-            self.evaluate()
-            self.state.confusion = before
-        result, mean_size = results[-1], sum(sizes) / len(typical)
-        return {
-            "train": clients * result.train_seconds * mean_size / result.num_examples,
-            "meta": clients * result.meta_seconds,
-            "evaluate": (time.perf_counter() - start) / self.eval_interval,
-            "received": clients * result.bytes_received,
-            "sent": clients * result.bytes_sent,
+    def _close_round(
+        self,
+        run: Run,
+        observers: Observers,
+        shared: State,
+        intake: Intake,
+        failed: str | None,
+        stopwatch: Stopwatch,
+    ) -> None:
+        """Evaluate if due, do the accounts, tell the callbacks."""
+        state, config, results = self.state, self.config, intake.results
+        state.shared = shared
+        state.count(intake.failures, failed, config.max_failed_rounds)
+        (metrics,) = run.rows
+        metrics.update(client_metrics(results))
+        due = state.round_num % config.eval_interval == 0 or state.round_num == config.num_rounds
+        due = due or bool(state.stopped or state.ended)
+        if due:
+            with stopwatch.evaluating():
+                metrics.update(self.evaluate())
+            state.history.append({"round": state.round_num, **metrics})
+            run.rows.append(state.history[-1])
+            self.evaluator.watch(state)
+        shown = self.server.module.diagnostics(intake.tallies if failed is None else {}) if due else {}
+        seconds = stopwatch.stop()
+        client_seconds = {
+            "train": sum(result.train_seconds for result in results),
+            "meta": sum(result.meta_seconds for result in results),
         }
-
-    def _call(self, hook: str, *args: Any) -> None:
-        # the files last: what others have logged of a round is there when its checkpoint is
-        for callback in [*self.callbacks, *self._files]:
-            getattr(callback, hook)(self, *args)
+        if state.round_num:
+            state.account(results, seconds, client_seconds)
+        if due:
+            state.note(shown)
+        record = RoundRecord(state.round_num, metrics, due, results, seconds, client_seconds, intake.failures, failed)
+        observers.call("on_round_end", run, record)
+        saved = [] if self.output_dir is None else saved_rounds(self.output_dir / "checkpoints")
+        self._store.prune({*saved, state.round_num})

@@ -4,9 +4,9 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -14,8 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-if TYPE_CHECKING:
-    from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.classifier import Classifier
 
 PrecisionName = Literal["auto", "32-true", "64-true", "bf16-mixed", "bf16-true"]
 CHATTY_LOGGERS = (
@@ -56,8 +55,9 @@ class TrainerConfig:
     """Arithmetic of training, meta step and evaluation. auto: bf16-mixed where the hardware computes in it, else 32-true.
     What a server trains itself (MetaFineTune, CReFF) stays in the type of the weights. 16-mixed is left out: its loss scaling
     would distort the meta gradient."""
-    memory_format: Literal["channels_last", "contiguous_format"] = "channels_last"
-    """Layout of images in the package's networks, and in yours if they have a text attribute of this name."""
+    memory_format: Literal["auto", "channels_last", "contiguous_format"] = "auto"
+    """Layout of the images that the network gets. auto: channels_last for networks that say `channels_last = True`, as the
+    package's do, else contiguous_format."""
     compile: bool = False
     """Compile the network once for all clients and evaluations (torch.compile; on a CPU it needs a C++ compiler)."""
     deterministic: bool = False
@@ -92,17 +92,32 @@ class TrainerConfig:
             "num_sanity_val_steps": 0,
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was looked up on this machine."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def device(self) -> torch.device:
+        """The resolved device."""
+        return torch.device(self._probe.strategy.root_device)
+
     @property
     def kind(self) -> str:
         """The resolved hardware: ``cpu``, ``cuda`` or ``mps``."""
-        return str(self._probe.strategy.root_device.type)
+        return str(self.device.type)
+
+    def resolved(self) -> "TrainerConfig":
+        """Return a configuration with the hardware and the precision that ``auto`` has chosen here."""
+        precision: Any = self.resolved_precision
+        accelerator: Any = self.kind
+        return replace(self, accelerator=accelerator, precision=precision)
 
     @cached_property
     def resolved_precision(self) -> str:
         """The precision, where ``auto`` has chosen."""
         if self.precision != "auto":
             return self.precision
-        return "bf16-mixed" if computes_in_bfloat16(self._probe.strategy.root_device) else "32-true"
+        return "bf16-mixed" if computes_in_bfloat16(self.device) else "32-true"
 
     @cached_property
     def precision_plugin(self) -> Precision:
@@ -116,19 +131,17 @@ class TrainerConfig:
         Args:
             options: Further arguments of the Trainer, for example ``max_epochs``.
         """
-        strategy = ResidentStrategy(device=self._probe.strategy.root_device)
+        strategy = ResidentStrategy(device=self.device)
         return pl.Trainer(**{**self._options, "precision": self.resolved_precision}, strategy=strategy, **options)
 
-    def place(self, module: "FederatedModule") -> None:
+    def place(self, module: Classifier) -> None:
         """Move a module to the device, and make it ready for the arithmetic that its fits will use."""
         self.precision_plugin.convert_module(module)
-        module.to(self._probe.strategy.root_device)
-        for part in module.modules():
-            if isinstance(getattr(part, "memory_format", None), str):
-                part.memory_format = self.memory_format  # type: ignore[assignment]
-        module.model._compiled_call_impl = None  # of an orchestrator before
-        if self.compile:  # in place: names, weights and their addresses stay
-            module.model.compile()
+        module.to(self.device)
+        if self.memory_format != "auto":
+            module.memory_format = getattr(torch, self.memory_format)
+        # in a function, so that the compiled network is no second submodule
+        module.compiled = partial(torch.compile(module.model)) if self.compile else None
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

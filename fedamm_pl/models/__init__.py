@@ -1,8 +1,7 @@
 """Networks, chosen by name: plain ``nn.Module`` classes that map (B, in_channels, H, W) to (B, num_classes)."""
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ __all__ = [
     "build_model",
     "features_and_logits",
     "last_linear",
-    "uncompiled",
 ]
 
 
@@ -86,21 +84,7 @@ def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     seen: list[Tensor] = []
     hook = last_linear(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        with uncompiled(model):  # compiled code would pass the hook by
-            logits = model(images)
+        logits = model(images)
     finally:
         hook.remove()
     return seen[0], logits
-
-
-@contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Call a network that was compiled in place as it was written.
-
-    Compiled code has neither a second nor a forward-mode derivative.
-    """
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
-    try:
-        yield
-    finally:
-        model._compiled_call_impl = compiled

@@ -1,6 +1,5 @@
 """A small convolutional network for images of about 28x28 or 32x32 pixels."""
 
-import torch
 from torch import Tensor, nn
 
 
@@ -22,8 +21,10 @@ class SmallCNN(nn.Module):
         in_channels: Image channels: 1 grey, 3 colour.
 
     Attributes:
-        memory_format: Layout in which the convolutions compute: channels_last, the faster one, or contiguous_format.
+        channels_last: That it computes faster on images in this layout.
     """
+
+    channels_last = True
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -31,11 +32,9 @@ class SmallCNN(nn.Module):
             *_block(in_channels, 32), nn.MaxPool2d(2), *_block(32, 64), nn.MaxPool2d(2), *_block(64, 128)
         )
         self.classifier = nn.Linear(128, num_classes)
-        self.memory_format = "channels_last"
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, in_channels, H, W) to logits (B, num_classes)."""
-        images = images.to(memory_format=getattr(torch, self.memory_format))
         features = self.features(images).mean((2, 3))  # a plain mean: its gradient is deterministic on a GPU
         logits: Tensor = self.classifier(features)
         return logits

@@ -9,28 +9,35 @@ from torch import Tensor
 State = dict[str, Tensor]
 """Tensors by the module's own ``state_dict`` keys."""
 
+Stage = Literal["data", "training", "meta step", "lost", "update"]
+
 
 @dataclass(frozen=True)
-class ClientTask:
-    """What the server asks of one client in one round.
+class Broadcast:
+    """What the server sends to all clients of a round alike.
 
     Attributes:
         round_num: The round, from 1.
-        client_id: The client, 0..K - 1.
-        seed: Seed of all the client's draws in this round.
-        local_epochs: Passes E over the client's data.
-        payload: The broadcast state.
-        timeout: Seconds after which an executor gives the client up; None waits for ever.
-        kept: What the client kept to itself from its last round; it is no part of the messages and of their bytes.
+        local_epochs: Passes E of a client over its data.
+        payload: The shared state, and what else a method sends along.
     """
 
     round_num: int
-    client_id: int
-    seed: int
     local_epochs: int
     payload: State
-    timeout: float | None = None
-    kept: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """Which client is to train, beside the :class:`Broadcast` of the round.
+
+    Attributes:
+        client_id: The client, 0..K - 1.
+        seed: Seed of all the client's draws in this round.
+    """
+
+    client_id: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,13 @@ class ClientResult:
     Attributes:
         client_id: The client.
         num_examples: The number n_k of its examples.
-        payload: Its trained state.
+        payload: Its trained state, and what else the method sends.
         metrics: Means over the last local epoch, for example ``loss``.
         bytes_received: Tensor bytes that the client received in the round, answers included.
         bytes_sent: Tensor bytes that it sent, questions included.
         train_seconds: Wall time of the fit without the meta steps.
         meta_seconds: Wall time of the meta steps, the server's answers included.
-        weight: Weight of the payload in the average, before normalisation.
-        kept: What the client keeps to itself for its next round.
+        kept: What the client keeps to itself for its next round; no part of the messages and of their bytes.
         tallies: Sums that the server adds up over the clients of a round, for figures; no part of the update.
     """
 
@@ -59,7 +65,6 @@ class ClientResult:
     bytes_sent: int = 0
     train_seconds: float = 0.0
     meta_seconds: float = 0.0
-    weight: float = 1.0
     kept: State = field(default_factory=dict)
     tallies: State = field(default_factory=dict)
 
@@ -70,12 +75,13 @@ class ClientFailure:
 
     Attributes:
         client_id: The client.
-        stage: Where it failed: data, training, meta step, timeout; or update: it returned something, the server refused it.
+        stage: Where it failed: data, training, meta step; lost: its worker died or its time was over; or update: it returned
+            something, and the server refused it.
         reason: Why, in one line.
     """
 
     client_id: int
-    stage: Literal["data", "training", "meta step", "timeout", "update"]
+    stage: Stage
     reason: str
 
     def __str__(self) -> str:
@@ -86,12 +92,12 @@ class ClientFailure:
 
 @dataclass(frozen=True)
 class Question:
-    """What a client asks the server in mid-round.
+    """What a client asks the server, before its fit or in the middle of it.
 
     Attributes:
         round_num: The round.
         client_id: Who asks.
-        step: The local step at which it asks.
+        step: The local step at which it asks; 0 before the fit.
         payload: For FedAMM the virtual weights w_hat.
     """
 
@@ -111,7 +117,7 @@ class Answer:
     """
 
     payload: State
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: State = field(default_factory=dict)
 
 
 def payload_bytes(payload: Mapping[str, Tensor]) -> int:

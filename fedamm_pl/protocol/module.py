@@ -1,43 +1,20 @@
-"""``FederatedModule``: a classifier as a LightningModule that also knows both sides of a federated round."""
+"""``FederatedModule``: a classifier that also knows both sides of a federated round; by itself, FedAvg."""
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
-import pytorch_lightning as pl
-import torch
-from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
-
-from fedamm_pl.data.client import Batch
-from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.data.transforms import normalize
-from fedamm_pl.losses import example_losses
-from fedamm_pl.metrics import ShotAccuracy
-from fedamm_pl.models import build_model
+from fedamm_pl.protocol.classifier import Classifier
 from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
+from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ClientSession, ServerSession
 
-CONFUSION_CLASSES = 200
-"""Up to so many classes, a test counts which class is taken for which."""
 
+class FederatedModule(Classifier):
+    """A classifier that trains in a plain Trainer and as client and server of a federation; by itself, FedAvg.
 
-def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
-    """Check a number.
-
-    Raises:
-        ValueError: If it is not finite, or not above or at least the bound.
-    """
-    if above is not None and not above < value < float("inf"):
-        raise ValueError(f"Expected `{name}` to be a number above {above}, got {value}.")
-    if least is not None and not least <= value < float("inf"):
-        raise ValueError(f"Expected `{name}` to be a number of {least} or more, got {value}.")
-
-
-class FederatedModule(pl.LightningModule):
-    """A classifier that trains in a plain Trainer and as server and client of a federation; by itself, FedAvg.
-
-    A client's round is a fit on its own data; ``train/...`` metrics that a subclass logs per epoch arrive at the server as
-    ``client/...``. The server's side is ``broadcast``, ``answer`` and ``server_update``.
+    A client's round is a fit on its own data: Lightning's hooks, with ``session`` at hand; ``train/...`` metrics that a
+    subclass logs per epoch arrive at the server as ``client/...``. The server's side are the hooks below "Server"; it has a
+    module of its own, so nothing passes from a client to the server but what they send.
 
     Args:
         num_classes: Number of classes C.
@@ -54,7 +31,13 @@ class FederatedModule(pl.LightningModule):
     """
 
     shared: ClassVar[tuple[str, ...]] = ("model.",)
-    """Prefixes of the ``state_dict`` entries that travel between server and clients."""
+    """Prefixes of the ``state_dict`` entries that travel between server and clients; they are averaged."""
+
+    returned: ClassVar[Mapping[str, Reduction]] = {}
+    """Prefix -> how the server reduces what clients send beside the shared entries."""
+
+    personal: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of the ``state_dict`` entries that stay at a client: kept between its rounds, never sent."""
 
     uses_meta_set: ClassVar[bool] = False
     """Whether the method needs the server's balanced meta set."""
@@ -62,119 +45,52 @@ class FederatedModule(pl.LightningModule):
     trains_on_meta_set: ClassVar[bool] = False
     """Whether a plain Trainer must give it the meta set beside the training set."""
 
-    mean: Tensor
-    std: Tensor
+    session: ClientSession | None = None
+    """The round, for the time of a client's fit."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int = 3,
-        model: str | nn.Module = "resnet32",
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        info: ImageInfo | None = None,
-    ) -> None:
-        super().__init__()
-        require_range("lr", lr, above=0)
-        require_range("momentum", momentum, least=0)
-        require_range("weight_decay", weight_decay, least=0)
-        self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
-        self.model = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
-        self.info: ImageInfo = info or {}
-        self.register_buffer("mean", torch.tensor(self.info.get("mean", [0.0] * in_channels)), persistent=False)
-        self.register_buffer("std", torch.tensor(self.info.get("std", [1.0] * in_channels)), persistent=False)
-        self.test_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
-        self.val_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
-        # of the last test; quadratic in the classes
-        self.test_confusion = (
-            MulticlassConfusionMatrix(num_classes, validate_args=False)
-            if 2 <= num_classes <= CONFUSION_CLASSES
-            else None
-        )
-        self.session: ClientSession | None = None  # set by an executor for the time of a client's fit
+    # Client
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images to logits.
+    @property
+    def asks_in_fit(self) -> bool:
+        """Whether clients put questions in the middle of a fit, by ``session.ask``; some executors cannot answer then."""
+        return False
 
-        Args:
-            images: uint8 images (B, in_channels, H, W), or floating point ones normalised already.
+    def question(self, session: ClientSession) -> State | None:
+        """Return what the client asks the server before its fit, or None; ``session.answer`` has the answer when it starts.
 
-        Returns:
-            Logits of shape (B, num_classes).
+        The module holds the received state and is in training mode. Its draws are a function of the task: where a client
+        cannot wait for the answer, the question is computed again in another process.
         """
-        logits: Tensor = self.model(self.prepare(images))
-        return logits
+        return None
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Move images to the module's device and normalise uint8 ones; others pass through."""
-        images = images.to(self.mean.device)
-        return normalize(images, self.mean, self.std) if images.dtype == torch.uint8 else images
+    def survey(self, session: ClientSession) -> State:
+        """Return statistics of the received model on the client's data; they are sent along with the result.
 
-    # Client: training
-
-    def on_train_start(self) -> None:
-        """Start the sums of the epoch's means."""
-        self._sums: dict[str, Tensor] = {}
-        self._num_seen = 0
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return the mean of :meth:`objective` over a batch (images, labels)."""
-        images, labels = batch
-        losses = self.objective(self(images), labels)
-        self.track(len(labels), loss=losses.sum())
-        return losses.mean()
-
-    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return what training minimises on average, for each example; here the cross-entropy.
-
-        Args:
-            logits: Scores of shape (B, C).
-            labels: Classes of shape (B,).
-
-        Returns:
-            Losses of shape (B,).
+        Called before the fit, in evaluation mode, without gradients, in the arithmetic of the run. ``returned`` says how the
+        server reduces them; ``session.surveyed`` has them during the fit.
         """
-        return example_losses(logits, labels)
+        return {}
 
-    def track(self, num_examples: int, **sums: Tensor) -> None:
-        """Add to sums kept on the device; their means over the epoch are logged as ``train/...`` at its end.
+    def client_payload(self) -> State:
+        """Return what the client sends back after its fit, beside the survey."""
+        return self.shared_state()
 
-        Args:
-            num_examples: Number of examples B of the batch.
-            sums: Scalars by name, summed over the batch.
+    def tallies(self) -> State:
+        """Return sums over the last local epoch that the server adds up over the clients, for figures; here none.
+
+        The server sees in them what it would not see in an average, class counts for example: a figure's price.
         """
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-        self._num_seen += num_examples
+        return {}
 
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's means."""
-        self.log_dict({f"train/{name}": value / self._num_seen for name, value in self._sums.items()})
-        self._sums, self._num_seen = {}, 0
-
-    def configure_optimizers(self) -> Any:
-        """Return SGD over the parameters of the classifier alone."""
-        return self.sgd(self.model, self.hparams["lr"])
-
-    def sgd(self, module: nn.Module, lr: float) -> torch.optim.SGD:
-        """Return SGD with the momentum and weight decay of this module."""
-        momentum = self.hparams["momentum"]
-        return torch.optim.SGD(
-            [param for param in module.parameters() if param.requires_grad],
-            lr=lr,
-            momentum=momentum,
-            nesterov=momentum > 0,
-            weight_decay=self.hparams["weight_decay"],
-        )
-
-    # Client: state
+    # State
 
     def shared_state(self) -> State:
         """Return copies of the ``state_dict`` entries that travel."""
-        return {
-            name: value.detach().clone() for name, value in self.state_dict().items() if name.startswith(self.shared)
-        }
+        return self._entries(self.shared)
+
+    def personal_state(self) -> State:
+        """Return copies of the ``state_dict`` entries that stay at a client."""
+        return self._entries(self.personal)
 
     def load_shared_state(self, state: State) -> None:
         """Copy the shared entries of a state into this module, in place; what else the state holds is left alone.
@@ -194,107 +110,85 @@ class FederatedModule(pl.LightningModule):
         except RuntimeError as error:
             raise ValueError(f"Expected `state` to have the shapes of the module, got {error}.") from error
 
-    def client_payload(self) -> State:
-        """Return what the client sends back after its fit."""
-        return self.shared_state()
+    def load_personal_state(self, state: State) -> None:
+        """Copy the personal entries of a state into this module, in place; what else the state holds is left alone."""
+        self.load_state_dict(
+            {name: value for name, value in state.items() if name.startswith(self.personal)}, strict=False
+        )
 
-    def tallies(self) -> State:
-        """Return sums over the last local epoch that the server adds up over the clients, for figures; here none.
-
-        The server sees in them what it would not see in an average, class counts for example: a figure's price.
-        """
-        return {}
+    def _entries(self, prefixes: tuple[str, ...]) -> State:
+        return {name: value.detach().clone() for name, value in self.state_dict().items() if name.startswith(prefixes)}
 
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Return what goes out to the clients of a round, given the server's state: the shared entries, and more if need be.
 
-        A client finds the rest in ``session.task.payload``.
+        A client finds the rest in ``session.payload``.
         """
         return {name: value for name, value in state.items() if name.startswith(self.shared)}
 
     def expected_payload(self, sent: State) -> State:
         """Return what a client must send back, by name, shape and type; a payload that differs is refused.
 
-        The values are those of a client that has learned nothing: lengths of updates are measured from them.
+        Args:
+            sent: What was broadcast. Its shared values are those of a client that has learned nothing: lengths of updates
+                are measured from them.
         """
-        return {name: value for name, value in sent.items() if name.startswith(self.shared)}
+        return {name: value for name, value in sent.items() if name.startswith((*self.shared, *self.returned))}
 
-    def answer(self, question: Question, meta: Batch) -> Answer:
-        """Answer a client in mid-round.
+    def answer(self, question: Question, server: ServerSession) -> Answer:
+        """Answer a client's question; the module holds the round's broadcast.
 
         Args:
             question: What the client asks.
-            meta: The server's meta set: uint8 images, labels.
+            server: ``meta_for(question)`` is the meta set.
         """
         raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing")
 
-    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Return the server's next state.
+    def contribution(self, result: ClientResult, server: ServerSession) -> State:
+        """Return what of a client's result is reduced, its payload scaled or converted, say.
+
+        Args:
+            result: A result of the expected names, shapes and types, finite, its update shortened if it was too long.
+            server: ``state`` is the server's state at the start of the round, ``sent`` what was broadcast.
+
+        Raises:
+            ValueError: If a number in it is out of the range that it can have; the result is refused.
+        """
+        return result.payload
+
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        """Return the server's next state from the reduced round.
 
         Args:
             state: The last one. The next may hold more entries than the shared ones; they are kept, also over a resume.
-            results: The results of a round, taken one at a time.
-            server: How to average, the meta set, and the round.
+            reduced: The contributions, reduced.
+            server: The meta set, generators for draws, the round.
+        """
+        return {**state, **{name: value for name, value in reduced.items() if name.startswith(self.shared)}}
+
+    def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
+        """Return the server's next state; override it only where a reduction for each prefix cannot say it.
+
+        Args:
+            state: The last one.
+            results: The results of a round with their contributions as payloads, taken one at a time.
+            server: How to reduce them.
 
         Raises:
             ValueError: If there is no result of a weight above 0.
         """
-        average = server.average()
-        for result in results:
-            average.add(result.payload, result.weight)
-        return {**state, **average.compute()}
+        return self.server_step(state, server.reduce(results), server)
 
     def deployed(self, state: State) -> State:
         """Return the shared entries of the model that is evaluated and delivered, given the server's state."""
         return {name: value for name, value in state.items() if name.startswith(self.shared)}
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
-        """Return what figures show of the method after a round, while the module holds the server's state; here nothing.
+        """Return what figures show of the method after a round, while the module holds the deployed state; here nothing.
 
         Args:
             tallies: The clients' :meth:`tallies`, added up; empty at round 0 and after a failed round.
         """
         return {}
-
-    # Evaluation
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch; logs ``val/loss`` and the accuracies of :class:`ShotAccuracy`."""
-        self._measure(batch, "val", self.val_accuracy)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch; logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`, counts ``test_confusion``."""
-        logits = self._measure(batch, "test", self.test_accuracy)
-        if self.test_confusion is not None:
-            self.test_confusion.update(logits.argmax(1), batch[1])
-
-    def _measure(self, batch: Batch, stage: str, accuracy: ShotAccuracy) -> Tensor:
-        images, labels = batch
-        logits: Tensor = self(images)
-        accuracy.update(logits, labels)
-        self.log(f"{stage}/loss", example_losses(logits, labels).mean(), on_epoch=True, batch_size=len(labels))
-        return logits
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the confusion matrix of an earlier test."""
-        if self.test_confusion is not None:
-            self.test_confusion.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation accuracies."""
-        self._log_accuracy("val", self.val_accuracy)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test accuracies."""
-        self._log_accuracy("test", self.test_accuracy)
-
-    def _log_accuracy(self, stage: str, accuracy: ShotAccuracy) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.compute().items()})
-        accuracy.reset()
-
-    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """Return class probabilities (B, C) for images, or for (images, labels)."""
-        images = batch[0] if isinstance(batch, tuple | list) else batch
-        return self.forward(images).softmax(1)

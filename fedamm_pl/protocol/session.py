@@ -1,44 +1,62 @@
 """One round as a module sees it: ``ClientSession`` on a client, ``ServerSession`` at the server."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from fedamm_pl.data.client import Batch, ClientData
-from fedamm_pl.federation.aggregation import Aggregate
-from fedamm_pl.protocol.messages import Answer, ClientTask, Question, State, payload_bytes
+import torch
 
-Stage = Literal["data", "training", "meta step"]
+from fedamm_pl.data.client import Batch, ClientData
+from fedamm_pl.protocol.messages import Answer, Broadcast, ClientResult, ClientTask, Question, State, payload_bytes
+
+ClientStage = Literal["data", "training", "meta step"]
 
 
 class ClientSession:
-    """Task, data, and a line to the server that counts bytes; knows at which stage the client is, and for how long.
+    """What a client has in a round: broadcast, task, data, and a line to the server that counts bytes.
 
-    ``kept`` is what the client keeps to itself from one of its rounds to the next, empty at first: assign to it during the fit.
+    It knows at which stage the client is, and for how long.
 
     Args:
-        task: What the server asks.
+        broadcast: What the server sent to all.
+        task: Which client this is.
         client_data: Client id -> its data; called when the data are first used.
-        answer: The server.
+        ask: Puts a question to the server.
+        kept: What the client kept to itself from its last round.
+
+    Attributes:
+        payload: The received state; the client's own copy.
+        kept: What it keeps to itself from one of its rounds to the next, empty at first: assign to it during the fit.
+        surveyed: What :meth:`~fedamm_pl.protocol.module.FederatedModule.survey` returned before the fit.
+        answer: The answer to the question before the fit; None if there was none.
     """
 
     def __init__(
-        self, task: ClientTask, client_data: Callable[[int], ClientData], answer: Callable[[Question], Answer]
+        self,
+        broadcast: Broadcast,
+        task: ClientTask,
+        client_data: Callable[[int], ClientData],
+        ask: Callable[[Question], Answer],
+        kept: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        self.broadcast = broadcast
         self.task = task
-        self.stage: Stage = "training"
-        self.seconds: dict[Stage, float] = {"data": 0.0, "training": 0.0, "meta step": 0.0}
-        self.bytes_received = payload_bytes(task.payload)
+        self.payload: State = {name: value.clone() for name, value in broadcast.payload.items()}  # it may write on it
+        self.kept: State = dict(kept or {})
+        self.surveyed: State = {}
+        self.answer: Answer | None = None
+        self.stage: ClientStage = "training"
+        self.seconds: dict[ClientStage, float] = {"data": 0.0, "training": 0.0, "meta step": 0.0}
+        self.bytes_received = payload_bytes(self.payload)
         self.bytes_sent = 0
-        self.kept: State = dict(task.kept)
         self._client_data = client_data
-        self._answer = answer
+        self._ask = ask
 
     @contextmanager
-    def during(self, stage: Stage) -> Iterator[None]:
+    def during(self, stage: ClientStage) -> Iterator[None]:
         """Time a stage. If it raises, the session stays at it, so that the failure can be named."""
         outer, self.stage, start = self.stage, stage, time.perf_counter()
         yield
@@ -56,34 +74,46 @@ class ClientSession:
         return WatchedLoader(self.data.train_loader(self.task.seed), self)
 
     def support(self) -> Batch:
-        """Draw the support batch of the round."""
+        """Draw the support batch of the round; the same each time."""
         data = self.data
         with self.during("data"):
             return data.support(self.task.seed)
 
     def ask(self, step: int, payload: State) -> Answer:
         """Send a question at a local step and return the answer."""
-        answer = self._answer(Question(self.task.round_num, self.task.client_id, step, payload))
+        answer = self._ask(Question(self.broadcast.round_num, self.task.client_id, step, payload))
         self.bytes_sent += payload_bytes(payload)
         self.bytes_received += payload_bytes(answer.payload)
         return answer
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServerSession:
     """What the server's hooks may use in one round.
 
     Attributes:
         round_num: The round.
         num_clients: Number of clients K, in this round or not.
-        average: Makes an empty aggregate: how the run averages what clients send, by weight or robustly.
+        local_epochs: Passes E of a client over its data.
         meta: A number of your choice -> the whole meta set, with the training transform drawn for that number.
+        meta_for: A question -> the whole meta set, with the training transform drawn for it.
+        generator: A purpose in words -> a generator for the server's own draws, a function of (seed, round, purpose).
+        reduce: The results of a round -> their payloads reduced as ``shared`` and ``returned`` say.
+        state: The server's state at the start of the round.
+        sent: What was broadcast in it.
+        num_results: How many results have been reduced.
     """
 
     round_num: int
     num_clients: int
-    average: Callable[[], Aggregate]
+    local_epochs: int
     meta: Callable[[int], Batch]
+    meta_for: Callable[[Question], Batch]
+    generator: Callable[[str], torch.Generator]
+    reduce: Callable[[Iterable[ClientResult]], State]
+    state: State = field(default_factory=dict)
+    sent: State = field(default_factory=dict)
+    num_results: int = 0
 
 
 class WatchedLoader:

@@ -7,20 +7,19 @@ import platform
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
+from fedamm_pl.algorithms.fedamm import LOSS_GRID
+from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import PATTERN, save_checkpoint
-from fedamm_pl.federation.fingerprint import fingerprint, options, versions
+from fedamm_pl.federation.fingerprint import versions
+from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.summary import summarize
 from fedamm_pl.files import append_whole, write_atomically
 from fedamm_pl.version import __version__
-
-if TYPE_CHECKING:
-    from fedamm_pl.federation.orchestrator import Orchestrator
 
 
 def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
@@ -44,24 +43,31 @@ class MetricsCSV(FederationCallback):
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
 
-    def on_run_start(self, orchestrator: "Orchestrator") -> None:
+    def on_run_start(self, run: Run) -> None:
         """Cut the file to the rounds that the run starts from."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._write(orchestrator.state.history)
+        self._write(run.state.history)
 
-    def on_round_end(self, orchestrator: "Orchestrator", record: RoundRecord) -> None:
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
         """Append a row, or write all anew if a metric appears for the first time."""
         if not record.evaluated:
             return
-        row = orchestrator.state.history[-1]
+        row = run.state.history[-1]
         if set(row) <= set(self._columns):
             text = io.StringIO()
             csv.DictWriter(text, self._columns, lineterminator="\n").writerow(row)
             append_whole(self.path, text.getvalue().encode())
+            self._rows += 1
         else:
-            self._write(orchestrator.state.history)
+            self._write(run.state.history)
+
+    def on_run_end(self, run: Run) -> None:
+        """Write the row of a run that ended between two evaluations."""
+        if len(run.state.history) > self._rows:
+            self._write(run.state.history)
 
     def _write(self, history: list[dict[str, float]]) -> None:
+        self._rows = len(history)
         names = dict.fromkeys(name for row in history for name in row)
         # test metrics first: the first row has no client metrics, later ones may add classes
         self._columns = sorted(names, key=lambda name: (name != "round", not name.startswith("test/")))
@@ -82,18 +88,18 @@ class DiagnosticsFile(FederationCallback):
     def __init__(self, folder: Path) -> None:
         self.path = folder / "diagnostics.json"
 
-    def on_run_start(self, orchestrator: "Orchestrator") -> None:
+    def on_run_start(self, run: Run) -> None:
         """Cut the file to the rounds that the run starts from."""
-        if orchestrator.state.history:
-            self._write(orchestrator)
+        if run.state.history:
+            self._write(run)
 
-    def on_round_end(self, orchestrator: "Orchestrator", record: RoundRecord) -> None:
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
         """Write it if the round was evaluated."""
         if record.evaluated:
-            self._write(orchestrator)
+            self._write(run)
 
-    def _write(self, orchestrator: "Orchestrator") -> None:
-        write_atomically(self.path, _json(diagnostics(orchestrator), indent=None).encode())
+    def _write(self, run: Run) -> None:
+        write_atomically(self.path, _json(diagnostics(run), indent=None).encode())
 
 
 class RoundCheckpoint(FederationCallback):
@@ -108,10 +114,10 @@ class RoundCheckpoint(FederationCallback):
         self.folder = folder
         self.keep = keep
 
-    def on_round_end(self, orchestrator: "Orchestrator", record: RoundRecord) -> None:
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
         """Write the round's checkpoint, then remove what is no longer kept."""
-        save_checkpoint(self.folder, orchestrator.state, fingerprint(orchestrator))
-        best = summarize(orchestrator.state.history)["best"]["test/acc"]["round"]
+        save_checkpoint(self.folder, run.state, run.fingerprint, run.environment)
+        best = summarize(run.state.history)["best"]["test/acc"]["round"]
         for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
             if path.stem != f"round_{int(best):06d}":
                 path.unlink()
@@ -140,38 +146,40 @@ class FinalFiles(FederationCallback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_run_end(self, orchestrator: "Orchestrator") -> None:
+    def on_run_end(self, run: Run) -> None:
         """Write both."""
-        module = orchestrator.module
-        trainer = orchestrator.trainer.build()
+        module = run.module
+        trainer = run.trainer.build()
         trainer.strategy.connect(module)
         trainer.strategy.checkpoint_io = WholeFiles()
         trainer.save_checkpoint(self.folder / "final.ckpt", weights_only=True)
-        write_atomically(self.folder / "summary.json", _json(summary(orchestrator)).encode())
+        write_atomically(self.folder / "summary.json", _json(summary(run)).encode())
 
 
-def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
+def summary(run: Run) -> dict[str, Any]:
     """Return the content of summary.json.
 
     ``bytes_per_round`` are tensor bytes, means over rounds (all clients together) and over a client's rounds;
-    ``seconds_per_round`` are means of the wall time, round 0 excluded. ``failed_clients``, ``refused_updates``,
+    ``seconds_per_round`` are means of the wall time, ``client_seconds_per_round`` of what the clients needed, added up over
+    them, which is more where several train at once; both without round 0. ``failed_clients``, ``refused_updates``,
     ``failed_rounds`` and ``resumes`` are counts over the whole run; ``diverged`` says when the global model was first seen
-    to have diverged, ``stopped`` why the run ended early; both are null where all went well.
+    to have diverged, ``stopped`` why the run ended before its time, ``ended`` why a callback ended it well; null where none did.
     """
-    state, data, info = orchestrator.state, orchestrator.data, orchestrator.data.info
+    state, data, info = run.state, run.data, run.data.info
     rounds, fits = max(state.round_num, 1), max(state.clients_total, 1)
     return {
         **summarize(state.history),
         "best_is": "largest accuracy and smallest loss over the evaluated rounds, chosen on the test set",
-        "method": type(orchestrator.module).__name__,
-        "uses_meta_set": orchestrator.module.uses_meta_set,
-        "model": options(orchestrator)["algorithm.model"],
-        "num_parameters": sum(parameter.numel() for parameter in orchestrator.module.model.parameters()),
+        "method": type(run.module).__name__,
+        "uses_meta_set": run.module.uses_meta_set,
+        "model": run.options["algorithm.model"],
+        "num_parameters": sum(parameter.numel() for parameter in run.module.model.parameters()),
         "num_rounds": state.round_num,
         **state.counts,
         "diverged": state.diverged,
         "stopped": state.stopped,
-        "seed": orchestrator.seed,
+        "ended": state.ended,
+        "seed": run.seed,
         "dataset": data.hparams["dataset"],
         "class_counts": info["class_counts"],
         "shot_rule": info["shot_rule"],
@@ -184,30 +192,29 @@ def summary(orchestrator: "Orchestrator") -> dict[str, Any]:
             **{f"{name}_per_client": value / fits for name, value in state.bytes_total.items()},
         },
         "seconds_per_round": {name: value / rounds for name, value in state.seconds.items()},
+        "client_seconds_per_round": {name: value / rounds for name, value in state.client_seconds.items()},
         "hardware": {
-            "accelerator": orchestrator.trainer.kind,
+            "accelerator": run.trainer.kind,
             "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "precision": orchestrator.trainer.resolved_precision,
+            "threads": run.environment["threads"],
+            "precision": run.trainer.resolved_precision,
         },
         "versions": {"fedamm_pl": __version__, **versions()},
         "command": shlex.join(["python", *sys.argv]),
     }
 
 
-def diagnostics(orchestrator: "Orchestrator") -> dict[str, Any]:
+def diagnostics(run: Run) -> dict[str, Any]:
     """Return the content of diagnostics.json: the data, the last confusion matrix, and what was seen round by round.
 
     ``client_class_counts`` are images (client, class); ``losses`` the grid of the weight net's curves and of the histograms.
     """
-    from fedamm_pl.algorithms.fedamm import LOSS_GRID
-
-    state, info = orchestrator.state, orchestrator.data.info
+    state, info = run.state, run.data.info
     return {
         "class_names": info["class_names"],
         "class_counts": info["class_counts"],
         "shot_groups": info["shot_groups"],
-        "client_class_counts": orchestrator.data.client_class_counts.tolist(),
+        "client_class_counts": run.data.client_class_counts.tolist(),
         "losses": list(LOSS_GRID),
         "confusion": state.confusion,
         "rounds": state.diagnostics,

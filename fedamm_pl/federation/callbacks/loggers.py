@@ -1,0 +1,126 @@
+"""``LogTo``: what a Lightning logger gets of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from fedamm_pl.algorithms.fedamm import LOSS_GRID
+from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
+from fedamm_pl.federation.run import Run
+from fedamm_pl.federation.summary import short_names, summarize
+from fedamm_pl.protocol.messages import ClientResult
+
+SHOWN_LOSSES = (0.0, 1.0, 5.0, 10.0)
+"""Losses at which the weight net is logged as scalars."""
+CHARTS = {
+    "Accuracy": {"all, many, medium, few": ["Multiline", ["test/acc$", "test_shots/.*"]]},
+    "Loss": {"clients and test": ["Multiline", ["client/loss$", "test/loss"]]},
+    "Weight net": {
+        "V(loss) at fixed losses": ["Multiline", ["weight_net/at_loss_.*"]],
+        "mean relative weight of many, medium, few": ["Multiline", ["weight_net/relative_weight_.*"]],
+    },
+    "Time": {"seconds a round": ["Multiline", ["seconds/.*", "client_seconds/.*"]]},
+}
+"""TensorBoard's custom scalars: tab -> chart -> tags."""
+
+
+class LogTo(FederationCallback):
+    """Sends the metrics of each round to a Lightning logger, with the round as step; at the end the hyperparameters.
+
+    Args:
+        logger: Any Lightning logger.
+        options: Options for the hyperparameter table, flat.
+        config: The configuration as YAML, logged as text where the logger has texts.
+    """
+
+    def __init__(self, logger: Logger, options: Mapping[str, Any] | None = None, config: str = "") -> None:
+        self.logger = logger
+        self.options = dict(options or {})
+        self.config = config
+
+    def on_run_start(self, run: Run) -> None:
+        """Log the configuration as text, and which scalars share a chart."""
+        experiment: Any = getattr(self.logger, "experiment", None)
+        if self.config and hasattr(experiment, "add_text"):
+            text = "\n".join(f"    {line}" for line in self.config.splitlines())
+            experiment.add_text("config", text, 0)
+        if hasattr(experiment, "add_custom_scalars"):
+            experiment.add_custom_scalars(CHARTS)
+
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
+        """Log the round's metrics and accounts."""
+        try:
+            self.logger.log_metrics(round_scalars(run, record), step=record.round_num)
+        except ValueError as error:
+            # Lightning's TensorBoard logger takes any error for a wrong value, also that the disk is full
+            raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
+        self.logger.save()  # flushed before the round's checkpoint is written: a run that is killed loses none of it
+
+    def on_run_end(self, run: Run) -> None:
+        """Log the hyperparameters, with the result where the logger takes them, and close the log."""
+        summary = summarize(run.state.history)
+        final = {
+            f"{kind}/{name}": summary[kind][metric]
+            for kind in ("final", "mean_last_10")
+            for metric, name in short_names(summary["final"]).items()
+        }
+        options = self.options or run.options
+        try:
+            self.logger.log_hyperparams(options, final)  # TensorBoard's takes metrics
+        except TypeError:
+            self.logger.log_hyperparams(options)
+        self.logger.save()
+        self.logger.finalize("success")
+
+
+def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
+    """Return what a logger gets of a round. A heading before each slash: TensorBoard folds by it.
+
+    Returns:
+        The metrics, those of groups and classes under ``test_shots`` and ``test_per_class``; ``bytes/total``, tensor bytes
+        up to this round; ``seconds/...`` (wall time), ``client_seconds/...`` (added up over the clients); ``failures/...``; for a weight net ``weight_net/at_loss_<l>`` and the mean
+        relative weight of each group's classes.
+    """
+    headings = {"test/acc_class_": "test_per_class/acc_", "test/acc_": "test_shots/"}
+    scalars = {}
+    for name, value in record.metrics.items():
+        prefix = next((prefix for prefix in headings if name.startswith(prefix)), "")
+        scalars[headings.get(prefix, "") + name.removeprefix(prefix)] = value
+    if record.round_num:
+        refused = sum(failure.stage == "update" for failure in record.failures)
+        scalars["failures/failed_clients"] = len(record.failures) - refused
+        scalars["failures/refused_updates"] = refused
+        scalars["failures/failed_rounds"] = float(record.failed is not None)
+        scalars["bytes/total"] = sum(run.state.bytes_total.values())
+    if record.results:
+        scalars.update({f"seconds/{name}": value for name, value in record.seconds.items()})
+        scalars.update({f"client_seconds/{name}": value for name, value in record.client_seconds.items()})
+        scalars["seconds/images_per_second"] = images_per_second(run, record.results)
+    if record.evaluated:
+        groups = run.data.info["shot_groups"]
+        scalars.update(weight_net_scalars(run.state.diagnostics[-1], groups))
+    return scalars
+
+
+def weight_net_scalars(shown: Mapping[str, Any], groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return a weight net's values at a few losses, and the mean relative weight of each group's classes.
+
+    Args:
+        shown: What :meth:`FedAMM.diagnostics` returned; without a weight net the result is empty.
+        groups: Group name -> classes.
+    """
+    scalars = {}
+    if curve := shown.get("weight_curve"):
+        scalars = {f"weight_net/at_loss_{loss:g}": curve[LOSS_GRID.index(loss)] for loss in SHOWN_LOSSES}
+    if weights := shown.get("weight_per_class"):
+        for name, members in groups.items():
+            if seen := [weights[label] for label in members if weights[label] is not None]:
+                scalars[f"weight_net/relative_weight_{name}"] = sum(seen) / len(seen)
+    return scalars
+
+
+def images_per_second(run: Run, results: Sequence[ClientResult]) -> float:
+    """Return the training images of a round's clients by the time of their fits without the meta steps."""
+    images = run.config.local_epochs * sum(result.num_examples for result in results)
+    return images / max(sum(result.train_seconds for result in results), 1e-9)

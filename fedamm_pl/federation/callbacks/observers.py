@@ -1,0 +1,48 @@
+"""``Observers``: all that watch a run, called in an order in which none can harm what others write."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedamm_pl.federation.callbacks.base import FederationCallback
+from fedamm_pl.federation.callbacks.files import run_files
+from fedamm_pl.federation.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Observers:
+    """The callbacks of a run, and those that write its folder.
+
+    Args:
+        callbacks: The callbacks.
+        folder: The folder; None writes nothing.
+        keep_checkpoints: How many of the newest checkpoints to keep.
+    """
+
+    def __init__(self, callbacks: Sequence[FederationCallback], folder: Path | None, keep_checkpoints: int) -> None:
+        self.callbacks = list(callbacks)
+        self.files = [] if folder is None else run_files(folder, keep_checkpoints)
+
+    def call(self, hook: str, run: Run, *args: Any) -> None:
+        """Call a hook of all of them."""
+        if hook == "on_run_end":
+            return self._end(run)
+        # the files last: what others have logged of a round is there when its checkpoint is
+        for callback in [*self.callbacks, *self.files]:
+            getattr(callback, hook)(run, *args)
+        return None
+
+    def _end(self, run: Run) -> None:
+        """End with the files first: what else is done at the end adds to a run that is complete."""
+        for callback in self.files:
+            callback.on_run_end(run)
+        for callback in self.callbacks:
+            try:
+                callback.on_run_end(run)
+            except OSError:  # a full disk is another matter
+                raise
+            except Exception as error:
+                name, kind = type(callback).__name__, type(error).__name__
+                log.warning("%s failed at the end of the run, which is complete without it (%s: %s)", name, kind, error)

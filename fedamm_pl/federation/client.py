@@ -1,0 +1,98 @@
+"""``train_client``: one client's round, the same wherever clients run."""
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State, payload_bytes
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.session import ClientSession
+from fedamm_pl.seeding import derive_seed
+
+
+def train_client(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult:
+    """Survey the received model, ask the server, fit, and put the result together.
+
+    The outcome is a function of the session's broadcast, task and kept state; of an earlier client nothing is left in the
+    module.
+
+    Args:
+        module: On the trainer's device; its state is overwritten.
+        session: What the client received, and its line to the server.
+        trainer: Where and in which arithmetic to train.
+
+    Raises:
+        Exception: Whatever goes wrong in the client's data, training or questions; ``session.stage`` says where.
+    """
+    start, seed = time.perf_counter(), session.task.seed
+    module.load_shared_state(session.payload)
+    module.load_personal_state(session.kept)
+    module.session = session
+    fit = trainer.build(max_epochs=session.broadcast.local_epochs)
+    try:
+        with trainer.precision_plugin.forward_context():
+            with torch.no_grad(), _drawing_from(derive_seed(seed, "survey"), module.device):
+                session.surveyed = module.eval().survey(session)
+            module.train()  # fit keeps the mode that it finds
+            with session.during("meta step"), _drawing_from(derive_seed(seed, "question"), module.device):
+                question = module.question(session)
+                session.answer = None if question is None else session.ask(0, question)
+        with _drawing_from(derive_seed(seed, "global"), module.device):
+            fit.fit(module, session.train_loader())
+        # copies: the next client trains on the same module
+        payload = _copied({**module.client_payload(), **session.surveyed})
+        kept = {**session.kept, **module.personal_state()}
+        tallies = module.tallies()
+    finally:
+        module.session = None
+    meta_seconds = session.seconds["meta step"]
+    return ClientResult(
+        client_id=session.task.client_id,
+        num_examples=session.data.num_examples,
+        payload=payload,
+        metrics={
+            name.removeprefix("train/"): float(value)
+            for name, value in fit.callback_metrics.items()
+            if name.startswith("train/")
+        },
+        bytes_received=session.bytes_received,
+        bytes_sent=session.bytes_sent + payload_bytes(payload),
+        train_seconds=time.perf_counter() - start - meta_seconds,
+        meta_seconds=meta_seconds,
+        kept=kept,
+        tallies=tallies,
+    )
+
+
+def attempt(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult | ClientFailure:
+    """Call :func:`train_client`; a client that raises an ``Exception`` costs its result and nothing else."""
+    try:
+        with quiet():
+            return train_client(module, session, trainer)
+    except Exception as error:
+        return ClientFailure(session.task.client_id, session.stage, one_line_reason(error))
+
+
+def one_line_reason(error: Exception) -> str:
+    """Return type and first line of an error, and the innermost place in code that is not an installed package."""
+    summary = traceback.TracebackException.from_exception(error)  # also where str(error) itself raises
+    own = [frame for frame in summary.stack if "site-packages" not in frame.filename] or summary.stack
+    text = next(iter(str(summary).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text:.200} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+
+
+def _copied(state: State) -> State:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+@contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let dropout and the like, which draw from the global state, draw from a seed; afterwards it is as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,62 @@
+"""``FederationConfig``: how a federation runs, each option once."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Aggregation = Literal["num_examples", "uniform", "median", "trimmed_mean"]
+ROBUST = ("median", "trimmed_mean")
+MIN_ROBUST_CLIENTS = 3
+"""Of fewer, a median is a mean."""
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """How a federation runs.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    num_rounds: int
+    """Rounds to run; 0 evaluates the initial model."""
+    client_fraction: float = 0.5
+    """Share of the clients that takes part in a round, in (0, 1]."""
+    local_epochs: int = 5
+    """Local epochs a round."""
+    aggregation: Aggregation = "num_examples"
+    """How clients are averaged: by num_examples (p_k = n_k / n), uniform, or robustly and without weights by the
+    coordinate-wise median or trimmed_mean."""
+    trim_fraction: float = 0.1
+    """trimmed_mean: share of the clients dropped at each end, in (0, 0.5]."""
+    max_update_norm: float | None = None
+    """Shorten updates of the shared model whose Euclidean norm exceeds this; null disables it. What a method sends beside the
+    model is not shortened."""
+    min_success_fraction: float = 0.5
+    """Share of a round's clients that must succeed, in [0, 1]; else the server keeps its state."""
+    max_failed_rounds: int = 3
+    """Failed rounds in a row after which the run stops."""
+    eval_interval: int = 5
+    """Rounds from one evaluation on the test set to the next; the last round is always evaluated."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.client_fraction <= 1:
+            raise ValueError(f"Expected `client_fraction` to be in (0, 1], got {self.client_fraction}.")
+        if not 0 <= self.min_success_fraction <= 1:
+            raise ValueError(f"Expected `min_success_fraction` to be in [0, 1], got {self.min_success_fraction}.")
+        if not 0 < self.trim_fraction <= 0.5:
+            raise ValueError(f"Expected `trim_fraction` to be in (0, 0.5], got {self.trim_fraction}.")
+        if self.max_update_norm is not None and not 0 < self.max_update_norm < math.inf:
+            raise ValueError(f"Expected `max_update_norm` to be a number above 0 or null, got {self.max_update_norm}.")
+        for name, least in (("num_rounds", 0), ("local_epochs", 1), ("eval_interval", 1), ("max_failed_rounds", 1)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"Expected `{name}` to be {least} or more, got {value}.")
+        if self.aggregation not in get_args(Aggregation):
+            raise ValueError(
+                f"Expected `aggregation` to be one of {', '.join(get_args(Aggregation))}, got {self.aggregation!r}."
+            )
+
+    @property
+    def robust(self) -> bool:
+        """Whether the aggregation outvotes single clients."""
+        return self.aggregation in ROBUST

@@ -1,0 +1,134 @@
+"""The loop of executors with several workers: who trains what, in which order it comes out, and what happens to the dead."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from fedamm_pl.federation.executors.base import Kept, Outcome
+from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientTask, State
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STARTS = 3
+"""Workers in a row that die before they are ready; then the run ends."""
+
+
+class WorkerLostError(OSError):
+    """Workers die as soon as they are started."""
+
+
+class Slot(Protocol):
+    """A place for a worker that trains one client at a time; a dead worker is replaced in it.
+
+    Attributes:
+        ready: Whether its worker has started and trains nobody.
+    """
+
+    ready: bool
+
+    def send(self, broadcast: Broadcast, task: ClientTask, kept: State) -> None:
+        """Give the worker a client; it takes up the broadcast first, once a round."""
+        ...
+
+    def receive(self) -> Outcome | None:
+        """Return what has come from the worker: an outcome; None if it has just started.
+
+        Raises:
+            EOFError: If it has died; the message says how.
+        """
+        ...
+
+    def restart(self) -> None:
+        """End the worker, in whatever it is, and start another one, without waiting for it."""
+        ...
+
+
+Wait = Callable[[Sequence[Slot], float | None], Sequence[Slot]]
+"""Slots and seconds (None: for ever) -> those of them from which something has come, or whose worker has died."""
+
+
+def run_on_slots(
+    slots: Sequence[Slot],
+    wait: Wait,
+    broadcast: Broadcast,
+    tasks: Sequence[ClientTask],
+    kept: Kept,
+    *,
+    timeout: float | None = None,
+    max_retries: int = 1,
+) -> Iterator[Outcome]:
+    """Train the client of each task, see :meth:`Runner.run`.
+
+    One client is in flight in a worker, so a dead worker or a client that is out of time costs no other client. Such a
+    client is trained again, with the same seed, up to ``max_retries`` times; then it is lost. At most as many tasks are given
+    out beyond the one yielded last as twice the number of workers.
+
+    Args:
+        slots: The workers.
+        wait: How to wait for them.
+        broadcast: What the server sends to all clients.
+        tasks: Which clients.
+        kept: What each kept to itself.
+        timeout: Seconds a client may take; None: for ever.
+        max_retries: How often a client is trained again whose worker died or whose time was over.
+
+    Raises:
+        WorkerLostError: If three workers in a row die before they are ready.
+    """
+    waiting, window = deque(enumerate(tasks)), 2 * len(slots)
+    running: dict[int, tuple[int, ClientTask, float]] = {}  # slot -> index of the task, task, when it was given out
+    done: dict[int, Outcome] = {}
+    attempts: Counter[int] = Counter()
+    failed_starts = following = 0
+
+    def lose(place: int, reason: str) -> None:
+        """Replace a worker; train its client again, or give it up."""
+        nonlocal failed_starts
+        slots[place].restart()
+        if place not in running:  # it had not got so far
+            failed_starts += 1
+            if failed_starts >= MAX_FAILED_STARTS:
+                raise WorkerLostError(0, f"{failed_starts} workers in a row could not start: {reason}")
+            return
+        index, task, _ = running.pop(place)
+        attempts[index] += 1
+        if attempts[index] <= max_retries:
+            log.warning("round %d: client %d is trained again: %s", broadcast.round_num, task.client_id, reason)
+            waiting.appendleft((index, task))
+            return
+        times = f" ({attempts[index]} times)" if attempts[index] > 1 else ""
+        done[index] = ClientFailure(task.client_id, "lost", reason + times)
+
+    try:
+        while following < len(tasks):
+            for place, slot in enumerate(slots):
+                if slot.ready and waiting and waiting[0][0] < following + window:
+                    index, task = waiting.popleft()
+                    running[place] = index, task, time.monotonic()
+                    try:
+                        slot.send(broadcast, task, kept(task.client_id))
+                    except EOFError as error:
+                        lose(place, str(error))
+            due = [given + timeout - time.monotonic() for *_, given in running.values()] if timeout else []
+            busy = [slot for place, slot in enumerate(slots) if place in running or not slot.ready]
+            for slot in wait(busy, max(0.0, min(due)) if due else None):
+                place = slots.index(slot)
+                try:
+                    outcome = slot.receive()
+                except EOFError as error:
+                    lose(place, str(error))
+                    continue
+                failed_starts = 0
+                if outcome is not None and place in running:
+                    done[running.pop(place)[0]] = outcome
+            for place, (*_, given) in list(running.items()):
+                if timeout and time.monotonic() >= given + timeout:
+                    lose(place, f"nothing came back within {timeout:g} s")
+            while following in done:
+                yield done.pop(following)
+                following += 1
+    finally:
+        for place in running:  # a run that is dropped half-way
+            slots[place].restart()

@@ -1,0 +1,60 @@
+"""``Worker``: a module, data and a server of its own; trains one client at a time, in whatever process it is."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fedamm_pl.federation.client import attempt
+from fedamm_pl.federation.executors.base import Outcome, RunSpec
+from fedamm_pl.federation.fingerprint import versions
+from fedamm_pl.federation.server import Server
+from fedamm_pl.protocol.messages import Answer, Broadcast, ClientTask, Question, State
+from fedamm_pl.protocol.session import ClientSession
+
+
+class Worker:
+    """Trains clients, each by a fresh quiet Trainer on one resident module.
+
+    Args:
+        spec: What module and data are built from.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.module = spec.build_module()
+        spec.trainer.place(self.module)
+        spec.data.to(spec.trainer.device)
+        self._broadcast: Broadcast | None = None
+        self._answering: Broadcast | None = None
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What it computes with."""
+        return {
+            "content_hash": self.spec.data.content_hash,
+            "device": self.spec.trainer.kind,
+            "threads": torch.get_num_threads(),
+            **versions(),
+        }
+
+    def begin(self, broadcast: Broadcast) -> None:
+        """Take up a round."""
+        self._broadcast = broadcast
+
+    def train(self, task: ClientTask, kept: State) -> Outcome:
+        """Train a client of the round."""
+        assert self._broadcast is not None
+        session = ClientSession(self._broadcast, task, self.spec.data.client, self._answer, kept)
+        return attempt(self.module, session, self.spec.trainer)
+
+    @cached_property
+    def _server(self) -> Server:
+        return Server(self.spec.build_module(), self.spec.data, self.spec.trainer, self.spec.seed)
+
+    def _answer(self, question: Question) -> Answer:
+        if self._answering is not self._broadcast:
+            assert self._broadcast is not None
+            self._server.begin(self._broadcast)
+            self._answering = self._broadcast
+        return self._server.answer(question)

@@ -1,0 +1,104 @@
+"""``Run``: what callbacks see of a run, and the two things that they may do to it."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.federation.checkpoint import RunState, latest_checkpoint
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.fingerprint import differences, fingerprint, options
+from fedamm_pl.federation.store import ClientStore
+from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.module import FederatedModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A run as callbacks see it. They read; to add something they call :meth:`log`, to end the run :meth:`stop`.
+
+    Attributes:
+        config: How the federation runs.
+        seed: The seed of the run.
+        module: The server's module; after an evaluation it holds the deployed state.
+        data: The data.
+        trainer: Where and in which arithmetic; resolved.
+        state: The state after the last completed round.
+        environment: What the workers compute with.
+        output_dir: Folder of the run, if it writes one.
+        rows: Where the numbers of the round in progress are collected.
+    """
+
+    config: FederationConfig
+    seed: int
+    module: FederatedModule
+    data: FederatedDataModule
+    trainer: TrainerConfig
+    state: RunState
+    environment: dict[str, Any] = field(default_factory=dict)
+    output_dir: Path | None = None
+    rows: list[dict[str, float]] = field(default_factory=lambda: [{}])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options by their names on the command line."""
+        return options(self.module, self.data, self.config, self.trainer, self.seed)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the result: a run goes on with the same only."""
+        return fingerprint(self.options, self.environment["content_hash"])
+
+    def log(self, name: str, value: float) -> None:
+        """Add a number to the row of the round: for the callbacks after this one, and in metrics.csv if it is evaluated.
+
+        Raises:
+            ValueError: If the row has a number of this name already.
+        """
+        if any(name in row for row in self.rows):
+            raise ValueError(f"Expected `name` to be new in the row of the round, got {name}.")
+        for row in self.rows:
+            row[name] = float(value)
+
+    def stop(self, reason: str) -> None:
+        """End the run well after this round: it is evaluated, and all files are written.
+
+        Args:
+            reason: For summary.json.
+        """
+        self.state.ended = reason
+
+    def resume(self, store: ClientStore) -> None:
+        """Take up the state that a run in the folder has left, if there is one.
+
+        Args:
+            store: What the clients kept.
+
+        Raises:
+            ValueError: If it is of a run with other options or data or of more rounds, or cannot be read.
+        """
+        assert self.output_dir is not None
+        saved = latest_checkpoint(self.output_dir / "checkpoints", store.holds)
+        if saved is None:
+            return
+        if differing := differences(saved.fingerprint, self.fingerprint):
+            raise ValueError(
+                f"Expected `output_dir` {self.output_dir} to hold a run with the same options, got others: "
+                f"{'; '.join(differing)}. Choose another folder, or the old options."
+            )
+        if self.config.num_rounds < saved.state.round_num:
+            raise ValueError(
+                f"Expected `num_rounds` to be {saved.state.round_num} or more, the rounds that {self.output_dir} holds, "
+                f"got {self.config.num_rounds}."
+            )
+        for difference in differences(saved.environment, self.environment):
+            log.warning("%s; from here on results may differ in their last digits", difference)
+        self.state = saved.state
+        self.state.shared = {name: value.to(self.module.device) for name, value in self.state.shared.items()}
+        if self.state.round_num < self.config.num_rounds and not self.state.ended:
+            self.state.counts["resumes"] += 1
+            if self.state.stopped:  # a new chance
+                self.state.stopped, self.state.failed_in_a_row = None, 0

@@ -1,0 +1,107 @@
+"""``Server``: a module, the meta set and the seed; it broadcasts, answers questions and reduces what comes back."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.federation.aggregation import Reducer
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.messages import Answer, Broadcast, ClientResult, Question, State
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.reduction import Reduction
+from fedamm_pl.protocol.session import ServerSession
+from fedamm_pl.seeding import derive_seed, torch_generator
+
+
+class Server:
+    """The server's side of a federation. Clients reach it by messages alone.
+
+    Where everything is a simulation, each place where clients train has one of its own to answer them: what it answers is a
+    function of the broadcast, the question and the seed.
+
+    Args:
+        module: A module of its own; its state is overwritten.
+        data: Its meta set.
+        trainer: Where and in which arithmetic it answers.
+        seed: Of all its draws.
+        config: How it aggregates; needed to reduce what comes back.
+    """
+
+    def __init__(
+        self,
+        module: FederatedModule,
+        data: FederatedDataModule,
+        trainer: TrainerConfig,
+        seed: int,
+        config: FederationConfig | None = None,
+    ) -> None:
+        trainer.place(module)
+        self.module = module
+        self.data = data
+        self.trainer = trainer
+        self.seed = seed
+        self.config = config
+        self.session = self._open(0, 1, {})
+
+    def broadcast(self, state: State, round_num: int, local_epochs: int) -> Broadcast:
+        """Start a round: return what goes out to its clients."""
+        self.session = self._open(round_num, local_epochs, state)
+        broadcast = Broadcast(round_num, local_epochs, self.module.broadcast(state, self.session))
+        self._take_up(broadcast)
+        return broadcast
+
+    def begin(self, broadcast: Broadcast) -> None:
+        """Start a round that another server has broadcast."""
+        self.session = self._open(broadcast.round_num, broadcast.local_epochs, {})
+        self._take_up(broadcast)
+
+    def expected_payload(self) -> State:
+        """Return what a client of the round must send back, by name, shape and type."""
+        return self.module.expected_payload(self.session.sent)
+
+    def answer(self, question: Question) -> Answer:
+        """Answer a client, in the arithmetic of the run, wherever the client is that asks."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.module.answer(question, self.session)
+
+    def contribution(self, result: ClientResult) -> ClientResult:
+        """Return a result with what of it is reduced as its payload.
+
+        Raises:
+            ValueError: If the method refuses it.
+        """
+        return dataclasses.replace(result, payload=self.module.contribution(result, self.session))
+
+    def update(self, state: State, contributions: Iterable[ClientResult]) -> State:
+        """Return the next state; the last one stays as it is."""
+        own = {name: value.clone() for name, value in state.items()}  # the method may work in place
+        return self.module.server_update(own, contributions, self.session)
+
+    def _open(self, round_num: int, local_epochs: int, state: State) -> ServerSession:
+        return ServerSession(
+            round_num=round_num,
+            num_clients=self.data.num_clients,
+            local_epochs=local_epochs,
+            meta=lambda draw: self.data.meta_batch(derive_seed(self.seed, "server_meta", round_num, draw)),
+            meta_for=lambda question: self.data.meta_batch(
+                derive_seed(self.seed, "meta", round_num, question.client_id, question.step)
+            ),
+            generator=lambda purpose: torch_generator(derive_seed(self.seed, f"server {purpose}", round_num)),
+            reduce=self._reduce,
+            state=state,
+        )
+
+    def _take_up(self, broadcast: Broadcast) -> None:
+        self.session.sent = broadcast.payload
+        self.module.load_shared_state(broadcast.payload)
+
+    def _reduce(self, contributions: Iterable[ClientResult]) -> State:
+        config = self.config
+        assert config is not None
+        averaged: dict[str, Reduction] = dict.fromkeys(self.module.shared, "average")
+        reducer = Reducer({**averaged, **self.module.returned}, config)
+        for result in contributions:
+            reducer.add(result.payload, result.num_examples)
+            self.session.num_results += 1
+        return reducer.compute()

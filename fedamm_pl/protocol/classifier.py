@@ -1,0 +1,211 @@
+"""``Classifier``: a network with its normalisation, loss, optimizer and measures, as a LightningModule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from fedamm_pl.data.client import Batch
+from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.data.transforms import normalize
+from fedamm_pl.losses import example_losses
+from fedamm_pl.metrics import ShotAccuracy
+from fedamm_pl.models import build_model
+
+CONFUSION_CLASSES = 200
+"""Up to so many classes, a test counts which class is taken for which."""
+
+
+def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
+    """Check a number.
+
+    Raises:
+        ValueError: If it is not finite, or not above or at least the bound.
+    """
+    if above is not None and not above < value < float("inf"):
+        raise ValueError(f"Expected `{name}` to be a number above {above}, got {value}.")
+    if least is not None and not least <= value < float("inf"):
+        raise ValueError(f"Expected `{name}` to be a number of {least} or more, got {value}.")
+
+
+class Classifier(pl.LightningModule):
+    """A classifier that trains in a plain Trainer on batches (images, labels), and measures accuracy by groups of classes.
+
+    Args:
+        num_classes: Number of classes C.
+        in_channels: Image channels: 1 grey, 3 colour.
+        model: A name in :data:`fedamm_pl.models.MODELS`, the import path of a callable(num_classes, in_channels) ->
+            Module, or in Python a Module (``load_from_checkpoint`` then needs ``model=`` again).
+        lr: Learning rate of the local SGD.
+        momentum: Its momentum, Nesterov's unless 0.
+        weight_decay: Its weight decay.
+        info: What is known of the images: normalisation for uint8 input, class names, shot groups.
+
+    Attributes:
+        memory_format: Layout of the images that the network gets: channels-last for networks that say
+            ``channels_last = True``, which compute faster in it; else contiguous. A federation's trainer may set another.
+        compiled: A compiled form of the network for plain forward passes, set by a federation's trainer; None: the network
+            itself. What needs second or forward-mode derivatives, or the network's features, calls ``model``.
+
+    Raises:
+        ValueError: If an option is out of range or there is no such network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        model: str | nn.Module = "resnet32",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        info: ImageInfo | None = None,
+    ) -> None:
+        super().__init__()
+        require_range("lr", lr, above=0)
+        require_range("momentum", momentum, least=0)
+        require_range("weight_decay", weight_decay, least=0)
+        self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
+        self.model = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
+        self.memory_format = (
+            torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
+        )
+        self.compiled: Callable[[Tensor], Tensor] | None = None
+        self.info: ImageInfo = info or {}
+        self.register_buffer("mean", torch.tensor(self.info.get("mean", [0.0] * in_channels)), persistent=False)
+        self.register_buffer("std", torch.tensor(self.info.get("std", [1.0] * in_channels)), persistent=False)
+        self.test_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
+        self.val_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
+        # of the last test; quadratic in the classes
+        self.test_confusion = (
+            MulticlassConfusionMatrix(num_classes, validate_args=False)
+            if 2 <= num_classes <= CONFUSION_CLASSES
+            else None
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits.
+
+        Args:
+            images: uint8 images (B, in_channels, H, W), or floating point ones normalised already.
+
+        Returns:
+            Logits of shape (B, num_classes).
+        """
+        return self.logits(self.prepare(images))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Move images to the module's device, normalise uint8 ones (others pass through), and lay them out for the network."""
+        images = images.to(self.mean.device)
+        if images.dtype == torch.uint8:
+            images = normalize(images, self.mean, self.std)
+        return images.to(memory_format=self.memory_format) if images.ndim == 4 else images
+
+    def logits(self, prepared: Tensor) -> Tensor:
+        """Map prepared images to logits of shape (B, num_classes), by the compiled network if there is one."""
+        logits: Tensor = (self.compiled or self.model)(prepared)
+        return logits
+
+    # Training
+
+    def on_train_start(self) -> None:
+        """Start the sums of the epoch's means."""
+        self._sums: dict[str, Tensor] = {}
+        self._num_seen = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return the mean of :meth:`objective` over a batch (images, labels)."""
+        images, labels = batch
+        losses = self.objective(self(images), labels)
+        self.track(len(labels), loss=losses.sum())
+        return losses.mean()
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what training minimises on average, for each example; here the cross-entropy.
+
+        Args:
+            logits: Scores of shape (B, C).
+            labels: Classes of shape (B,).
+
+        Returns:
+            Losses of shape (B,).
+        """
+        return example_losses(logits, labels)
+
+    def track(self, num_examples: int, **sums: Tensor) -> None:
+        """Add to sums kept on the device; their means over the epoch are logged as ``train/...`` at its end.
+
+        Args:
+            num_examples: Number of examples B of the batch.
+            sums: Scalars by name, summed over the batch.
+        """
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._num_seen += num_examples
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means."""
+        self.log_dict({f"train/{name}": value / self._num_seen for name, value in self._sums.items()})
+        self._sums, self._num_seen = {}, 0
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD over the parameters of the classifier alone."""
+        return self.sgd(self.model, self.hparams["lr"])
+
+    def sgd(self, module: nn.Module, lr: float) -> torch.optim.SGD:
+        """Return SGD with the momentum and weight decay of this module."""
+        momentum = self.hparams["momentum"]
+        return torch.optim.SGD(
+            [param for param in module.parameters() if param.requires_grad],
+            lr=lr,
+            momentum=momentum,
+            nesterov=momentum > 0,
+            weight_decay=self.hparams["weight_decay"],
+        )
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch; logs ``val/loss`` and the accuracies of :class:`ShotAccuracy`."""
+        self._measure(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch; logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`, counts ``test_confusion``."""
+        logits = self._measure(batch, "test", self.test_accuracy)
+        if self.test_confusion is not None:
+            self.test_confusion.update(logits.argmax(1), batch[1])
+
+    def _measure(self, batch: Batch, stage: str, accuracy: ShotAccuracy) -> Tensor:
+        images, labels = batch
+        logits: Tensor = self(images)
+        accuracy.update(logits, labels)
+        self.log(f"{stage}/loss", example_losses(logits, labels).mean(), on_epoch=True, batch_size=len(labels))
+        return logits
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the confusion matrix of an earlier test."""
+        if self.test_confusion is not None:
+            self.test_confusion.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation accuracies."""
+        self._log_accuracy("val", self.val_accuracy)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test accuracies."""
+        self._log_accuracy("test", self.test_accuracy)
+
+    def _log_accuracy(self, stage: str, accuracy: ShotAccuracy) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.compute().items()})
+        accuracy.reset()
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Return class probabilities (B, C) for images, or for (images, labels)."""
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        return self.forward(images).softmax(1)
