@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -113,19 +113,21 @@ def decoration(what: str) -> Iterator[None]:
         log.warning("%s: could not be drawn, the run goes on without (%s: %s)", what, type(error).__name__, error)
 
 
-_figures: WeakKeyDictionary[Run, tuple[int, dict[str, Figure]]] = WeakKeyDictionary()
+_figures: dict[int, tuple[int, dict[str, Figure]]] = {}  # by the identity of a run, for as long as there is the run
 
 
 def figures(run: Run) -> dict[str, Figure]:
     """Draw the figures of a run so far, by name, laid out; once for all who ask after the same round."""
-    round_num, drawn = _figures.get(run, (-1, {}))
+    if id(run) not in _figures:
+        finalize(run, _figures.pop, id(run), None)
+    round_num, drawn = _figures.get(id(run), (-1, {}))
     if round_num != run.state.round_num:
         drawn = run_figures(run.state.history, diagnostics(run))
         for figure in drawn.values():
             if engine := figure.get_layout_engine():  # the dear part, which each rendering would do anew
                 engine.execute(figure)
                 figure.set_layout_engine("none")
-        _figures[run] = run.state.round_num, drawn
+        _figures[id(run)] = run.state.round_num, drawn
     return drawn
 
 
