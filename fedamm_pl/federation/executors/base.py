@@ -1,6 +1,7 @@
 """What an executor is: a description of where clients train, opened once a run for a runner that trains them."""
 
 import copy
+import inspect
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -48,8 +49,7 @@ class RunSpec:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the module by class and options where these determine it."""
         module = copied(self.module).cpu() if "model" not in self.module.hparams else None
-        options = {**self.module.hparams}
-        return _rebuilt, (type(self.module), options, module, self.data, self.trainer, self.seed, self.threads)
+        return _rebuilt, (type(self.module), _options(self.module), module, self.data, self.trainer, self.seed, self.threads)
 
     def pickled(self) -> bytes:
         """Return it as bytes for another process.
@@ -83,9 +83,16 @@ def copied(module: FederatedModule) -> FederatedModule:
     return copy_of
 
 
+def _options(module: FederatedModule) -> dict[str, Any]:
+    """Return the options that the module's class takes; what it has passed on to its bases is not among them."""
+    parameters = inspect.signature(type(module)).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in module.hparams.items() if takes_all or name in parameters}
+
+
 def _rebuilt_module(module: FederatedModule) -> FederatedModule:
     with torch.random.fork_rng([]):  # weights are drawn, which nobody shall notice; they come with the broadcast
-        return type(module)(**module.hparams)
+        return type(module)(**_options(module))
 
 
 def _rebuilt(
