@@ -96,14 +96,15 @@ def check_tallies(tallies: Mapping[str, Tensor], expected: State) -> None:
         raise ValueError(f"its tally {name} is NaN or infinite")
 
 
-def require_finite(state: Mapping[str, Tensor]) -> None:
-    """Check the server's next state.
+def require_finite(state: State) -> State:
+    """Check the server's next state, and return it.
 
     Raises:
         RoundFailedError: If a tensor of it holds NaN or infinity.
     """
     if name := first_nonfinite(state):
         raise RoundFailedError(f"the server's update made {name} NaN or infinite")
+    return state
 
 
 def first_nonfinite(state: Mapping[str, Tensor]) -> str | None:

@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
+from fedamm_pl.federation.accounts import close_round, evaluate_end
+from fedamm_pl.federation.callbacks.base import FederationCallback
 from fedamm_pl.federation.callbacks.observers import Observers
 from fedamm_pl.federation.checkpoint import RunState, saved_rounds
 from fedamm_pl.federation.checks import check_compiles, check_fit, check_options
@@ -18,15 +20,15 @@ from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec, Sequential
 from fedamm_pl.federation.executors.base import copied
-from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, require_finite
+from fedamm_pl.federation.intake import Intake, RoundFailedError, require_finite
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.server import Server
 from fedamm_pl.federation.stopwatch import Stopwatch
-from fedamm_pl.federation.store import ClientStore, FileStore, MemoryStore
+from fedamm_pl.federation.store import ClientStore, FileStore, MemoryStore, RoundKept
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.files import lock_folder
-from fedamm_pl.protocol.messages import ClientResult, ClientTask, State
+from fedamm_pl.protocol.messages import ClientResult, ClientTask
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.seeding import derive_seed
 
@@ -143,61 +145,58 @@ class Orchestrator:
         """
         with self.opened() as run, quiet():
             assert self._opened is not None
+            if self.state.stopped and self.state.round_num < self.config.num_rounds:  # a new chance
+                self.state.stopped, self.state.failed_in_a_row = None, 0
             self._whole = self.state.copy()
             try:
                 self._rounds(run, self._opened[1], Observers(self.callbacks, self.output_dir, self.keep_checkpoints))
             except BaseException:
-                run.state = self.state = (
-                    self._whole
-                )  # of the round in progress nothing is left: run again, it starts anew
+                run.state = self.state = self._whole  # of the round in progress nothing is left: it starts anew
                 raise
         if self.state.stopped:
             raise FederationError(self.state.stopped)
         return self.state.history
 
     def _rounds(self, run: Run, runner: Runner, observers: Observers) -> None:
-        config, server, state = self.config, self.server, self.state
-        self._evaluate_end()  # of a run that ends where an interrupted one happened to stop, between two evaluations
+        config, server, state = self.config, self.server, run.state
+        evaluate_end(run, self.evaluator)
         observers.call("on_run_start", run)
         if not state.history:  # round 0: the initial model
-            self._close_round(run, observers, state.shared, Intake(), None, Stopwatch())
+            close_round(run, self.evaluator, observers, Intake(), None, Stopwatch())
         for round_num in range(state.round_num + 1, config.num_rounds + 1):
             if state.ended or state.stopped:
                 break
-            self._whole, run.rows, failed, kept = state.copy(), [{}], None, set[int]()
-            self._store.discard(after=state.round_num)
-            stopwatch = Stopwatch()
+            self._whole, run.rows, failed, stopwatch = state.copy(), [{}], None, Stopwatch()
             # Who takes part, what goes out to all of them alike, and a small task for each.
             clients = sample_clients(self.data.num_clients, config.client_fraction, self.seed, round_num)
             tasks = [self.task(round_num, client) for client in clients if self.data.client_size(client)]
             broadcast = server.broadcast(state.shared, round_num, config.local_epochs)
+            kept = RoundKept(self._store, state.kept, round_num, self._personal)
             # Clients train when their result is asked for, wherever the runner has them train.
-            outcomes = stopwatch.waiting_for(runner.run(broadcast, tasks, self._kept))
-
-            def accepted(result: ClientResult, round_num: int = round_num, kept: set[int] = kept) -> None:
-                if result.kept:
-                    self._store.write(result.client_id, round_num, result.kept)
-                    kept.add(result.client_id)
-                observers.call("on_client_end", run, dataclasses.replace(result, kept={}))
-
+            outcomes = stopwatch.waiting_for(runner.run(broadcast, tasks, kept.read))
             # What is sound of it streams into the server's next state; after a failed round the state stays.
             intake = Intake(round_num, tasks, server.expected_payload(), server.module, config)
+            results = intake.accept(outcomes, server.contribution, partial(self._accepted, run, observers, kept))
             try:
-                shared = server.update(state.shared, intake.accept(outcomes, server.contribution, accepted))
-                require_finite(shared)
+                state.shared = require_finite(server.update(state.shared, results))
+                kept.commit()
             except RoundFailedError as error:
-                shared, failed = state.shared, str(error)
+                failed = str(error)
                 log.warning("round %d failed, the global model stays as it was: %s", round_num, failed)
-            else:
-                state.kept.update(dict.fromkeys(kept, round_num))
             # Evaluate if due, do the accounts, tell the callbacks.
             state.round_num = round_num
-            self._close_round(run, observers, shared, intake, failed, stopwatch)
-        self._evaluate_end()
+            close_round(run, self.evaluator, observers, intake, failed, stopwatch)
+            saved = [] if self.output_dir is None else saved_rounds(self.output_dir / "checkpoints")
+            self._store.prune({*saved, round_num})
+        evaluate_end(run, self.evaluator)
         server.module.load_shared_state(server.module.deployed(state.shared))
         self.trainer.precision_plugin.convert_module(self.module)
         self.module.load_shared_state(server.module.shared_state())
         observers.call("on_run_end", run)
+
+    def _accepted(self, run: Run, observers: Observers, kept: RoundKept, result: ClientResult) -> None:
+        kept.write(result.client_id, result.kept)
+        observers.call("on_client_end", run, dataclasses.replace(result, kept={}))
 
     def task(self, round_num: int, client_id: int) -> ClientTask:
         """Return what a client is asked to do in a round, beside the broadcast."""
@@ -211,52 +210,3 @@ class Orchestrator:
         """
         metrics, self.state.confusion = self.evaluator.measure(self.state.shared)
         return metrics
-
-    def _kept(self, client_id: int) -> State:
-        """Return what a client has kept; at its first round its personal state as the module was made with it."""
-        version = self.state.kept.get(client_id)
-        return self._personal if version is None else self._store.read(client_id, version)
-
-    def _evaluate_end(self) -> None:
-        state = self.state
-        over = bool(state.ended) or state.round_num == self.config.num_rounds
-        if over and state.history and state.history[-1]["round"] < state.round_num:
-            state.history.append({"round": state.round_num, **self.evaluate()})
-
-    def _close_round(
-        self,
-        run: Run,
-        observers: Observers,
-        shared: State,
-        intake: Intake,
-        failed: str | None,
-        stopwatch: Stopwatch,
-    ) -> None:
-        """Evaluate if due, do the accounts, tell the callbacks."""
-        state, config, results = self.state, self.config, intake.results
-        state.shared = shared
-        state.count(intake.failures, failed, config.max_failed_rounds)
-        (metrics,) = run.rows
-        metrics.update(client_metrics(results))
-        due = state.round_num % config.eval_interval == 0 or state.round_num == config.num_rounds
-        due = due or bool(state.stopped or state.ended)
-        if due:
-            with stopwatch.evaluating():
-                metrics.update(self.evaluate())
-            state.history.append({"round": state.round_num, **metrics})
-            run.rows.append(state.history[-1])
-            self.evaluator.watch(state)
-        shown = self.server.module.diagnostics(intake.tallies if failed is None else {}) if due else {}
-        seconds = stopwatch.stop()
-        client_seconds = {
-            "train": sum(result.train_seconds for result in results),
-            "meta": sum(result.meta_seconds for result in results),
-        }
-        if state.round_num:
-            state.account(results, seconds, client_seconds)
-        if due:
-            state.note(shown)
-        record = RoundRecord(state.round_num, metrics, due, results, seconds, client_seconds, intake.failures, failed)
-        observers.call("on_round_end", run, record)
-        saved = [] if self.output_dir is None else saved_rounds(self.output_dir / "checkpoints")
-        self._store.prune({*saved, state.round_num})

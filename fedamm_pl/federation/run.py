@@ -100,5 +100,3 @@ class Run:
         self.state.shared = {name: value.to(self.module.device) for name, value in self.state.shared.items()}
         if self.state.round_num < self.config.num_rounds and not self.state.ended:
             self.state.counts["resumes"] += 1
-            if self.state.stopped:  # a new chance
-                self.state.stopped, self.state.failed_in_a_row = None, 0

@@ -169,3 +169,41 @@ class FileStore:
 
     def _path(self, client_id: int, round_num: int) -> Path:
         return self.folder / f"{client_id:06d}_{round_num:06d}.state"
+
+
+class RoundKept:
+    """What the clients of a round keep: read from before it, in force when the round has succeeded.
+
+    Args:
+        store: Has it.
+        versions: Client -> the round of what it kept last.
+        round_num: The round.
+        personal: What a client has at its first round: the personal state that the module was made with.
+    """
+
+    def __init__(self, store: ClientStore, versions: dict[int, int], round_num: int, personal: State) -> None:
+        store.discard(after=round_num - 1)  # of a round that was interrupted, or failed
+        self._store = store
+        self._versions = versions
+        self._round_num = round_num
+        self._personal = personal
+        self._written: dict[int, int] = {}
+
+    def read(self, client_id: int) -> State:
+        """Return what a client has kept.
+
+        Raises:
+            OSError: If it is not there, or damaged.
+        """
+        version = self._versions.get(client_id)
+        return self._personal if version is None else self._store.read(client_id, version)
+
+    def write(self, client_id: int, state: State) -> None:
+        """Keep a client's state, if it keeps anything."""
+        if state:
+            self._store.write(client_id, self._round_num, state)
+            self._written[client_id] = self._round_num
+
+    def commit(self) -> None:
+        """Let what was written be what the clients have kept."""
+        self._versions.update(self._written)

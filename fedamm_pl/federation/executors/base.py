@@ -49,7 +49,15 @@ class RunSpec:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the module by class and options where these determine it."""
         module = copied(self.module).cpu() if "model" not in self.module.hparams else None
-        return _rebuilt, (type(self.module), _options(self.module), module, self.data, self.trainer, self.seed, self.threads)
+        return _rebuilt, (
+            type(self.module),
+            _options(self.module),
+            module,
+            self.data,
+            self.trainer,
+            self.seed,
+            self.threads,
+        )
 
     def pickled(self) -> bytes:
         """Return it as bytes for another process.

@@ -1,0 +1,57 @@
+"""The end of a round: evaluation if it is due, the accounts, and what callbacks are told."""
+
+from fedamm_pl.federation.callbacks.base import RoundRecord
+from fedamm_pl.federation.callbacks.observers import Observers
+from fedamm_pl.federation.evaluation import Evaluator
+from fedamm_pl.federation.intake import Intake, client_metrics
+from fedamm_pl.federation.run import Run
+from fedamm_pl.federation.stopwatch import Stopwatch
+
+
+def close_round(
+    run: Run, evaluator: Evaluator, observers: Observers, intake: Intake, failed: str | None, stopwatch: Stopwatch
+) -> None:
+    """Evaluate if due, do the accounts, tell the callbacks.
+
+    Args:
+        run: Its state is that after the round.
+        evaluator: Measures the state.
+        observers: Are told.
+        intake: What came from the clients.
+        failed: Why the round failed, or None.
+        stopwatch: Started with the round.
+    """
+    state, config, results, (metrics,) = run.state, run.config, intake.results, run.rows
+    state.count(intake.failures, failed, config.max_failed_rounds)
+    metrics.update(client_metrics(results))
+    due = state.round_num % config.eval_interval == 0 or state.round_num == config.num_rounds
+    due = due or bool(state.stopped or state.ended)
+    shown = {}
+    if due:
+        with stopwatch.evaluating():
+            measured, state.confusion = evaluator.measure(state.shared)
+        metrics.update(measured)
+        state.history.append({"round": state.round_num, **metrics})
+        run.rows.append(state.history[-1])
+        evaluator.watch(state)
+        shown = run.module.diagnostics(intake.tallies if failed is None else {})
+    seconds = stopwatch.stop()
+    client_seconds = {
+        "train": sum(result.train_seconds for result in results),
+        "meta": sum(result.meta_seconds for result in results),
+    }
+    if state.round_num:
+        state.account(results, seconds, client_seconds)
+    if due:
+        state.note(shown)
+    record = RoundRecord(state.round_num, metrics, due, results, seconds, client_seconds, intake.failures, failed)
+    observers.call("on_round_end", run, record)
+
+
+def evaluate_end(run: Run, evaluator: Evaluator) -> None:
+    """Evaluate a run that ends between two evaluations: where it was interrupted, or a callback has ended it."""
+    state = run.state
+    over = bool(state.ended) or state.round_num == run.config.num_rounds
+    if over and state.history and state.history[-1]["round"] < state.round_num:
+        measured, state.confusion = evaluator.measure(state.shared)
+        state.history.append({"round": state.round_num, **measured})
