@@ -1,5 +1,10 @@
 """FedAMM (Long-Tailed Federated Learning via Aggregated Meta Mapping) as PyTorch Lightning modules."""
 
+# ruff: noqa: E402  torchmetrics first, before Lightning imports it
+from fedamm_pl.pyplot import import_torchmetrics
+
+import_torchmetrics()
+
 from fedamm_pl.algorithms import FedAMM, FedAvg
 from fedamm_pl.data import FederatedDataModule
 from fedamm_pl.federation.orchestrator import Orchestrator

@@ -16,7 +16,7 @@ from fedamm_pl.protocol.module import FederatedModule
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A run as callbacks see it. They read; to add something they call :meth:`log`, to end the run :meth:`stop`.
 
