@@ -1,30 +1,26 @@
 """Algorithms, data modules and executors that misbehave, each in one way, and a network small enough for many runs.
 
-The program makes algorithms and data modules from import paths, so a test cannot tell them whom to strike, and how: it
-replaces ``plan``.
+The program makes algorithms and data modules from import paths, and clients train on copies of the module, so a test cannot
+tell an instance whom to strike, and how: it replaces ``plan``.
 """
 
-import multiprocessing
-import pickle
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, FederatedModule
 from fedamm_pl.data.client import Batch, BatchLoader, ClientData
-from fedamm_pl.federation.executors import SequentialExecutor
+from fedamm_pl.federation.executors import Executor, Runner, RunSpec
 from fedamm_pl.federation.trainer import TrainerConfig
-from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
-from fedamm_pl.protocol.session import ServerSession
+from fedamm_pl.protocol.messages import Answer, Broadcast, ClientResult, ClientTask, Question, State
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 SERVER = -1
-CPU = TrainerConfig(accelerator="cpu")
-Outcome = ClientResult | ClientFailure
+CPU = TrainerConfig(accelerator="cpu").resolved()
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -73,23 +69,27 @@ def network(num_classes: int, in_channels: int) -> nn.Sequential:
 # Algorithms
 
 
-class KnowsItsTask(FederatedModule):
-    """Remembers the task of the client that trains, beyond its fit."""
+class Strikable(FederatedModule):
+    """Can be struck as the client that trains."""
 
-    task: ClientTask
-
-    def on_train_start(self) -> None:
+    @property
+    def client_session(self) -> ClientSession:
         assert self.session is not None
-        self.task = self.session.task
-        super().on_train_start()
+        return self.session
+
+    @property
+    def struck(self) -> bool:
+        """Whether it is this client's turn."""
+        session = self.client_session
+        return plan.strikes(session.broadcast.round_num, session.task.client_id)
 
     def strike(self) -> None:
         """Act, if it is this client's turn."""
-        if plan.strikes(self.task.round_num, self.task.client_id):
+        if self.struck:
             plan.act()
 
 
-class FailsInTrainingStep(KnowsItsTask, FedAMM):
+class FailsInTrainingStep(Strikable, FedAMM):
     """A client fails at its third batch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -98,7 +98,7 @@ class FailsInTrainingStep(KnowsItsTask, FedAMM):
         super().training_step(batch, batch_idx)
 
 
-class FedAvgFailsInTrainingStep(KnowsItsTask, FedAvg):
+class FedAvgFailsInTrainingStep(Strikable, FedAvg):
     """A client fails at its third batch, under automatic optimisation."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -107,48 +107,48 @@ class FedAvgFailsInTrainingStep(KnowsItsTask, FedAvg):
         return super().training_step(batch, batch_idx)
 
 
-class FailsInTheVirtualStep(KnowsItsTask, FedAMM):
+class FailsInTheVirtualStep(Strikable, FedAMM):
     """A client fails within its virtual step; under the synchronous update within that of its third batch."""
 
-    def _meta_step(self, support: Batch, meta: Batch | None) -> None:
+    def _virtual_step(self, support: Batch) -> State:
         def fail(*_: Any) -> None:
-            if self._local_step == fatal_step(self):
+            if not self.asks_in_fit or self._local_step == fatal_step(self):
                 self.strike()
 
         handle = self.weight_net.register_forward_pre_hook(fail)
         try:
-            super()._meta_step(support, meta)
+            return super()._virtual_step(support)
         finally:
             handle.remove()
 
 
-class FailsToAnswer(KnowsItsTask, FedAMM):
+class FailsToAnswer(FedAMM):
     """The server raises instead of an answer; under the synchronous update at the client's third question."""
 
-    def answer(self, question: Question, meta: Batch) -> Answer:
+    def answer(self, question: Question, server: ServerSession) -> Answer:
         if question.step == fatal_step(self) and plan.strikes(question.round_num, question.client_id):
             plan.act()
-        return super().answer(question, meta)
+        return super().answer(question, server)
 
 
-class AnswersTooLittle(KnowsItsTask, FedAMM):
+class AnswersTooLittle(FedAMM):
     """The server's answer lacks an entry, so that the client fails after its virtual step."""
 
-    def answer(self, question: Question, meta: Batch) -> Answer:
-        answer = super().answer(question, meta)
+    def answer(self, question: Question, server: ServerSession) -> Answer:
+        answer = super().answer(question, server)
         if question.step == fatal_step(self) and plan.strikes(question.round_num, question.client_id):
             answer.payload.pop(min(answer.payload))
         return answer
 
 
-class FailsAtTheEndOfTraining(KnowsItsTask, FedAMM):
+class FailsAtTheEndOfTraining(Strikable, FedAMM):
     """A client fails after its last epoch."""
 
     def on_train_end(self) -> None:
         self.strike()
 
 
-class FailsInPayload(KnowsItsTask, FedAMM):
+class FailsInPayload(Strikable, FedAMM):
     """A client fails when it puts its result together."""
 
     def client_payload(self) -> State:
@@ -156,32 +156,28 @@ class FailsInPayload(KnowsItsTask, FedAMM):
         return super().client_payload()
 
 
-class SpoilsPayload(KnowsItsTask, FedAMM):
+class SpoilsPayload(Strikable, FedAMM):
     """A client returns something else than it has trained."""
 
     def client_payload(self) -> State:
         payload = super().client_payload()
-        if plan.strikes(self.task.round_num, self.task.client_id):
-            return plan.spoil(payload, self.task.payload)
-        return payload
+        return plan.spoil(payload, self.client_session.payload) if self.struck else payload
 
 
-class FedAvgSpoilsPayload(KnowsItsTask, FedAvg):
+class FedAvgSpoilsPayload(Strikable, FedAvg):
     """A client returns something else than it has trained."""
 
     def client_payload(self) -> State:
         payload = super().client_payload()
-        if plan.strikes(self.task.round_num, self.task.client_id):
-            return plan.spoil(payload, self.task.payload)
-        return payload
+        return plan.spoil(payload, self.client_session.payload) if self.struck else payload
 
 
-class SpoilsTheServer(KnowsItsTask, FedAvg):
+class SpoilsTheServer(FedAvg):
     """The server's own update goes wrong."""
 
     def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
         updated = super().server_update(state, results, server)
-        return plan.spoil(updated, state) if plan.strikes(self.task.round_num, SERVER) else updated
+        return plan.spoil(updated, state) if plan.strikes(server.round_num, SERVER) else updated
 
 
 class LivePayload(FedAvg):
@@ -199,12 +195,12 @@ class PayloadWithGraph(FedAvg):
         return {name: value.requires_grad_(value.is_floating_point()) for name, value in payload.items()}
 
 
-class WritesOnItsTask(KnowsItsTask, FedAvg):
+class WritesOnWhatItReceived(Strikable, FedAvg):
     """A client changes in place what it was sent, after it has trained."""
 
     def client_payload(self) -> State:
         payload = super().client_payload()
-        for value in self.task.payload.values():
+        for value in self.client_session.payload.values():
             value.add_(100)
         return payload
 
@@ -289,79 +285,24 @@ class UnknownClasses(FailsOnce):
 # Executors
 
 
-class Returning:
+class Returning(Executor):
     """Trains nobody and returns what it was made with, whatever it is asked.
 
     Args:
         outcomes: What to return in each round.
     """
 
-    can_time_out = True
-
     def __init__(self, outcomes: Iterable[Any]) -> None:
         self.outcomes = list(outcomes)
 
-    def run(self, *_: Any) -> Iterator[Any]:
+    def open(self, spec: RunSpec) -> Runner:
+        return _Returning(self.outcomes, spec)
+
+
+class _Returning(Runner):
+    def __init__(self, outcomes: Sequence[Any], spec: RunSpec) -> None:
+        self.outcomes = outcomes
+        self.environment = {"content_hash": spec.data.content_hash, "threads": torch.get_num_threads()}
+
+    def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Any) -> Iterator[Any]:
         yield from self.outcomes
-
-
-class ForkingExecutor:
-    """Trains each client in a process of its own, forked for it, and kills the process when its time is over."""
-
-    can_time_out = True
-
-    def run(
-        self,
-        module: FederatedModule,
-        client_data: Callable[[int], ClientData],
-        tasks: Iterable[ClientTask],
-        answer: Callable[[Question], Answer],
-    ) -> Iterator[Outcome]:
-        context = multiprocessing.get_context("fork")
-        for task in tasks:
-            here, there = context.Pipe()
-            process = context.Process(target=_train, args=(module, client_data, task, here, there))
-            process.start()
-            there.close()  # so that the end of the process is the end of what comes from here
-            try:
-                yield self._outcome(task, here, process, answer)
-            finally:
-                process.kill()
-                process.join()
-                here.close()
-
-    @staticmethod
-    def _outcome(task: ClientTask, line: Connection, process: Any, answer: Callable[[Question], Answer]) -> Outcome:
-        end = None if task.timeout is None else time.monotonic() + task.timeout
-        while line.poll(None if end is None else max(end - time.monotonic(), 0)):
-            try:
-                message = pickle.loads(line.recv_bytes())
-            except EOFError:
-                process.join()
-                return ClientFailure(task.client_id, "training", f"its process ended with status {process.exitcode}")
-            if not isinstance(message, Question):
-                return message
-            try:
-                reply: Answer | str = answer(message)
-            except Exception as error:
-                reply = str(error)
-            line.send_bytes(pickle.dumps(reply))
-        return ClientFailure(task.client_id, "timeout", f"no result after {task.timeout:g} s")
-
-
-def _train(
-    module: FederatedModule, client_data: Callable[[int], ClientData], task: ClientTask, here: Any, there: Any
-) -> None:
-    """The process of a client."""
-    here.close()
-
-    # plain pickles: what multiprocessing would send are handles of memory that dies with this process
-    def ask(question: Question) -> Answer:
-        there.send_bytes(pickle.dumps(question))
-        reply = pickle.loads(there.recv_bytes())
-        if isinstance(reply, str):
-            raise RuntimeError(reply)
-        return reply
-
-    (outcome,) = SequentialExecutor(CPU).run(module, client_data, [task], ask)
-    there.send_bytes(pickle.dumps(outcome))

@@ -24,15 +24,21 @@ from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, FederatedModule, Orch
 from fedamm_pl.cli.main import main
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import load_checkpoint
-from fedamm_pl.federation.executors import SequentialExecutor
+from fedamm_pl.federation.client import train_client
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.executors import Processes, RunSpec
+from fedamm_pl.federation.executors.base import copied
+from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.federation.intake import Intake
 from fedamm_pl.federation.orchestrator import FederationError
+from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.sampling import sample_clients
-from fedamm_pl.federation.trainer import TrainerConfig
-from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, ClientTask, Question, State
+from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.protocol.messages import Answer, Broadcast, ClientFailure, ClientResult, ClientTask, Question, State
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 from fedamm_pl.seeding import derive_seed
 from tests.faults import faulty
-from tests.faults.faulty import CPU, SERVER, ForkingExecutor, Plan, Returning, raising
+from tests.faults.faulty import CPU, SERVER, Plan, Returning, raising
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 
 FAULTY = "tests.faults.faulty"
@@ -82,24 +88,47 @@ def by_hand(
 
 
 def train(module: FederatedModule, data: FederatedDataModule, round_num: int, client: int, sent: State) -> ClientResult:
-    """The result of one client."""
-    (outcome,) = outcomes(module, data, round_num, [client], sent)
-    assert isinstance(outcome, ClientResult)
-    return outcome
-
-
-def outcomes(
-    module: FederatedModule, data: FederatedDataModule, round_num: int, clients: list[int], sent: State
-) -> list[ClientResult | ClientFailure]:
-    """What the executor returns for clients that it trains one after the other on one module."""
+    """The result of one client that trains on this module, and whom a copy of it answers."""
+    server = copied(module)
+    for side in (module, server):
+        CPU.place(side)
+    server.load_shared_state(sent)
 
     def answer(question: Question) -> Answer:
-        assert question.round_num == round_num
-        seed = derive_seed(0, "meta", round_num, question.client_id, question.step)
-        return module.answer(question, data.meta_batch(seed))
+        batch = data.meta_batch(derive_seed(0, "meta", round_num, question.client_id, question.step))
+        session = ServerSession(
+            round_num=round_num,
+            num_clients=data.num_clients,
+            local_epochs=1,
+            meta=unused,
+            meta_for=lambda asked: batch,
+            generator=unused,
+            reduce=unused,
+        )
+        with CPU.precision_plugin.forward_context():
+            return server.answer(question, session)
 
-    tasks = [ClientTask(round_num, client, derive_seed(0, "client", round_num, client), 1, sent) for client in clients]
-    return list(SequentialExecutor(CPU).run(module, data.client, tasks, answer))
+    session = ClientSession(Broadcast(round_num, 1, sent), task(round_num, client), data.client, answer)
+    with quiet():
+        return train_client(module, session, CPU)
+
+
+def unused(*_: Any) -> Any:
+    raise AssertionError("nobody needs it")
+
+
+def task(round_num: int, client: int) -> ClientTask:
+    return ClientTask(client, derive_seed(0, "client", round_num, client))
+
+
+def outcomes(worker: Worker, round_num: int, clients: list[int], sent: State) -> list[ClientResult | ClientFailure]:
+    """What comes of clients that a worker trains one after the other on its one module."""
+    worker.begin(Broadcast(round_num, 1, sent))
+    return [worker.train(task(round_num, client), {}) for client in clients]
+
+
+def a_worker(module: FederatedModule, data: FederatedDataModule, trainer: TrainerConfig = CPU) -> Worker:
+    return Worker(RunSpec(module, data, trainer, seed=0, threads=1))
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -149,9 +178,9 @@ class Records(FederationCallback):
         self.records: list[RoundRecord] = []
         self.states: list[State] = []
 
-    def on_round_end(self, orchestrator: Orchestrator, record: RoundRecord) -> None:
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
         self.records.append(record)
-        self.states.append({name: value.clone() for name, value in orchestrator.state.shared.items()})
+        self.states.append({name: value.clone() for name, value in run.state.shared.items()})
 
 
 def federation(module: FederatedModule, data: TinyData, **options: Any) -> tuple[Orchestrator, Records]:
@@ -301,7 +330,7 @@ def test_any_exception_becomes_one_line(error: str, monkeypatch: pytest.MonkeyPa
     strike(monkeypatch, (1, VICTIM), act=act)
     data = small_data()
     module = make(faulty.FedAvgFailsInTrainingStep, data)
-    failure, result = outcomes(module, data, 1, [VICTIM, 2], module.shared_state())
+    failure, result = outcomes(a_worker(module, data), 1, [VICTIM, 2], module.shared_state())
     assert isinstance(result, ClientResult)
     assert isinstance(failure, ClientFailure)
     assert (failure.client_id, failure.stage) == (VICTIM, "training")
@@ -319,7 +348,7 @@ def test_what_is_meant_to_end_the_program_is_no_failure_of_a_client(
     data = small_data()
     module = make(faulty.FailsInPayload, data, differentiation="forward")
     with pytest.raises(stop):
-        outcomes(module, data, 1, [VICTIM], module.shared_state())
+        outcomes(a_worker(module, data), 1, [VICTIM], module.shared_state())
 
 
 # What a client that raised leaves behind
@@ -351,15 +380,15 @@ def test_the_next_client_returns_the_same_bits_as_without_the_failure(
     sent = healthy.shared_state()
     undisturbed = train(healthy, data, 1, 3, sent)
     strike(monkeypatch, (1, VICTIM))
-    module = make(getattr(faulty, fault), data, **options)
+    worker = a_worker(make(getattr(faulty, fault), data, **options), data)
     global_state = [look() for look in SAME_AS_BEFORE]
-    failure, result = outcomes(module, data, 1, [VICTIM, 3], sent)
+    failure, result = outcomes(worker, 1, [VICTIM, 3], sent)
     assert isinstance(failure, ClientFailure)
     assert isinstance(result, ClientResult)
     assert_equal(result.payload, undisturbed.payload)
     assert result.metrics == undisturbed.metrics
     assert (result.bytes_sent, result.bytes_received) == (undisturbed.bytes_sent, undisturbed.bytes_received)
-    assert module.session is None
+    assert worker.module.session is None
     assert [look() for look in SAME_AS_BEFORE] == global_state
 
 
@@ -368,15 +397,10 @@ def test_no_precision_outlives_a_failure(precision: Any, monkeypatch: pytest.Mon
     payloads = []
     for pairs in ([(1, VICTIM)], []):
         strike(monkeypatch, *pairs)
-        data, config = small_data(), TrainerConfig("cpu", precision=precision)
+        data = small_data()
         module = make(faulty.FailsInTheVirtualStep, data, differentiation="forward")
-        config.place(module)
-        tasks = [ClientTask(1, client, client, 1, module.shared_state()) for client in (VICTIM, 3)]
-
-        def answer(question: Question, module: FederatedModule = module, data: TinyData = data) -> Answer:
-            return module.answer(question, data.meta_batch(0))
-
-        first, last = SequentialExecutor(config).run(module, data.client, tasks, answer)
+        worker = a_worker(module, data, TrainerConfig("cpu", precision=precision))
+        first, last = outcomes(worker, 1, [VICTIM, 3], module.shared_state())
         assert isinstance(first, ClientFailure) == bool(pairs)
         assert isinstance(last, ClientResult)
         payloads.append(last.payload)
@@ -633,7 +657,7 @@ def test_an_answer_that_nobody_asked_for_is_refused(
     run, _ = returned(honest[0], honest[1], stranger, honest[3])
     assert warnings_in(caplog) == [
         "round 1: the update of client 99 is refused: it was not asked for, or came twice",
-        f"round 1: client {POISONED} failed (training): nothing came back",
+        f"round 1: client {POISONED} failed (lost): nothing came back",
     ]
     assert run.state.counts == counted(failed_clients=1, refused_updates=1)
     assert_equal(run.state.shared, sound)
@@ -653,10 +677,10 @@ def test_of_two_answers_of_a_client_the_first_counts(
 def test_a_client_that_was_given_up_does_not_come_back(
     honest: list[ClientResult], sound: State, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given_up = ClientFailure(POISONED, "timeout", "no result after 1 s")
+    given_up = ClientFailure(POISONED, "lost", "nothing came back within 1 s")
     run, _ = returned(honest[0], honest[1], given_up, honest[3], honest[POISONED])
     assert warnings_in(caplog) == [
-        f"round 1: client {POISONED} failed (timeout): no result after 1 s",
+        f"round 1: client {POISONED} failed (lost): nothing came back within 1 s",
         f"round 1: the update of client {POISONED} is refused: it was not asked for, or came twice",
     ]
     assert run.state.counts == counted(failed_clients=1, refused_updates=1)
@@ -667,8 +691,8 @@ def test_clients_of_which_nothing_comes_back_have_failed(
     honest: list[ClientResult], sound: State, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, record = returned(honest[0], honest[1], honest[3])
-    assert list(record.failures) == [ClientFailure(POISONED, "training", "nothing came back")]
-    assert warnings_in(caplog) == [f"round 1: client {POISONED} failed (training): nothing came back"]
+    assert list(record.failures) == [ClientFailure(POISONED, "lost", "nothing came back")]
+    assert warnings_in(caplog) == [f"round 1: client {POISONED} failed (lost): nothing came back"]
     assert run.state.counts == counted(failed_clients=1)
     assert_equal(run.state.shared, sound)
 
@@ -706,7 +730,7 @@ def test_a_payload_may_be_the_module_itself(algorithm: type[FederatedModule], ag
 
 def test_a_client_that_writes_on_what_it_was_sent_changes_it_for_itself_alone() -> None:
     states = []
-    for method in (faulty.WritesOnItsTask, FedAvg):
+    for method in (faulty.WritesOnWhatItReceived, FedAvg):
         data = small_data()
         run, recorder = federation(make(method, data), data, num_rounds=1)
         run.run()
@@ -778,8 +802,9 @@ def test_a_round_needs_its_share_of_successes_and_no_more(
     ],
 )
 def test_the_share_is_that_of_exact_decimals(fraction: float, num_tasks: int, required: int) -> None:
-    tasks = [ClientTask(1, client, 0, 1, {}) for client in range(num_tasks)]
-    assert Intake(1, tasks, min_success_fraction=fraction).required == required
+    tasks = [ClientTask(client, 0) for client in range(num_tasks)]
+    config = FederationConfig(1, min_success_fraction=fraction)
+    assert Intake(1, tasks, config=config).required == required
 
 
 def test_a_failed_round_leaves_the_model_and_the_next_starts_from_it(
@@ -917,7 +942,8 @@ def test_failed_rounds_in_a_row_are_counted_across_a_resume(monkeypatch: pytest.
 
     run(3).run()  # two have failed
     continued = run(9)
-    assert continued.state.failed_in_a_row == 2
+    with continued.opened() as opened:
+        assert opened.state.failed_in_a_row == 2
     with pytest.raises(FederationError, match=r"stopped after round 4: 3 rounds in a row failed"):
         continued.run()
 
@@ -983,93 +1009,51 @@ def test_a_server_that_always_fails_stops_the_run_with_a_finite_model(
 
 # Clients that hang or die
 
-# Python warns of a fork of a process with threads, of which torch may keep some: the child uses none of theirs.
-forks = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-
 
 def test_a_client_that_hangs_cannot_be_given_up_in_the_servers_own_process(
     command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(command("FedAMM", tmp_path / "run", "--federation.client_timeout", "5"))
+        main(command("FedAMM", tmp_path / "run", "--executor.client_timeout", "5"))
     assert stop.value.code == 2
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
-    assert line.startswith(
-        "fedamm: error: Expected --federation.client_timeout to be null with SequentialExecutor, got 5.0"
-    )
+    assert line == "fedamm: error: Sequential has no option client_timeout (Processes has); see --executor.help"
     assert printed.out == ""
     assert not (tmp_path / "run").exists()
 
 
-@forks
-def test_clients_in_processes_of_their_own_return_the_same_bits() -> None:
-    states = []
-    for executor, timeout in ((ForkingExecutor(), 60.0), (SequentialExecutor(CPU), None)):
-        data = small_data()
-        module = make(FedAMM, data, differentiation="forward", meta_update=SYNCHRONOUS)
-        options: dict[str, Any] = {"num_rounds": 1, "executor": executor, "client_timeout": timeout}
-        run, recorder = federation(module, data, **options)
-        run.run()
-        states.append(run.state)
-        assert not any(record.failures for record in recorder.records)
-    assert_equal(states[0].shared, states[1].shared)
-    assert states[0].history == states[1].history
-    assert states[0].bytes_total == states[1].bytes_total
-
-
-def disturbed_round(
-    act: Callable[[], None], timeout: float, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Orchestrator, RoundRecord]:
-    strike(monkeypatch, (1, POISONED), act=act)
-    data = small_data()
-    module = make(faulty.FailsInTrainingStep, data, differentiation="forward")
-    options: dict[str, Any] = {"num_rounds": 1, "executor": ForkingExecutor(), "client_timeout": timeout}
-    run, recorder = federation(module, data, **options)
-    run.run()
-    return run, recorder.records[1]
-
-
-@forks
-def test_a_client_that_hangs_is_given_up(
-    sound: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    start = time.monotonic()
-    run, record = disturbed_round(lambda: time.sleep(1e6), 3.0, monkeypatch)
-    assert time.monotonic() - start < 60
-    assert list(record.failures) == [ClientFailure(POISONED, "timeout", "no result after 3 s")]
-    assert warnings_in(caplog) == [f"round 1: client {POISONED} failed (timeout): no result after 3 s"]
-    assert run.state.counts == {"failed_clients": 1, "refused_updates": 0, "failed_rounds": 0, "resumes": 0}
-    assert_equal(run.state.shared, sound)
-
-
-DEATHS: dict[str, tuple[Callable[[], None], int]] = {
-    "exit": (lambda: os._exit(3), 3),
-    "SIGKILL": (lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL),
-    "SIGSEGV": (lambda: os.kill(os.getpid(), signal.SIGSEGV), -signal.SIGSEGV),
+ENDS = {
+    1: lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    2: lambda: time.sleep(1e6),
+    3: raising(RuntimeError("injected")),
 }
 
 
-@forks
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_client_that_dies_costs_its_own_result(
-    death: str, sound: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    act, status = DEATHS[death]
-    run, record = disturbed_round(act, 60.0, monkeypatch)
-    reason = f"its process ended with status {status}"
-    assert list(record.failures) == [ClientFailure(POISONED, "training", reason)]
-    assert warnings_in(caplog) == [f"round 1: client {POISONED} failed (training): {reason}"]
-    assert_equal(run.state.shared, sound)
+class EndsInTraining(FedAvg):
+    """A client takes its process with it, one hangs and one raises. Other processes know of no ``plan``."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        assert self.session is not None
+        if batch_idx == 2 and (end := ENDS.get(self.session.task.client_id)):
+            end()
+        return super().training_step(batch, batch_idx)
 
 
-@forks
-def test_a_client_that_raises_in_a_process_of_its_own_is_told_apart_from_one_that_dies(
-    sound: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_clients_that_die_hang_or_raise_in_processes_are_told_apart_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, _ = disturbed_round(raising(RuntimeError("injected\nand more")), 60.0, monkeypatch)
-    (line,) = warnings_in(caplog)
-    assert re.fullmatch(
-        rf"round 1: client {POISONED} failed \(training\): RuntimeError: injected \(faulty\.py, line \d+\)", line
-    )
-    assert_equal(run.state.shared, sound)
+    data = small_data()
+    executor = Processes(2, client_timeout=6, max_retries=0)
+    options: dict[str, Any] = {"num_rounds": 1, "min_success_fraction": 0.25, "output_dir": tmp_path}
+    run, recorder = federation(make(EndsInTraining, data), data, executor=executor, **options)
+    run.run()
+    died, hung, raised = recorder.records[1].failures
+    assert died == ClientFailure(1, "lost", "its worker died, SIGSEGV")
+    assert hung == ClientFailure(2, "lost", "nothing came back within 6 s")
+    assert (raised.client_id, raised.stage) == (3, "training")
+    assert re.fullmatch(r"RuntimeError: injected \(\w+\.py, line \d+\)", raised.reason)
+    assert warnings_in(caplog) == [f"round 1: {failure}" for failure in (died, hung, raised)]
+    assert counts(tmp_path) == {"failed_clients": 3}
+    expected = by_hand(lambda: make(FedAvg, data), data, itertools.product([1], ENDS), 1, 1.0)
+    assert_equal(saved(tmp_path, 1), expected[1])
