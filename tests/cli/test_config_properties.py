@@ -1,6 +1,5 @@
 """Any configuration survives being written and read, and whatever is written instead of one ends in one line."""
 
-import inspect
 import io
 import math
 import re
@@ -20,9 +19,15 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jsonargparse import Namespace
 
+import fedamm_pl
 from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, Orchestrator
-from fedamm_pl.cli.main import LINKED, NOT_OPTIONS, OutputConfig, Parser, build_parser, dump, main, option_names
+from fedamm_pl.cli.main import main
+from fedamm_pl.cli.messages import option_names
+from fedamm_pl.cli.options import GROUPS, OutputConfig, group_of, options_of
+from fedamm_pl.cli.parser import Parser, build_parser, dump
 from fedamm_pl.data.sources.in_memory import DOWNLOADABLE
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.executors import Processes, Sequential
 from fedamm_pl.federation.trainer import TrainerConfig
 
 # jsonargparse tells developers, not users, that some import paths will not do in its next version
@@ -70,36 +75,35 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     return simple[annotation]
 
 
-def options_of(owner: type, **others: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+def values_for(owner: type, **others: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Any of the options of a class, by the types of its signature."""
-    hints = typing.get_type_hints(owner.__init__)  # type: ignore[misc]
-    names = [name for name in inspect.signature(owner).parameters if name not in {*NOT_OPTIONS, *LINKED}]
+    values = {name: others.get(name, values_of(parameter.annotation)) for name, parameter in options_of(owner).items()}
+    required = {name for name, parameter in options_of(owner).items() if parameter.default is parameter.empty}
     return st.fixed_dictionaries(
-        {}, optional={name: others[name] if name in others else values_of(hints[name]) for name in names}
+        {name: values[name] for name in values if name in required},
+        optional={name: values[name] for name in values if name not in required},
     )
 
 
 def component(owner: type, **others: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries(
-        {"class_path": st.just(f"fedamm_pl.{owner.__name__}"), "init_args": options_of(owner, **others)}
-    )
+    module = "fedamm_pl" if hasattr(fedamm_pl, owner.__name__) else "fedamm_pl.federation.executors"
+    path = st.just(f"{module}.{owner.__name__}")
+    return st.fixed_dictionaries({"class_path": path, "init_args": values_for(owner, **others)})
 
 
-# the parser refuses these itself: the rest of what is out of range shows when things are made
+# TrainerConfig refuses others when it is made
 DEVICES = st.just(1) | st.lists(st.integers(0, 9), min_size=1, max_size=1)
-TRAINER = options_of(TrainerConfig, devices=DEVICES)
 CONFIGURATIONS = st.fixed_dictionaries(
     {
         "algorithm": component(FedAMM, model=MODELS) | component(FedAvg, model=MODELS),
-        "federation": st.tuples(st.fixed_dictionaries({"num_rounds": st.integers()}), options_of(Orchestrator)).map(
-            lambda parts: {**parts[1], **parts[0]}
-        ),
+        "federation": values_for(FederationConfig),
     },
     optional={
         "seed": st.integers(),
         "data": component(FederatedDataModule),
-        "trainer": TRAINER,
-        "output": options_of(OutputConfig, dir=st.none()),
+        "executor": component(Sequential) | component(Processes),
+        "trainer": values_for(TrainerConfig, devices=DEVICES),
+        "output": values_for(OutputConfig, dir=st.none()),
         "logger": st.booleans(),
     },
 )
@@ -261,6 +265,8 @@ federation:
   num_rounds: 1
   client_fraction: 0.5
   aggregation: num_examples
+executor:
+  class_path: Sequential
 trainer:
   accelerator: cpu
   devices: 1
@@ -463,8 +469,9 @@ def mangled_text(draw: st.DrawFn) -> bytes:
     return content
 
 
-GROUPS = ("--data", "--algorithm", "--federation", "--trainer", "--output", "--logger", "--config")
-OPTIONS = st.sampled_from(sorted({*option_names().values(), *GROUPS}))
+OPTIONS = st.sampled_from(
+    sorted({*option_names().values(), *(f"--{group}" for group in GROUPS), "--logger", "--config"})
+)
 
 
 @st.composite
@@ -579,13 +586,11 @@ def test_name_longer_than_a_file_can_have_is_refused(option: str, workplace: Pat
 
 
 def never_null() -> Iterator[str]:
-    """The options of which the type says that they have a value, each with the class that has them."""
-    owners = {"data": FederatedDataModule, "algorithm": FedAMM, "federation": Orchestrator}
-    for group, owner in {**owners, "trainer": TrainerConfig, "output": OutputConfig}.items():
-        hints = typing.get_type_hints(owner.__init__)
-        for name in inspect.signature(owner).parameters:
-            if name not in {*NOT_OPTIONS, *LINKED} and type(None) not in typing.get_args(hints[name]):
-                yield f"{group}.{name}"
+    """The options of which the type says that they have a value."""
+    for owner in (FederatedDataModule, FedAMM, FederationConfig, TrainerConfig, OutputConfig):
+        for name, parameter in options_of(owner).items():
+            if type(None) not in typing.get_args(parameter.annotation):
+                yield f"{group_of(owner)}.{name}"
 
 
 @pytest.mark.parametrize("option", ["seed", *never_null()])

@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator, __version__
 from fedamm_pl.cli.main import main
 from fedamm_pl.federation.callbacks import files as run_files
-from fedamm_pl.federation.executors import SequentialExecutor
+from fedamm_pl.federation.executors.worker import Worker
+from fedamm_pl.protocol.messages import ClientTask, State
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = range(6)
@@ -200,10 +201,12 @@ def test_the_mean_is_over_the_last_ten_evaluated_rounds(
 
 
 def test_seconds_are_told_apart_by_kind(finished: Path, algorithm: str) -> None:
-    seconds = summary(finished)["seconds_per_round"]
-    assert list(seconds) == ["train", "meta", "evaluate", "other"]
-    assert min(seconds["train"], seconds["evaluate"], seconds["other"]) > 0
-    assert (seconds["meta"] > 0) == (algorithm == "FedAMM")
+    seconds, clients = summary(finished)["seconds_per_round"], summary(finished)["client_seconds_per_round"]
+    assert list(seconds) == ["clients", "evaluate", "other"]
+    assert list(clients) == ["train", "meta"]
+    assert min(*seconds.values(), clients["train"]) > 0
+    assert (clients["meta"] > 0.05 * clients["train"]) == (algorithm == "FedAMM")
+    assert sum(clients.values()) <= seconds["clients"]  # one after the other
 
 
 def test_the_summary_of_a_diverged_run_is_json(command: Any, tmp_path: Path) -> None:
@@ -289,26 +292,26 @@ def test_another_seed_gives_another_run(finished: Path, tmp_path: Path) -> None:
 
 def in_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in round 3, in the second client."""
-    train = SequentialExecutor._train
-    seen = []
+    train, seen = Worker.train, []
 
-    def interrupted(executor: SequentialExecutor, module: FederatedModule, session: Any) -> Any:
-        seen.append(session.task.round_num)
+    def interrupted(worker: Worker, task: ClientTask, kept: State) -> Any:
+        assert worker._broadcast is not None
+        seen.append(worker._broadcast.round_num)
         if seen.count(3) == 2:
             raise SystemExit(130)  # as on a signal
-        return train(executor, module, session)
+        return train(worker, task, kept)
 
-    monkeypatch.setattr(SequentialExecutor, "_train", interrupted)
+    monkeypatch.setattr(Worker, "train", interrupted)
 
 
 def before_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the process in round 4, when metrics.csv has its row already and there is no checkpoint yet."""
     save = run_files.save_checkpoint
 
-    def killed(folder: Path, state: Any, fingerprint: Any) -> Path:
+    def killed(folder: Path, state: Any, *others: Any) -> Path:
         if state.round_num == 4:
             raise SystemExit(130)
-        return save(folder, state, fingerprint)
+        return save(folder, state, *others)
 
     monkeypatch.setattr(run_files, "save_checkpoint", killed)
 
@@ -379,7 +382,7 @@ def test_metrics_are_cut_to_the_round_that_a_run_continues_from(
     folder = tmp_path / "run"
     shutil.copytree(fedavg_run, folder)
     truncate(folder / "checkpoints/round_000005.ckpt")
-    monkeypatch.setattr(SequentialExecutor, "_train", interrupted)
+    monkeypatch.setattr(Worker, "train", interrupted)
     with pytest.raises(SystemExit):
         main(command("FedAvg", folder))
     assert rounds(folder) == [0, 2, 4]

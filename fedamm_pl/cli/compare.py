@@ -1,0 +1,82 @@
+"""``fedamm compare``."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED
+from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_config_files, check_values, dump
+from fedamm_pl.federation.fingerprint import flatten
+from fedamm_pl.files import lock_folder
+from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, plan, write_results
+
+STAND_INS = {"algorithm": {"num_classes": 10, "model": "small_cnn"}}
+"""Group -> options with which its class is made to check the others."""
+
+
+def compare(words: Sequence[str]) -> None:
+    """Run the sub-command.
+
+    Args:
+        words: The command line after ``compare``.
+    """
+    parser = Parser(prog="fedamm compare", description="Methods x seeds x settings in one table.", allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML file with these options.")
+    with attribute_docstrings():
+        parser.add_class_arguments(CompareConfig, instantiate=False)
+    try:
+        check_config_files(words)
+        parsed = parser.parse_args(words)
+        name = Path(str(parsed.config[-1])).stem if parsed.config else "compare"
+        config = CompareConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(CompareConfig)})
+        folder = Path(config.dir or Path("runs") / name)
+        runs = plan(config, folder, resolver())
+        check_folders(runs, lambda text: flatten(yaml.safe_load(text)))
+        with lock_folder(folder):
+            failed = execute(runs, config.jobs)
+            print("\n" + write_results(folder, runs))
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"results in {folder}")
+    if failed:
+        print(
+            f"fedamm: error: {len(failed)} of {len(runs)} runs failed: {'; '.join(map(str, failed))}", file=sys.stderr
+        )
+        sys.exit(1)
+
+
+def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
+    """Return a function: the options of a run -> its whole configuration as YAML, and its number of rounds."""
+    parser = build_parser()
+
+    @cache
+    def check_class(class_path: str, options: str) -> None:
+        # found now, not in a process of its own hours later; the data are not loaded for it
+        module, _, name = class_path.rpartition(".")
+        getattr(importlib.import_module(module), name)(**json.loads(options))
+
+    def resolve(options: dict[str, Any]) -> tuple[str, int]:
+        config = parser.parse_object(options)
+        check_values(config)
+        for group, base in GROUPS.items():
+            if group not in OFFERED:
+                base(**vars(config[group]))
+                continue
+            values = vars(config[group].get("init_args") or argparse.Namespace())
+            values = {name: value for name, value in values.items() if name not in LINKED.get(group, ())}
+            try:
+                text = json.dumps({**values, **STAND_INS.get(group, {})})
+            except TypeError:  # options that are objects are made, and checked, in the run's own process
+                continue
+            check_class(config[group].class_path, text)
+        return dump(parser, config), int(config.federation.num_rounds)
+
+    return resolve

@@ -1,0 +1,171 @@
+"""Help that a person can read: a page for the program, one for each class, and a list where there is a choice."""
+
+import inspect
+import re
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+
+import docstring_parser
+from torch import nn
+
+from fedamm_pl.cli.messages import unknown_class
+from fedamm_pl.cli.options import GROUPS, OFFERED, find_class, options_of
+from fedamm_pl.models import MODELS
+
+DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping. Trains a classifier over simulated clients with
+long-tailed data and writes metrics, checkpoints and the model to a folder."""
+PROGRAM = {
+    "--config FILE": "A YAML file with these options; later ones override earlier.",
+    "--seed int (default 0)": "Seed of split, initial weights, sampling and training.",
+    "--data CLASS (default FederatedDataModule)": "The data and how clients hold it; options: fedamm --data.help",
+    "--algorithm CLASS (required)": "The method; a list: fedamm --algorithm.help; options of one: fedamm --algorithm.help CLASS",
+    "--executor CLASS (default Sequential)": "Where clients train; a list: fedamm --executor.help",
+    "--trainer.OPTION": "Hardware and arithmetic; options: fedamm --trainer.help",
+    "--logger {true,false} or list (default true)": "A list of Lightning loggers; true is TensorBoard in the run's folder, "
+    "false none; options of one: fedamm --logger.help CLASS",
+    "--dry_run": "Print what would run and what a round costs, write nothing, and stop.",
+    "--print_config": "Print the configuration that all other options give, and stop.",
+    "--version": "Print the version and stop.",
+}
+LISTED = ("federation", "output")
+"""Groups whose options the program's page lists; the others have pages of their own."""
+
+
+def requested(words: Sequence[str]) -> str | None:
+    """Return the help that a command line asks for, or None.
+
+    Raises:
+        ValueError: If it is that of a class that does not exist.
+    """
+    for index, word in enumerate(words):
+        option, _, name = word.partition("=")
+        if option in ("-h", "--help"):
+            return program_help()
+        group = option.removeprefix("--").removesuffix(".help")
+        if option == f"--{group}.help" and group in GROUPS:
+            following = words[index + 1 : index + 2]
+            if not name and following and not following[0].startswith("-"):
+                name = following[0]
+            return group_help(group, name if group in OFFERED else "")
+    return None
+
+
+def group_help(group: str, name: str = "") -> str:
+    """Return the help of a class of a group; without a name the list of classes, where there are several."""
+    offered = OFFERED.get(group, [GROUPS[group]])
+    if not name and len(offered) > 1:
+        return list_help(group)
+    try:
+        owner = find_class(group, name) if name else offered[0]
+    except ValueError as error:
+        raise ValueError(unknown_class(group, str(error))) from error
+    choice = f" --{group} {name or owner.__name__}" if group in OFFERED else ""
+    return page(f"fedamm{choice} [--{group}.OPTION VALUE ...]", summary(owner), *option_lines(group, owner))
+
+
+def list_help(group: str) -> str:
+    """Return the names of the classes of a group, each with the first line of its docstring."""
+    width = max(len(kind.__name__) for kind in OFFERED[group])
+    lines = []
+    for kind in sorted(OFFERED[group], key=lambda kind: kind.__name__.lower()):
+        first = plain(inspect.getdoc(kind) or "").partition("\n")[0]
+        lines.append(wrapped(first, f"  {kind.__name__:{width}}  ", " " * (width + 4)))
+    closing = f"Or the import path of your own {GROUPS[group].__name__}. Options of one: fedamm --{group}.help CLASS"
+    return page(f"fedamm --{group} CLASS [--{group}.OPTION VALUE ...]", "", *lines, "", wrapped(closing))
+
+
+def program_help() -> str:
+    """Return the help of the program."""
+    lines = [entry(*item) for item in PROGRAM.items()]
+    for group in LISTED:
+        lines += ["", wrapped(f"{summary(GROUPS[group])}"), *option_lines(group, GROUPS[group])]
+    usage = "fedamm [--config FILE] --algorithm CLASS [--OPTION VALUE ...]\n"
+    usage += "       fedamm compare --help    methods x seeds x settings in one table\n"
+    usage += "       fedamm report --help     runs as one HTML page"
+    return page(usage, DESCRIPTION, *lines)
+
+
+def page(usage: str, about: str, *lines: str) -> str:
+    """Lay out a page of help."""
+    return "\n".join([f"usage: {usage}", "", *([wrapped(about), ""] if about else []), *lines])
+
+
+def option_lines(group: str, owner: type) -> list[str]:
+    """Return an entry for each option of a class."""
+    texts: dict[str, str] = {}
+    for kind in owner.__mro__:
+        if issubclass(kind, GROUPS[group]):
+            for part in docstring_parser.parse_from_object(kind).params:
+                texts.setdefault(part.arg_name, part.description or "")
+    if group == "algorithm":
+        texts["model"] = f"{', '.join(MODELS)}, or the import path of a callable(num_classes, in_channels) -> Module."
+    lines = []
+    for name, parameter in options_of(owner).items():
+        default = "required" if parameter.default is parameter.empty else f"default {shown(parameter.default)}"
+        lines.append(entry(f"--{group}.{name} {kind_of(parameter.annotation)} ({default})", texts.get(name, "")))
+    return lines or ["  It has no options."]
+
+
+def entry(head: str, text: str) -> str:
+    """Return an option with its help below it."""
+    return "\n".join(filter(None, [wrapped(head, "  ", " " * 8), wrapped(plain(text), " " * 6, " " * 6)]))
+
+
+def kind_of(annotation: typing.Any) -> str:
+    """Return what an option takes, in the words of the command line.
+
+    Example:
+        >>> kind_of(float | None), kind_of(bool), kind_of(typing.Literal["a", "b"]), kind_of(dict[str, int])
+        ('float or null', '{true,false}', '{a,b}', 'mapping')
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return f"{{{','.join(map(str, arguments))}}}"
+    if origin in (typing.Union, types.UnionType):
+        # a network itself can be given in Python only
+        parts = [part for part in arguments if not (inspect.isclass(part) and issubclass(part, nn.Module))]
+        return " or ".join(map(kind_of, parts))
+    special = {bool: "{true,false}", type(None): "null", dict: "mapping", list: "list", tuple: "list"}
+    kind = origin or annotation
+    return special.get(kind) or str(getattr(kind, "__name__", kind))
+
+
+def shown(value: object) -> str:
+    """Return a default as one would write it.
+
+    Example:
+        >>> shown(None), shown(True), shown(1)
+        ('null', 'true', '1')
+    """
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def summary(owner: type) -> str:
+    """Return the first paragraph of a class's docstring."""
+    return plain(inspect.getdoc(owner) or "").partition("\n\n")[0]
+
+
+def plain(text: str) -> str:
+    """Return a text without the marks of reStructuredText.
+
+    Example:
+        >>> plain("see :func:`~package.name` and ``x``")
+        'see package.name and x'
+    """
+    return re.sub(r":\w+:`~?([^`]*)`", r"\1", text).replace("`", "")
+
+
+def wrapped(text: str, first: str = "", others: str = "") -> str:
+    """Break a text into lines as wide as the terminal, or 80 columns elsewhere."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    return textwrap.fill(
+        " ".join(text.split()),
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

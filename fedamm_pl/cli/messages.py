@@ -1,0 +1,100 @@
+"""Messages in one line that name options, whoever found the mistake: the parser, or the library, which knows no options."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+
+from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, options_of
+
+RENAMED = {"output_dir": "--output.dir", "seed": "--seed"}
+"""Parameters of the library that are called otherwise here."""
+
+
+def one_line(message: str, owner: type | None = None) -> str:
+    """Reword a message as one line that names options.
+
+    Args:
+        message: What the parser or the library says.
+        owner: The class whose options were read, where it is known.
+    """
+    message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+    # what the data said when the algorithm asked it for its classes and channels
+    message = re.sub(r"^Call to compute_fn of link .*?\) failed: ", "", message)
+    options = option_names(owner)
+    message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
+    if unknown := re.search(r"(?:Option|accept option) '([\w.]+)'|unrecognized arguments: (.*)", message):
+        return unknown_option(unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-"), owner)
+    if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
+        name = options.get(wrong[1], f"--{wrong[1]}")
+        if wrong[1] in OFFERED and owner is None:
+            got = re.sub(r"^Expected a dot import path string: |^Problem with given class_path ", "", wrong[2])
+            got = re.sub(r"^Import path (\S+) does not .*", r"\1, which is none", got)
+            got = re.sub(r"^Not a valid subclass of .*? Got value: (.*?) Subclass types .*", r"\1", got)
+            return unknown_class(wrong[1], got)
+        text = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match[1] or "", wrong[2])
+        text = re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
+        text = re.sub(r"^Expected an? (.*?)\. Got value: (.*)", r"to be \1, got \2", text)
+        return f"Expected {name} {text}" if text.startswith("to be") else f"{name}: {text}"
+    return message
+
+
+def option_names(owner: type | None = None) -> dict[str, str]:
+    """Return parameter -> option, for all classes that are imported; where names collide, that of the owner."""
+    owners = [kind for group in reversed(GROUPS) for kind in imported(group)] + ([owner] if owner else [])
+    return {**{name: option_of(kind, name) for kind in owners for name in options_of(kind)}, **RENAMED}
+
+
+def option_of(owner: type, name: str) -> str:
+    """Return how a parameter of a class is given."""
+    if group := group_of(owner):
+        return f"--{group}.{name}"
+    return f"--{name}" if dataclasses.is_dataclass(owner) else f"{name} of {owner.__name__}"
+
+
+def unknown_option(name: str, owner: type | None = None) -> str:
+    """Say that there is no such option, and which could be meant: one that exists for the class that was chosen."""
+    first, last = name.partition(".")[0], name.rpartition(".")[2]
+    owner = owner or GROUPS.get(first)
+    group, own = (group_of(owner), options_of(owner)) if owner else (None, {})
+    chosen = owner is not None and not dataclasses.is_dataclass(owner)
+    if group in OFFERED and last == "class_path":
+        return f"Expected --{group} to hold class_path and init_args, with the options below init_args, got both side by side"
+    if group in OFFERED and owner is GROUPS[group] not in OFFERED[group]:
+        return f"Expected --{group} before --{group}.{last}: whose option it is depends on the class"
+    said = f"{owner.__name__} has no option {last}" if owner and chosen else f"unknown option {name}"
+    if group or not owner:
+        for other in GROUPS:
+            if other != group and any(last in options_of(kind) for kind in imported(other)):
+                return f"{said}; did you mean --{other}.{last}?"
+    if group and (others := [kind.__name__ for kind in imported(group) if last in options_of(kind)]):
+        said += f" ({', '.join(others)} {'has' if len(others) == 1 else 'have'})"
+    elif close := similar(last, own or option_names()):
+        return f"{said}; did you mean {option_of(owner, close) if owner else option_names()[close]}?"
+    return (
+        f"{said}; its options are {', '.join(own)}"
+        if chosen and own
+        else f"{said}; see --{f'{group}.' if group else ''}help"
+    )
+
+
+def unknown_class(group: str, got: str) -> str:
+    """Say that there is no such class, and which could be meant."""
+    names = [kind.__name__ for kind in OFFERED[group]]
+    meant = similar(got, names)
+    return (
+        f"Expected --{group} to be one of {', '.join(names)} or the import path of your own {GROUPS[group].__name__}, got {got}"
+        + (f"; did you mean {meant}?" if meant else "")
+    )
+
+
+def similar(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like one, upper and lower case taken for the same, or None.
+
+    Example:
+        >>> similar("fedamm", ["FedAvg", "FedAMM"]), similar("x", ["FedAvg"])
+        ('FedAMM', None)
+    """
+    spelt = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.casefold(), spelt, 1)
+    return spelt[close[0]] if close else None

@@ -1,0 +1,100 @@
+"""The options that there are: their groups, the classes to choose from, and what each class takes."""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from typing import Literal
+
+from fedamm_pl import algorithms
+from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.executors import Executor, Processes, Sequential
+from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.module import FederatedModule
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """Where results go and what is shown."""
+
+    dir: str | None = None
+    """Folder of the run; by default runs/<config name>/<date-time>. An interrupted run in it is continued."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints to keep, beside the best."""
+    progress: Literal["auto", "none"] = "auto"
+    """auto shows a bar on a terminal and a line per evaluation elsewhere; none shows only the closing table."""
+    figures: bool = True
+    """Draw figures, into the folder's figures/ as PDF and PNG and for loggers that take images."""
+
+
+GROUPS: dict[str, type] = {
+    "data": FederatedDataModule,
+    "algorithm": FederatedModule,
+    "federation": FederationConfig,
+    "executor": Executor,
+    "trainer": TrainerConfig,
+    "output": OutputConfig,
+}
+"""Group of options -> the class that takes them, or the base of the classes to choose from."""
+ALGORITHMS: list[type] = [getattr(algorithms, name) for name in algorithms.__all__]
+OFFERED: dict[str, list[type]] = {
+    "data": [FederatedDataModule],
+    # what others derive from is no method
+    "algorithm": [kind for kind in ALGORITHMS if not set(kind.__subclasses__()) & set(ALGORITHMS)],
+    "executor": [Sequential, Processes],
+}
+"""Group with a choice -> the classes of the package; others come in by import path."""
+LINKED = {"data": ("seed",), "algorithm": ("num_classes", "in_channels", "info")}
+"""Group -> parameters that are no options: the seed is that of the program, an algorithm learns the rest from the data."""
+
+
+def options_of(owner: type) -> dict[str, inspect.Parameter]:
+    """Return the options that a class takes, with resolved types; those of its bases where it passes on ``**others``."""
+    found: dict[str, inspect.Parameter] = {}
+    for kind in owner.__mro__[:-1]:  # without object
+        if "__init__" not in vars(kind):
+            continue
+        hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
+        (_, *parameters) = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                annotation = hints.get(parameter.name, typing.Any)
+                found.setdefault(parameter.name, parameter.replace(annotation=annotation))
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    hidden = LINKED.get(group_of(owner) or "", ())
+    return {name: parameter for name, parameter in found.items() if name not in hidden}
+
+
+def group_of(owner: type) -> str | None:
+    """Return the group whose options a class takes, or None."""
+    return next((group for group, base in GROUPS.items() if issubclass(owner, base)), None)
+
+
+def imported(group: str) -> list[type]:
+    """Return the class of a group and those derived from it, as far as they are imported: also your own."""
+    found = [GROUPS[group]]
+    for kind in found:  # it grows
+        subclasses: list[type] = kind.__subclasses__()
+        found += [subclass for subclass in subclasses if subclass not in found]
+    return found
+
+
+def find_class(group: str, name: str) -> type:
+    """Find a class by its name, or by its import path.
+
+    Raises:
+        ValueError: If there is none for this group.
+    """
+    for kind in imported(group):
+        if kind.__name__ == name:
+            return kind
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module may be yours, and raise anything
+        raise ValueError(f"{name} ({error})" if module else name) from error
+    if not (inspect.isclass(found) and issubclass(found, GROUPS[group])):
+        raise ValueError(f"{name}, which is none")
+    return found

@@ -1,0 +1,159 @@
+"""The parser of a run's options, what it lets pass and should not, and the configuration that it gives as YAML."""
+
+import argparse
+import itertools
+import json
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from pytorch_lightning.loggers import Logger
+
+from fedamm_pl.cli.messages import one_line, unknown_option
+from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, OutputConfig, find_class, options_of
+from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.executors import Executor
+from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.version import __version__
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line that names the option, what it got and what is allowed; exit status 2."""
+
+    owner: type | None = None
+    """The class whose options it reads, if it was made for one; it then stands in for the program's own parser."""
+
+    def __init__(self, *args: Any, prog: str = "fedamm", **options: Any) -> None:
+        super().__init__(*args, prog=prog, **options)
+
+    def add_class_arguments(
+        self, theclass: type, nested_key: str | None = None, *args: Any, **options: Any
+    ) -> list[str]:
+        """Add the options of a class, see ``jsonargparse``."""
+        if nested_key is None:
+            self.owner = theclass
+        return list(super().add_class_arguments(theclass, nested_key, *args, **options))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line to standard error and exit."""
+        print(f"fedamm: error: {one_line(message, self.owner)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> Parser:
+    """Return the parser of a run; its help is :mod:`fedamm_pl.cli.help`."""
+    parser = Parser(allow_abbrev=False, add_help=False, version=__version__)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=FederatedDataModule, default={"class_path": "fedamm_pl.FederatedDataModule"})
+    parser.add_argument("--algorithm", type=FederatedModule, required=True)
+    parser.add_argument("--federation", type=FederationConfig)
+    parser.add_argument("--executor", type=Executor, default={"class_path": "Sequential"})
+    parser.add_argument("--trainer", type=TrainerConfig, default=TrainerConfig())
+    parser.add_argument("--logger", type=bool | list[Logger], default=True)
+    parser.add_argument("--output", type=OutputConfig, default=OutputConfig())
+    parser.add_argument("--dry_run", action="store_true")
+    parser.link_arguments("seed", "data.init_args.seed")
+    for name in LINKED["algorithm"]:
+        parser.link_arguments("data", f"algorithm.init_args.{name}", _attribute(name), apply_on="instantiate")
+    return parser
+
+
+@contextmanager
+def attribute_docstrings() -> Iterator[None]:
+    """Make the line under a field its help. Only here: the parser would read the sources of all of Lightning's classes."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
+
+
+def _attribute(name: str) -> Callable[[FederatedDataModule], Any]:
+    return lambda data: getattr(data, name)
+
+
+def check_config_files(words: Sequence[str]) -> None:
+    """Check that configuration files are YAML mappings; whether they exist is left to the parser.
+
+    Raises:
+        ValueError: If one is not; the message names the file.
+    """
+    names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    names += [value for option, value in itertools.pairwise(words) if option == "--config"]
+    for name in names:
+        try:
+            if not Path(name).is_file():
+                continue
+            content = yaml.safe_load(Path(name).read_text())
+            json.dumps(content, default=str, skipkeys=True)  # refuses a mapping that holds itself
+        except Exception as error:  # mangled YAML may raise anything
+            reason = str(error) or type(error).__name__
+            raise ValueError(
+                f"Expected --config {name:.200} to be YAML, got a file that cannot be read: {reason}"
+            ) from error
+        if not isinstance(content, dict):
+            raise ValueError(f"Expected --config {name} to be a YAML mapping of options, got {content!r:.60}.")
+
+
+def check_values(config: Namespace) -> None:
+    """Check what the parser lets pass: groups that are no mappings, and null where an option must have a value.
+
+    Raises:
+        ValueError: If there is one; the message names it.
+    """
+    for group, base in GROUPS.items():
+        values, owner = config[group], base
+        if group in OFFERED:
+            if values is None:
+                raise ValueError(f"Expected --{group} to be a class or a mapping of options, got null.")
+            owner = find_class(group, values.class_path)
+            if unknown := sorted(values.get("dict_kwargs") or {}):
+                raise ValueError(unknown_option(unknown[0], owner))
+            values = values.get("init_args") or argparse.Namespace()
+        if not isinstance(values, argparse.Namespace):
+            raise ValueError(f"Expected --{group} to be a mapping of options, got {values!r:.60}.")
+        for name, parameter in options_of(owner).items():
+            optional = type(None) in typing.get_args(parameter.annotation)
+            if vars(values).get(name, "") is None and not optional:
+                raise ValueError(f"Expected --{group}.{name} to have a value, got null.")
+
+
+def dump(parser: Parser, config: Namespace) -> str:
+    """Return the configuration as YAML without ``output.dir``, fit for ``--config``."""
+    shown = config.clone()
+    shown.output.dir = None
+    content = with_texts(json.loads(parser.dump(shown, format="json")), shown)
+    content["output"].pop("dir", None)
+    content.pop("dry_run", None)  # said to the program, no part of the experiment
+    return str(yaml.dump(content, Dumper=Dumper, sort_keys=False))
+
+
+def with_texts(content: Any, given: Any) -> Any:
+    """Return dumped options with the texts as they were given: the parser's dump makes a number of a text like 1e5."""
+    if isinstance(content, dict) and isinstance(given, argparse.Namespace):
+        values = vars(given)
+        return {name: with_texts(value, values.get(name)) for name, value in content.items()}
+    return given if isinstance(given, str) else content
+
+
+class Dumper(yaml.SafeDumper):
+    """Puts texts like 1e5 in quotes: they are numbers to the parser, though not to PyYAML."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        """Represent a text."""
+        try:
+            float(text)
+        except ValueError:
+            return self.represent_str(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+Dumper.add_representer(str, Dumper.represent_text)

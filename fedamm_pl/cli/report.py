@@ -1,0 +1,49 @@
+"""``fedamm report``."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedamm_pl.cli.parser import Parser, attribute_docstrings
+from fedamm_pl.results.report import write_report
+from fedamm_pl.results.runs import load_all
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Where the page goes."""
+
+    output: str | None = None
+    """The page to write; by default report.html, in the run's folder if there is one run, else in the working folder."""
+
+
+def report(words: Sequence[str]) -> None:
+    """Run the sub-command.
+
+    Args:
+        words: The command line after ``report``.
+    """
+    parser = Parser(
+        prog="fedamm report",
+        description="Runs as one HTML page that needs no network: figures, tables, configuration, command, versions.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="Folder of a run, finished or not, or a folder with runs below it, like that of a comparison.",
+    )
+    with attribute_docstrings():
+        parser.add_class_arguments(ReportConfig, instantiate=False)
+    parsed = parser.parse_args(words)
+    try:
+        runs = load_all(parsed.runs)
+    except ValueError as error:
+        parser.error(str(error).replace("`path`", "RUN"))
+    output = Path(parsed.output or (runs[0].path if len(runs) == 1 else Path()) / "report.html")
+    try:
+        write_report(runs, output)
+    except OSError as error:
+        parser.error(f"Expected --output to be a file that can be written, got {output} ({error.strerror}).")
+    print(f"report in {output}")

@@ -1,0 +1,228 @@
+"""A run: from the command line to the closing table."""
+
+import datetime
+import logging
+import logging.handlers
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fedamm_pl.cli.help import requested
+from fedamm_pl.cli.messages import one_line
+from fedamm_pl.cli.parser import Parser, build_parser, check_config_files, check_values, dump
+from fedamm_pl.cli.signals import StopSignal
+from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
+from fedamm_pl.federation.estimate import estimate
+from fedamm_pl.federation.fingerprint import flatten
+from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
+from fedamm_pl.federation.sampling import num_sampled
+from fedamm_pl.federation.summary import table
+from fedamm_pl.files import write_atomically
+
+SHOWN_CLASSES = 20
+"""Up to so many, the opening lines list classes one by one."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Run what a command line says, or answer what it asks.
+
+    Args:
+        words: The command line without the program's name.
+    """
+    parser, folder = build_parser(), None
+    try:
+        with ExitStack() as stack:
+            try:
+                if text := requested(words):
+                    return print(text)
+                check_config_files(words)
+                config = parser.parse_args(words)
+                check_values(config)
+                if config.dry_run:
+                    config.logger = False
+                else:
+                    folder = Path(config.output.dir or default_folder(config))
+                with deferred_log():
+                    orchestrator, loggers = instantiate(parser, config, folder, stack)
+                if folder is None:
+                    return rehearse(orchestrator)
+            except (ValueError, OverflowError) as error:
+                parser.error(str(error))
+            train(orchestrator, loggers, config, dump(parser, config), folder)
+    except StopSignal as stop:
+        stop.hint = how_to_continue(folder) if folder else ""
+        raise
+
+
+def default_folder(config: Namespace) -> Path:
+    """Return runs/<config name>/<date-time>."""
+    name = Path(str(config.config[-1])).stem if config.config else config.algorithm.class_path.rpartition(".")[2]
+    # with microseconds: runs that a script starts at once get folders of their own
+    return Path("runs") / name / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def instantiate(
+    parser: Parser, config: Namespace, folder: Path | None, stack: ExitStack
+) -> tuple[Orchestrator, list[Logger]]:
+    """Build everything that a configuration names; with a folder, open the run for as long as the stack is.
+
+    Raises:
+        ValueError: If an option is out of range or data, module and folder do not fit together.
+    """
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"Expected `seed` to be 0 to 4294967295, got {config.seed}.")
+    pl.seed_everything(config.seed, verbose=False)  # initial weights are drawn when the module is made
+    parts = parser.instantiate(config)
+    orchestrator = Orchestrator(
+        parts.algorithm,
+        parts.data,
+        parts.federation,
+        seed=config.seed,
+        output_dir=folder,
+        keep_checkpoints=config.output.keep_checkpoints,
+        trainer=parts.trainer,
+        executor=parts.executor,
+    )
+    if folder is not None:
+        stack.enter_context(orchestrator.opened())
+    if parts.logger is not True:
+        return orchestrator, parts.logger or []
+    started = orchestrator.state.round_num
+    purge = started + 1 if orchestrator.state.history else 0  # what was logged after the last checkpoint
+    return orchestrator, [TensorBoardLogger(str(folder), "", "", default_hp_metric=False, purge_step=purge)]
+
+
+@contextmanager
+def deferred_log() -> Iterator[None]:
+    """Hold back what the package logs until the block has succeeded, so that an error stands alone."""
+    logger = logging.getLogger("fedamm_pl")
+    target = logging.StreamHandler()
+    handler = logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1, target, flushOnClose=False)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+        handler.flush()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespace, text: str, folder: Path) -> None:
+    """Run a federation, with what the command line adds: log, progress, the closing table, one line for an error."""
+    orchestrator.callbacks += callbacks(loggers, config, text, folder)
+    try:
+        print(describe(orchestrator))
+        write_atomically(folder / "config.yaml", text.encode())
+        with logging_redirect_tqdm([logging.getLogger("fedamm_pl")]), silent_writers():
+            history = orchestrator.run()
+    except FederationError as error:
+        fail(str(error), folder)
+    except OSError as error:  # a full disk, a folder that has become read-only
+        place = os.fsdecode(error.filename or folder)  # TensorBoard's names are bytes
+        fail(f"{error.strerror or error} ({place}) after round {orchestrator.state.round_num}", folder)
+    print(table(history))
+    if counted := ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in orchestrator.state.counts.items() if n):
+        print(counted)
+    print(f"results in {folder}")
+
+
+def callbacks(loggers: Sequence[Logger], config: Namespace, text: str, folder: Path) -> list[FederationCallback]:
+    """Return the observers that the options ask for."""
+    options = flatten(yaml.safe_load(text))
+    found: list[FederationCallback] = []
+    if config.output.figures:
+        from fedamm_pl.results.drawing import FigureFiles, LogFigures  # only here: it takes its time to import
+
+        for logger in loggers:
+            found += [LogFigures(logger), LogTo(logger, options, text)]
+        found.append(FigureFiles(folder / "figures"))
+    else:
+        found += [LogTo(logger, options, text) for logger in loggers]
+    return [*found, Progress()] if config.output.progress == "auto" else found
+
+
+@contextmanager
+def silent_writers() -> Iterator[None]:
+    """Keep threads that cannot write from printing tracebacks: TensorBoard's hands the error on to the next call."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
+    yield
+    threading.excepthook = before  # not after an error: the thread may outlive the block
+
+
+def rehearse(orchestrator: Orchestrator) -> None:
+    """Print what would run, and what a round costs by the measure of one client and one evaluation."""
+    print(describe(orchestrator))
+    held = (orchestrator.data.client_class_counts > 0).sum(1)
+    print(f"classes per client: {held.min()} to {held.max()}")
+    try:
+        cost = estimate(orchestrator)
+    except FederationError as error:
+        print(f"fedamm: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(1)
+    config = orchestrator.config
+    seconds = {name: cost[name] for name in ("train", "meta", "evaluate")}
+    sampled = num_sampled(orchestrator.data.num_clients, config.client_fraction)
+    weights = sum(value.nbytes for value in orchestrator.module.model.state_dict().values())
+    print(
+        f"a round: {sampled} clients, {config.local_epochs} local epochs; clients receive {cost['received'] / 1e6:.2f} MB "
+        f"and send {cost['sent'] / 1e6:.2f} MB in all (the classifier has {weights / 1e6:.2f} MB)"
+    )
+    parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+    total = sum(seconds.values()) * config.num_rounds
+    print(
+        f"estimated time of a round: {sum(seconds.values()):.2f} s ({parts}), measured on one client and one evaluation; "
+        f"{config.num_rounds} rounds: {datetime.timedelta(seconds=round(total))} (h:mm:ss)"
+    )
+
+
+def describe(orchestrator: Orchestrator) -> str:
+    """Describe in a few lines what is about to run."""
+    module, data, info = orchestrator.server.module, orchestrator.data, orchestrator.data.info
+    sizes = [data.client_size(client) for client in range(data.num_clients)]
+    least, most = min(sizes), max(sizes)
+    factor, parameters = data.imbalance_factor, sum(value.numel() for value in module.model.parameters())
+    few_classes, counts = data.num_classes <= SHOWN_CLASSES, info["class_counts"]
+    groups = "; ".join(
+        f"{name} {members if few_classes else len(members)}" for name, members in info["shot_groups"].items() if members
+    )
+    started = orchestrator.state.round_num
+    return "\n".join(
+        [
+            f"{type(module).__name__} with {module.hparams['model']} ({parameters:,} parameters) on {module.device}, "
+            f"{orchestrator.trainer.resolved_precision}",
+            f"{data.hparams['dataset']}: {sum(counts)} training images, imbalance factor {factor:g} (IF {1 / factor:g}), "
+            f"{data.num_clients} clients of {f'{least} images each' if least == most else f'{least} to {most} images'}",
+            f"images per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",
+            f"shot groups by {info['shot_rule']}: {groups}",
+            *([f"continuing after round {started}"] if started else []),
+        ]
+    )
+
+
+def fail(reason: str, folder: Path) -> NoReturn:
+    """Print one line to standard error and exit with status 1."""
+    print(f"fedamm: error: {one_line(reason)}; {how_to_continue(folder)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def how_to_continue(folder: Path) -> str:
+    """Say that nothing before the round is lost."""
+    return f"the same command with --output.dir {folder} continues after the last completed round"
