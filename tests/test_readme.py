@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedamm_pl import Orchestrator
-from fedamm_pl.cli.main import build_parser
+from fedamm_pl import FedAvg, FederatedModule, Orchestrator
+from fedamm_pl.algorithms import FedProx
+from fedamm_pl.cli.parser import build_parser
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from tests.tiny import NUM_CLASSES, tiny_data
 
+CPU = TrainerConfig(accelerator="cpu")
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -34,10 +36,60 @@ def test_python_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(names["probabilities"], logits.softmax(1))
     assert [row["round"] for row in names["history"]] == [0, 2]
     assert (tmp_path / "runs/python/final.ckpt").exists()
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, Any]:
+    """The methods and the callback that the README writes."""
+    names: dict[str, Any] = {}
+    for code in blocks("python"):
+        if "class " in code:
+            exec(code, names)
+    return names
+
+
+def trained(method: type[FederatedModule], num_rounds: int = 2, **options: Any) -> Orchestrator:
     data = tiny_data()
-    module = names["Proximal"](NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info)
-    run = Orchestrator(module, data, num_rounds=1, local_epochs=1, trainer=TrainerConfig(accelerator="cpu"))
-    assert run.run()[-1]["client/loss"] > 0
+    torch.manual_seed(0)
+    module = method(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info)
+    run = Orchestrator(module, data, num_rounds=num_rounds, local_epochs=1, trainer=CPU, **options)
+    run.run()
+    return run
+
+
+def test_proximal_is_fedprox(written: dict[str, Any]) -> None:
+    own, shipped = trained(written["Proximal"]), trained(FedProx)
+    for name, value in own.state.shared.items():
+        torch.testing.assert_close(value, shipped.state.shared[name])
+
+
+def test_server_momentum_goes_on_along_the_last_update(written: dict[str, Any]) -> None:
+    one, plain = trained(written["ServerMomentum"], 1), trained(FedAvg, 1)
+    for name, value in plain.state.shared.items():
+        torch.testing.assert_close(one.state.shared[name], value)  # the first step is FedAvg's
+    own = trained(written["ServerMomentum"])
+    assert any(name.startswith("velocity.") for name in own.state.shared)
+    assert not torch.equal(own.state.shared["model.conv1.weight"], trained(FedAvg).state.shared["model.conv1.weight"])
+
+
+def test_a_method_that_asks_is_answered_before_the_fit(written: dict[str, Any]) -> None:
+    ratios = []
+
+    class Noting(written["Compared"]):  # type: ignore[misc]
+        def on_train_start(self) -> None:
+            super().on_train_start()
+            ratios.append(float(self.session.answer.payload["ratio"]))
+
+    run = trained(Noting)
+    assert len(ratios) == 4
+    assert all(0 < ratio < 10 for ratio in ratios)
+    assert len(set(ratios)) > 1
+    assert run.state.bytes_total["sent"] > trained(FedAvg).state.bytes_total["sent"]
+
+
+def test_a_callback_ends_the_run_and_adds_a_column(written: dict[str, Any]) -> None:
+    run = trained(FedAvg, callbacks=[written["StopEarly"]()], eval_interval=1)
+    assert all("clients" in row for row in run.state.history)
 
 
 def test_documented_options_exist() -> None:
