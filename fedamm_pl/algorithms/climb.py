@@ -92,7 +92,7 @@ class Climb(FederatedModule):
             for name, value in result.payload.items()
         }
         measured = torch.zeros(2, server.num_clients, dtype=torch.float64)
-        measured[:, client] = torch.tensor([loss, 1.0])
+        measured[:, client] = torch.tensor([loss, 1.0], dtype=torch.float64)
         return {**payload, LOSS: measured}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:

@@ -1,7 +1,7 @@
 """Whole rounds of the methods against plain torch loops, and their parts against autograd and torch's own optimizer."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,8 +17,11 @@ from fedamm_pl.algorithms.fednova import normalizer
 from fedamm_pl.algorithms.ratio_loss import class_ratios
 from fedamm_pl.data.client import Batch
 from fedamm_pl.federation.sampling import sample_clients
+from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.models import features_and_logits, last_linear
+from fedamm_pl.protocol.messages import ClientResult, ClientTask
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 from fedamm_pl.seeding import derive_seed
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
 
@@ -53,7 +56,7 @@ def federate(module: FederatedModule, data: TinyData, num_rounds: int, **options
     return run
 
 
-class Server:
+class PlainServer:
     """The rounds of FedAvg with nothing but torch: who takes part, its batches, plain SGD on a loss, the average."""
 
     def __init__(self, module: FederatedModule, data: TinyData, client_fraction: float, local_epochs: int) -> None:
@@ -95,13 +98,18 @@ class Server:
             steps += 1
         return w, steps
 
-    def mean_by_examples(self, states: dict[int, State]) -> State:
-        sizes = {client: self.data.client_size(client) for client in states}
+    def mean_by_examples(self, states: dict[int, State], uniform: bool = False) -> State:
+        sizes = {client: 1 if uniform else self.data.client_size(client) for client in states}
         total = sum(sizes.values())
         return {
             name: sum((size / total * states[client][name] for client, size in sizes.items()), torch.tensor(0.0))
             for name in self.w
         }
+
+
+def kept_by(run: Orchestrator) -> dict[int, State]:
+    """What each client that has taken part keeps to itself."""
+    return {client: run._store.read(client, version) for client, version in run.state.kept.items()}
 
 
 def assert_close(run: Orchestrator, expected: State, prefix: str = "model.") -> None:
@@ -112,28 +120,35 @@ def assert_close(run: Orchestrator, expected: State, prefix: str = "model.") -> 
 # Scaffold.
 
 
+@pytest.mark.parametrize("aggregation", ["num_examples", "uniform"])
 @pytest.mark.parametrize(("num_clients", "fraction"), [(2, 1.0), (3, 0.67)])
-def test_scaffold_equals_option_ii_of_the_paper(num_clients: int, fraction: float) -> None:
-    data = clients(num_clients)
-    server = Server(make(Scaffold, data), data, fraction, local_epochs=2)
+def test_scaffold_equals_option_ii_of_the_paper_in_the_weights_of_the_models(
+    num_clients: int, fraction: float, aggregation: str
+) -> None:
+    """c moves by |S| / K * sum_k p_k (c_k+ - c_k); the paper's clients, and those of uniform aggregation, weigh the same."""
+    data, uniform = clients(num_clients), aggregation == "uniform"
+    assert len({data.client_size(client) for client in range(num_clients)}) > 1
+    server = PlainServer(make(Scaffold, data), data, fraction, local_epochs=2)
     c = {name: torch.zeros_like(value) for name, value in server.w.items()}
     own = {client: dict(c) for client in range(num_clients)}
     for round_num in range(1, 5):
-        trained, changes = {}, []
+        trained, changes = {}, {}
         for k in server.sampled(round_num):
             trained[k], steps = server.train(round_num, k, correction={n: c[n] - own[k][n] for n in c})
             new = {n: own[k][n] - c[n] + (server.w[n] - trained[k][n]) / (steps * LR) for n in c}
-            changes.append({n: new[n] - own[k][n] for n in c})
+            changes[k] = {n: new[n] - own[k][n] for n in c}
             own[k] = new
         assert len(trained) == 2
-        server.w = server.mean_by_examples(trained)
-        for n in c:
-            c[n] = c[n] + len(changes) / num_clients * torch.stack([change[n] for change in changes]).mean(0)
-    run = federate(make(Scaffold, data), data, 4, client_fraction=fraction, local_epochs=2)
+        server.w = server.mean_by_examples(trained, uniform)
+        change = server.mean_by_examples(changes, uniform)
+        c = {n: c[n] + len(changes) / num_clients * change[n] for n in c}
+    run = federate(
+        make(Scaffold, data), data, 4, client_fraction=fraction, local_epochs=2, aggregation=aggregation
+    )
     assert max(float(value.abs().max()) for value in c.values()) > 1e-2
     assert_close(run, server.w)
     assert_close(run, c, "control.model.")
-    for client, kept in run.state.kept.items():
+    for client, kept in kept_by(run).items():
         torch.testing.assert_close(kept, {f"model.{n}": v for n, v in own[client].items()}, rtol=1e-9, atol=1e-9)
 
 
@@ -141,7 +156,7 @@ def test_control_variates_of_scaffold_are_mean_gradients_of_the_client() -> None
     """Option II telescopes: c_k is the mean of the gradients that the client met, here of a single full-batch step."""
     data = tiny_data(num_clients=2, batch_size=1000, augmentation="none", partition="by_dirichlet")
     module = make(Scaffold, data)
-    server = Server(module, data, 1.0, local_epochs=1)
+    server = PlainServer(module, data, 1.0, local_epochs=1)
     expected = []
     for client in range(2):
         leaves = {name: value.clone().requires_grad_() for name, value in server.w.items()}
@@ -149,8 +164,33 @@ def test_control_variates_of_scaffold_are_mean_gradients_of_the_client() -> None
         grads = torch.autograd.grad(server.cross_entropy(leaves, batch), list(leaves.values()))
         expected.append({f"model.{n}": g + DECAY * v for (n, v), g in zip(server.w.items(), grads, strict=True)})
     run = federate(module, data, 1, local_epochs=1)
+    kept = kept_by(run)
     for client in range(2):
-        torch.testing.assert_close(run.state.kept[client], expected[client], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(kept[client], expected[client], rtol=1e-8, atol=1e-10)
+
+
+def test_c_of_scaffold_is_the_gradient_of_what_the_average_minimises() -> None:
+    """After one full-batch step of every client, without weight decay: of the mean loss over all examples, any client's."""
+    data = tiny_data(num_clients=3, batch_size=1000, augmentation="none", partition="by_dirichlet")
+    module = make(Scaffold, data, weight_decay=0.0)
+    server = PlainServer(module, data, 1.0, local_epochs=1)
+    batches = [next(iter(data.client(client).plain_batches(1000))) for client in range(3)]
+    assert len({len(labels) for _, labels in batches}) == 3
+    union = torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+    leaves = {name: value.clone().requires_grad_() for name, value in server.w.items()}
+    gradients = torch.autograd.grad(server.cross_entropy(leaves, union), list(leaves.values()))
+    run = federate(module, data, 1, local_epochs=1)
+    assert_close(run, dict(zip(leaves, gradients, strict=True)), "control.model.")
+
+
+def test_scaffold_of_equal_clients_weighs_them_uniformly_as_the_paper_does() -> None:
+    data = tiny_data(partition="iid", imbalance_factor=1.0)
+    assert len({data.client_size(client) for client in range(4)}) == 1
+    states = [
+        federate(make(Scaffold, data), data, 3, client_fraction=0.5, local_epochs=1, aggregation=aggregation).state.shared
+        for aggregation in ("num_examples", "uniform")
+    ]
+    torch.testing.assert_close(*states, rtol=1e-12, atol=1e-14)
 
 
 # FedNova.
@@ -178,7 +218,7 @@ def test_normalizer_sums_the_coefficients_of_single_gradients(momentum: float) -
 def test_round_of_fednova_is_the_scaled_mean_of_normalised_updates(momentum: float) -> None:
     data = clients()
     module = make(FedNova, data, momentum=momentum)
-    server = Server(module, data, 1.0, local_epochs=2)
+    server = PlainServer(module, data, 1.0, local_epochs=2)
     for round_num in (1, 2):
         updates, works, sizes = [], [], []
         for client in range(3):
@@ -225,7 +265,7 @@ def test_fednova_averages_batchnorm_statistics_as_fedavg_does() -> None:
 
 def test_fedprox_equals_a_plain_implementation() -> None:
     data, mu = clients(), 0.7
-    server = Server(make(FedProx, data), data, 1.0, local_epochs=3)
+    server = PlainServer(make(FedProx, data), data, 1.0, local_epochs=3)
     for round_num in (1, 2):
         start = dict(server.w)
 
@@ -254,7 +294,7 @@ def test_second_step_of_fedprox_is_pulled_back_by_mu_times_the_first() -> None:
 def test_moon_equals_a_plain_implementation_with_the_model_of_the_last_participation() -> None:
     data, temperature, mu, num_rounds = clients(4), 0.4, 1.5, 5
     module = make(Moon, data, mu=mu, temperature=temperature)
-    server = Server(module, data, 0.5, local_epochs=2)
+    server = PlainServer(module, data, 0.5, local_epochs=2)
     previous: dict[int, tuple[int, State]] = {}
     gaps = []
 
@@ -283,32 +323,36 @@ def test_moon_equals_a_plain_implementation_with_the_model_of_the_last_participa
     assert {1, 2} <= set(gaps) or max(gaps) > 1  # some come again after having sat out
     run = federate(module, data, num_rounds, client_fraction=0.5, local_epochs=2)
     assert_close(run, server.w)
-    assert run.state.kept.keys() == previous.keys()
+    kept = kept_by(run)
+    assert kept.keys() == previous.keys()
     for client, (_, model) in previous.items():
         expected = {f"model.{name}": value for name, value in model.items()}
-        torch.testing.assert_close(run.state.kept[client], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(kept[client], expected, rtol=1e-9, atol=1e-9)
 
 
 class Watched(Moon):
-    """Records the modes of the networks that are compared, and their BatchNorm counts after the fit."""
+    """Records the modes of the networks that are compared, and the names of the state with them."""
 
-    modes: list[bool]
+    modes: ClassVar[list[bool]] = []
+    names: ClassVar[set[str]] = set()
 
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
         for network in self._compared:
-            self.modes += [part.training for part in network.modules()]
-        self.modes += [not part.training for part in self.model.modules()]
+            self.modes.extend(part.training for part in network.modules())
+        self.modes.extend(not part.training for part in self.model.modules())
+        self.names.update(self.state_dict())
 
 
 def test_networks_compared_by_moon_evaluate_and_stay_out_of_the_state() -> None:
     data = clients(2)
     module = make(Watched, data, tiny_resnet(NUM_CLASSES, 1))
-    module.modes, names = [], set(module.state_dict())
+    Watched.modes.clear()
+    Watched.names.clear()
     run = federate(module, data, 2, local_epochs=1)
-    assert len(module.modes) > 100
-    assert not any(module.modes)
-    assert set(module.state_dict()) == names
+    assert len(Watched.modes) > 100
+    assert not any(Watched.modes)
+    assert Watched.names == set(module.state_dict())
     batches = max(len(data.client(client).train_loader(0)) for client in range(2))
     assert run.state.shared["model.bn1.num_batches_tracked"] <= 2 * batches  # the forward passes of training alone
 
@@ -319,7 +363,7 @@ def test_networks_compared_by_moon_evaluate_and_stay_out_of_the_state() -> None:
 def test_climb_equals_a_plain_dual_ascent() -> None:
     data, dual_lr, tolerance = clients(4), 3.0, 0.01
     module = make(Climb, data, dual_lr=dual_lr, tolerance=tolerance)
-    server = Server(module, data, 0.75, local_epochs=2)
+    server = PlainServer(module, data, 0.75, local_epochs=2)
     dual, moved = [0.0] * 4, 0
     for round_num in range(1, 5):
         losses, trained = {}, {}
@@ -373,15 +417,15 @@ class Unmeasured(Climb):
 
     reported: float | None
 
-    def on_train_epoch_end(self) -> None:
-        assert self.session is not None
-        if self.session.task.client_id == 1:
-            self._global_loss = None if self.reported is None else torch.tensor(self.reported)
-        super().on_train_epoch_end()
+    def survey(self, session: ClientSession) -> State:
+        surveyed = super().survey(session)
+        if session.task.client_id == 1 and self.reported is not None:
+            surveyed["global_loss"] = torch.tensor(self.reported, dtype=torch.float64)
+        return {} if session.task.client_id == 1 and self.reported is None else surveyed
 
 
-@pytest.mark.parametrize("reported", [None, float("nan"), float("inf")])
-def test_client_that_reports_no_sound_loss_to_climb_costs_at_most_its_own_result(reported: float | None) -> None:
+@pytest.mark.parametrize("reported", [None, float("nan"), float("inf"), -1.0])
+def test_client_that_reports_no_sound_loss_to_climb_costs_its_own_result_alone(reported: float | None) -> None:
     data = clients()
     module = make(Unmeasured, data)
     module.reported = reported
@@ -449,7 +493,7 @@ def test_neglected_class_has_the_largest_ratio() -> None:
 def test_ratioloss_weighs_each_class_by_alpha_plus_beta_times_its_ratio() -> None:
     data, alpha, beta = clients(2), 0.5, 0.3
     module = make(RatioLoss, data, alpha=alpha, beta=beta, max_ratio=4.0)
-    server = Server(module, data, 1.0, local_epochs=2)
+    server = PlainServer(module, data, 1.0, local_epochs=2)
     for round_num in (1, 2):
         images, labels = data.meta_batch(derive_seed(0, "server_meta", round_num, 0))
         network = mlp().double()
@@ -578,11 +622,11 @@ def test_retrain_works_where_gradients_are_off() -> None:
 class Returned(CReFF):
     """Keeps what clients return."""
 
-    payloads: list[State]
+    payloads: ClassVar[list[State]] = []
 
-    def client_payload(self) -> State:
-        self.payloads.append(super().client_payload())
-        return self.payloads[-1]
+    def contribution(self, result: ClientResult, server: ServerSession) -> State:
+        self.payloads.append(result.payload)
+        return super().contribution(result, server)
 
 
 def test_creff_clients_return_exact_mean_gradients_of_the_retrained_classifier() -> None:
@@ -590,12 +634,13 @@ def test_creff_clients_return_exact_mean_gradients_of_the_retrained_classifier()
     options: dict[str, Any] = {"num_features": 5, "match_steps": 3, "retrain_steps": 3}
     first = federate(make(CReFF, data, tiny_resnet(NUM_CLASSES, 1), **options), data, 1, local_epochs=1).state.shared
     module = make(Returned, data, tiny_resnet(NUM_CLASSES, 1), **options)
-    module.payloads = []
+    Returned.payloads.clear()
     federate(module, data, 2, local_epochs=1)
+    assert len(Returned.payloads) == 6
     network = make(CReFF, data, tiny_resnet(NUM_CLASSES, 1), **options)
     network.load_shared_state(first)
     network.eval()
-    for client, payload in enumerate(module.payloads[3:]):
+    for client, payload in enumerate(Returned.payloads[3:]):
         (batch,) = data.client(client).plain_batches(1000)
         counts = data.client(client).class_counts(NUM_CLASSES)
         with torch.no_grad():
@@ -627,10 +672,12 @@ def test_logits_of_the_head_are_scaled_cosines_with_the_corners() -> None:
 
 def test_training_moves_projection_and_scale_but_never_the_corners() -> None:
     data = clients(2)
-    module = make(FedETF, data, tiny_resnet(NUM_CLASSES, 1))
-    head = module.model.classifier
+    run = Orchestrator(make(FedETF, data, tiny_resnet(NUM_CLASSES, 1)), data, num_rounds=1, trainer=DOUBLE)
+    worker = Worker(run.spec())
+    head = worker.module.model.classifier
     before = {"corners": head.corners.clone(), **{n: v.detach().clone() for n, v in head.named_parameters()}}
-    run = federate(module, data, 2, local_epochs=1)
+    worker.begin(run.server.broadcast(run.state.shared, 1, local_epochs=1))
+    assert isinstance(worker.train(ClientTask(0, 0), {}), ClientResult)
     assert torch.equal(head.corners, before["corners"])
     for name, value in head.named_parameters():
         assert not torch.equal(value, before[name]), name
