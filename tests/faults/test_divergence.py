@@ -11,6 +11,7 @@ import torch
 
 from fedamm_pl import FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.cli.main import main
+from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.summary import divergence
 from fedamm_pl.protocol.messages import State
 from tests.faults import faulty
@@ -175,8 +176,8 @@ def test_of_eighty_test_images_half_must_have_been_right(
     best: float, diverged: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chance 0.25 and five standard errors: 0.25 + 5 * sqrt(0.25 * 0.75 / 80) = 0.492."""
-    accuracies = iter([0.25, best, 0.25])
-    monkeypatch.setattr(Orchestrator, "evaluate", lambda _: {"test/loss": 1.0, "test/acc": next(accuracies)})
+    measured = ({"test/loss": 1.0, "test/acc": accuracy} for accuracy in (0.25, best, 0.25))
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: (next(measured), None))
     state = run(FedAvg, 2).state
     assert (state.diverged and state.diverged["round"]) == diverged
 

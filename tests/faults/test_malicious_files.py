@@ -227,12 +227,12 @@ def test_a_pickle_for_an_image_is_refused(
         Image.new("RGB", (12, 12), "red").save(root / folder / "0.png")
     path = root / part / "a/1.png"
     bare_pickle(path, Bomb(trace))
-    with pytest.raises(ValueError, match=r"a/1\.png to be an image, got a file that cannot be decoded"):
+    with pytest.raises(ValueError, match=r"a/1\.png to be a PNG, JPEG, WebP, BMP, GIF or TIFF image, got a file"):
         load_images("image_folder", root)
     line = refused(
         command("FedAMM", tmp_path / "run", "--data.dataset", "image_folder", "--data.root", str(root)), capsys
     )
-    assert f"Expected {path} to be an image" in line
+    assert f"Expected {path} to be a PNG, JPEG, WebP, BMP, GIF or TIFF image, got a file" in line
     assert not trace.exists()
 
 

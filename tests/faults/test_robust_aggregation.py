@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,17 @@ import pytest
 import torch
 
 from fedamm_pl import FedAvg, FederatedModule, Orchestrator
+from fedamm_pl.algorithms import Climb, CReFF, FedNova, Scaffold
 from fedamm_pl.cli.main import main
 from fedamm_pl.federation.checkpoint import load_checkpoint
-from fedamm_pl.federation.executors import SequentialExecutor
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.executors import RunSpec
+from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.federation.intake import Intake, outlier
-from fedamm_pl.protocol.messages import Answer, ClientResult, ClientTask, State
+from fedamm_pl.federation.server import Server
+from fedamm_pl.protocol.messages import ClientResult, ClientTask, State
+from fedamm_pl.protocol.reduction import Reduction
+from fedamm_pl.protocol.session import ClientSession, ServerSession
 from tests.faults import faulty
 from tests.faults.faulty import CPU, Plan, Returning
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
@@ -31,6 +37,7 @@ ROBUST: dict[str, dict[str, Any]] = {
     "median": {"aggregation": "median"},
     "trimmed_mean": {"aggregation": "trimmed_mean", "trim_fraction": 0.2},
 }
+QUICK: dict[str, Any] = {"client_fraction": 1.0, "local_epochs": 1, "eval_interval": 100, "trainer": CPU}
 Array = npt.NDArray[np.float64]
 
 
@@ -66,8 +73,9 @@ def reported(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What clients that are all honest return in round 1, and what they were sent."""
+    """What clients that are all honest return in round 1, what they were sent, and what is expected of them."""
 
+    server: Server
     sent: State
     tasks: list[ClientTask]
     results: list[ClientResult]
@@ -90,22 +98,30 @@ class Round:
         return results
 
 
+def honest_round(algorithm: type[FederatedModule]) -> Round:
+    data = even_data()
+    worker = Worker(RunSpec(make(algorithm, data), data, CPU, seed=0, threads=1))
+    server = Server(make(algorithm, data), data, CPU, seed=0)
+    broadcast = server.broadcast(server.module.shared_state(), round_num=1, local_epochs=1)
+    worker.begin(broadcast)
+    tasks = [ClientTask(client, seed=client) for client in CLIENTS]
+    results = [worker.train(task, {}) for task in tasks]
+    assert all(isinstance(result, ClientResult) for result in results)
+    return Round(server, broadcast.payload, tasks, results)  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="module")
 def honest() -> Round:
-    data = even_data()
-    module = make(FedAvg, data)
-    sent = module.shared_state()
-    tasks = [ClientTask(1, client, client, 1, sent) for client in CLIENTS]
-    results = list(SequentialExecutor(CPU).run(module, data.client, tasks, lambda question: Answer({})))
-    assert all(isinstance(result, ClientResult) for result in results)
-    return Round(sent, tasks, results)  # type: ignore[arg-type]
+    return honest_round(FedAvg)
 
 
-def returned(outcomes: Sequence[ClientResult], **options: Any) -> Orchestrator:
+def returned(
+    outcomes: Sequence[ClientResult], algorithm: type[FederatedModule] = FedAvg, **options: Any
+) -> Orchestrator:
     """A run of a round in which these results come back."""
     data = even_data()
-    options = {"num_rounds": 1, "client_fraction": 1.0, "eval_interval": 100, "trainer": CPU, **options}
-    run = Orchestrator(make(FedAvg, data), data, executor=Returning(outcomes), **options)
+    options = {**QUICK, "num_rounds": 1, **options}
+    run = Orchestrator(make(algorithm, data), data, executor=Returning(outcomes), **options)
     run.run()
     return run
 
@@ -195,8 +211,9 @@ def test_the_program_survives_what_it_was_told_to_bound(
 
 
 def accepted(results: Sequence[ClientResult], honest: Round, bound: float) -> list[State]:
-    intake = Intake(1, honest.tasks, honest.tasks[0].payload, max_update_norm=bound)
-    payloads = [result.payload for result in intake.accept(results, lambda result: None)]
+    server, config = honest.server, FederationConfig(1, max_update_norm=bound)
+    intake = Intake(1, honest.tasks, server.expected_payload(), server.module, config)
+    payloads = [result.payload for result in intake.accept(results, lambda result: result, lambda result: None)]
     assert not intake.failures
     return payloads
 
@@ -260,6 +277,91 @@ def test_a_bound_that_nothing_reaches_changes_no_bit(honest: Round) -> None:
     assert not [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "beside"), [(Scaffold, "control."), (CReFF, "class_gradients"), (FedNova, "num_steps")]
+)
+def test_what_is_sent_beside_the_model_is_not_shortened(algorithm: type[FederatedModule], beside: str) -> None:
+    honest = honest_round(algorithm)
+    sent = {name: value for name, value in honest.sent.items() if name.startswith("model.")}
+    for result, payload in zip(honest.results, accepted(honest.results, honest, 1e-3), strict=True):
+        others = [name for name in payload if not name.startswith("model.")]
+        assert any(name.startswith(beside) for name in others)
+        assert all(torch.equal(payload[name], result.payload[name]) for name in others)
+        assert any(bool(payload[name].any()) for name in others)
+        update = flat({name: payload[name] for name in sent}) - flat(sent)
+        assert np.linalg.norm(update) == pytest.approx(1e-3, rel=1e-3)
+
+
+class CountsClasses(FedAvg):
+    """FedAvg whose clients also say how many examples of each class they hold, in numbers that dwarf any update."""
+
+    returned: ClassVar[Mapping[str, Reduction]] = {"class_counts": "sum"}
+
+    def survey(self, session: ClientSession) -> State:
+        labels = torch.cat([labels for _, labels in session.data.plain_batches()])
+        return {"class_counts": 1e6 * labels.bincount(minlength=NUM_CLASSES).float()}
+
+    def expected_payload(self, sent: State) -> State:
+        return {**super().expected_payload(sent), "class_counts": torch.zeros(NUM_CLASSES)}
+
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        return {**super().server_step(state, reduced, server), "class_counts": reduced["class_counts"]}
+
+
+def test_a_bound_does_the_same_to_a_model_whatever_is_sent_beside_it() -> None:
+    states, data = [], even_data()
+    for algorithm in (FedAvg, CountsClasses):
+        run = Orchestrator(make(algorithm, data), data, num_rounds=2, max_update_norm=0.5, **QUICK)
+        run.run()
+        assert run.state.counts["refused_updates"] == 0
+        states.append(run.state.shared)
+    counts = states[1].pop("class_counts")
+    assert counts.tolist() == (1e6 * data.client_class_counts.sum(0)).tolist()
+    assert states[0].keys() == states[1].keys()
+    assert not [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]
+    assert np.linalg.norm(flat(states[0]) - flat(make(FedAvg, data).shared_state())) <= 2 * 0.5 * (1 + 1e-6)
+
+
+# Numbers beside the model that cannot be
+
+
+IMPOSSIBLE: list[tuple[type[FederatedModule], str, torch.Tensor, str]] = [
+    *((FedNova, "num_steps", torch.tensor(n), rf"its num_steps is {n}, expected 1 to 4\d") for n in (0, -1, 48, 2**62)),
+    (Climb, "global_loss", torch.tensor(-1e-9).double(), "its global_loss is -1e-09, a cross-entropy is 0 or more"),
+    (Climb, "global_loss", torch.tensor(-1e30).double(), r"its global_loss is -1e\+30, a cross-entropy is 0 or more"),
+    (Climb, "global_loss", torch.tensor(math.nan).double(), "global_loss is NaN or infinite"),
+    (Climb, "global_loss", torch.zeros(5).double(), r"global_loss has shape \(5,\), expected \(\)"),
+    (CReFF, "present", torch.tensor([1, 1, 2, 1]), "present holds other values than 0 and 1"),
+    (CReFF, "present", torch.tensor([1, 1, -1, 1]), "present holds other values than 0 and 1"),
+    (CReFF, "present", torch.tensor([1.0, 1.0, 0.5, 1.0]), "present is of type torch.float32, expected torch.int64"),
+    (CReFF, "class_gradients", torch.zeros(4, 4, 9) + math.inf, "class_gradients is NaN or infinite"),
+    (Scaffold, "control.model.hidden.weight", torch.zeros(8, 64) + math.nan, "control.model.hidden.weight is NaN"),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "name", "value", "reason"), IMPOSSIBLE)
+def test_an_impossible_number_beside_the_model_is_refused(
+    algorithm: type[FederatedModule], name: str, value: torch.Tensor, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = honest_round(algorithm)
+    assert name in honest.results[VICTIM].payload
+    run = returned(honest.with_victim(lambda payload, sent: {**payload, name: value}), algorithm)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("fedamm_pl")]
+    assert re.match(rf"round 1: the update of client {VICTIM} is refused: {reason}", line), line
+    assert len(line.splitlines()) == 1
+    assert run.state.counts["refused_updates"] == 1
+    others = returned([result for result in honest.results if result.client_id != VICTIM], algorithm)
+    assert run.state.shared.keys() == others.state.shared.keys()
+    assert not [key for key, wanted in others.state.shared.items() if not torch.equal(run.state.shared[key], wanted)]
+
+
+def test_as_many_steps_as_examples_are_possible(caplog: pytest.LogCaptureFixture) -> None:
+    honest = honest_round(FedNova)
+    for steps in (1, honest.results[VICTIM].num_examples):
+        returned(honest.with_victim(lambda payload, _, n=steps: {**payload, "num_steps": torch.tensor(n)}), FedNova)
+    assert [record for record in caplog.records if "refused" in record.getMessage()] == []
+
+
 # Median and trimmed mean
 
 
@@ -312,6 +414,41 @@ def test_fewer_than_three_successes_fail_a_round_of_a_robust_mean(aggregation: A
         assert len(kept) == (len(honest.sent) if fails else 0)
 
 
+class SpoilsControls(faulty.Strikable, Scaffold):
+    """A client claims that its control variate has changed by very much."""
+
+    def client_payload(self) -> State:
+        payload = super().client_payload()
+        spoilt = {name: torch.full_like(value, 1e3) for name, value in payload.items() if name.startswith("control.")}
+        return {**payload, **spoilt} if self.struck else payload
+
+
+def test_a_robust_mean_protects_the_control_variates_of_scaffold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(aggregation: Any, *victims: int) -> float:
+        monkeypatch.setattr(faulty, "plan", Plan(lambda round_num, client: client in victims))
+        data = even_data(augmentation="none")
+        run = Orchestrator(make(SpoilsControls, data), data, num_rounds=3, aggregation=aggregation, **QUICK)
+        return run.run()[-1]["test/loss"]
+
+    undisturbed, protected, wrecked = loss("median"), loss("median", VICTIM), loss("num_examples", VICTIM)
+    assert protected == pytest.approx(undisturbed, rel=0.2)
+    assert not wrecked < 10 * undisturbed
+
+
+@pytest.mark.parametrize("aggregation", ROBUST)
+@pytest.mark.parametrize(("algorithm", "sums"), [(CReFF, "class_gradients, present"), (Climb, "global_loss")])
+def test_a_method_whose_clients_send_sums_is_refused_for_a_robust_mean(
+    algorithm: type[FederatedModule], sums: str, aggregation: Any, tmp_path: Path
+) -> None:
+    message = (
+        rf"^Expected `aggregation` to be num_examples or uniform for {algorithm.__name__}, got {aggregation}: it cannot "
+        rf"protect the sums that its clients send \({sums}\)\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        returned([], algorithm, aggregation=aggregation, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # What is reported
 
 
@@ -327,8 +464,7 @@ def test_honest_clients_of_very_different_sizes_are_not_reported(
     assert max(sizes) > 6 * min(sizes)
     torch.manual_seed(0)
     module = FedAvg(NUM_CLASSES, 1, model, lr=0.05, info=data.info)
-    options: dict[str, Any] = {"client_fraction": 1.0, "local_epochs": 1, "eval_interval": 100, "trainer": CPU}
-    Orchestrator(module, data, num_rounds=2, seed=seed, **options).run()
+    Orchestrator(module, data, num_rounds=2, seed=seed, **QUICK).run()
     assert reported(caplog) == []
 
 
@@ -366,8 +502,7 @@ def accuracy_under_attack(aggregation: str, monkeypatch: pytest.MonkeyPatch) -> 
     module = make(faulty.FedAvgSpoilsPayload, data)
     plan = Plan(lambda round_num, client: client in (1, VICTIM), spoil=lambda *states: stretched(*states, -3.0))
     monkeypatch.setattr(faulty, "plan", plan)
-    options: dict[str, Any] = {"client_fraction": 1.0, "local_epochs": 1, "eval_interval": 3, "trainer": CPU}
-    run = Orchestrator(module, data, num_rounds=3, aggregation=aggregation, trim_fraction=0.4, **options)  # type: ignore[arg-type]
+    run = Orchestrator(module, data, num_rounds=3, aggregation=aggregation, trim_fraction=0.4, **QUICK)
     return run.run()[-1]["test/acc"]
 
 
