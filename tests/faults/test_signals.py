@@ -107,10 +107,10 @@ def test_ctrl_c_reaches_a_pipeline(command: Any, tmp_path: Path) -> None:
 # The program in a process that has its imports already
 
 STAGES = {
-    "the parser is built": "fedamm_pl.cli.main:build_parser",
+    "the parser is built": "fedamm_pl.cli.run:build_parser",
     "data are loaded": "fedamm_pl.data.datamodule:load_images",
-    "checkpoints are read": "fedamm_pl.federation.orchestrator:latest_checkpoint",
-    "the run is described": "fedamm_pl.cli.main:describe",
+    "checkpoints are read": "fedamm_pl.federation.run:latest_checkpoint",
+    "the run is described": "fedamm_pl.cli.run:describe",
     "the server answers": "fedamm_pl.algorithms.fedamm:meta_gradient",
     "the model is evaluated": "fedamm_pl.algorithms:FedAMM.test_step",
     "a round is logged": "pytorch_lightning.loggers:TensorBoardLogger.log_metrics",
@@ -118,17 +118,17 @@ STAGES = {
     "final.ckpt is written": "pytorch_lightning:Trainer.save_checkpoint",
 }
 MORE_STAGES = {
-    "configuration files are read": "fedamm_pl.cli.main:check_config_files",
+    "configuration files are read": "fedamm_pl.cli.run:check_config_files",
     "the tail is cut": "fedamm_pl.data.datamodule:long_tail_split",
-    "the network is made": "fedamm_pl.protocol.module:build_model",
+    "the network is made": "fedamm_pl.protocol.classifier:build_model",
     "the folder is locked": "fedamm_pl.federation.orchestrator:lock_folder",
-    "config.yaml is written": "fedamm_pl.cli.main:write_atomically",
+    "config.yaml is written": "fedamm_pl.cli.run:write_atomically",
     "a client trains": "fedamm_pl.algorithms:FedAMM.training_step",
     "a client does its meta step": "fedamm_pl.algorithms.fedamm:virtual_step",
     "clients are averaged": "fedamm_pl.federation.aggregation:WeightedAverage.compute",
     "a row is appended": "fedamm_pl.federation.callbacks.files:append_whole",
     "summary.json is written": "fedamm_pl.federation.callbacks.files:summary",
-    "the table is shown": "fedamm_pl.cli.main:table",
+    "the table is shown": "fedamm_pl.cli.run:table",
 }
 BEFORE_THE_FOLDER_IS_KNOWN = ("the parser is built", "configuration files are read")
 
