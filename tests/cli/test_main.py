@@ -3,8 +3,6 @@
 import pkgutil
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,6 @@ ROOT = Path(__file__).parent.parent.parent
 def test_installed_program_is_this_one() -> None:
     (name,) = re.findall(r'^fedamm = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert pkgutil.resolve_name(name) is main
-
-
-@pytest.mark.parametrize("program", [["orchestrate.py"], ["-m", "fedamm_pl.cli.main"]])
-def test_program_answers_in_a_process_of_its_own(program: list[str]) -> None:
-    words = [sys.executable, *program, "--version"]
-    child = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (child.stdout.split()[-1], child.stderr) == (__version__, "")
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,24 +1,8 @@
-"""``fedamm report``: where the page goes, and what is said where there is none."""
-
-from pathlib import Path
+"""``fedamm report``: what is said where there is no page; the page itself is tested beside its code."""
 
 import pytest
 
 from fedamm_pl.cli.main import main
-
-
-def test_page_goes_to_the_folder_of_the_run_or_where_it_is_told(
-    fedavg_run: Path,
-    fedamm_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    main(["report", str(fedavg_run), str(fedamm_run)])
-    main(["report", str(fedavg_run), "--output", "page.html"])
-    assert capsys.readouterr().out == "report in report.html\nreport in page.html\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "report.html"]
 
 
 @pytest.mark.parametrize(
