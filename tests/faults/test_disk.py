@@ -3,7 +3,6 @@
 import csv
 import errno
 import functools
-import gc
 import os
 import resource
 import shutil
@@ -71,8 +70,6 @@ def status(arguments: list[str]) -> Any:
         main(arguments)
     except SystemExit as stop:
         return stop.code
-    finally:
-        gc.collect()  # the lock of a run that failed before it began goes with the run
     return 0
 
 

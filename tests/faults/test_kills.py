@@ -1,5 +1,6 @@
 """A run that is killed at any instant, or whose checkpoints are damaged, ends in the bits of one that was not."""
 
+import builtins
 import functools
 import hashlib
 import io
@@ -32,7 +33,7 @@ from fedamm_pl.federation.checkpoint import load_checkpoint
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = [sys.executable, str(ROOT / "orchestrate.py")]
 # what may differ between two runs of the same rounds
-CLOCK_AND_HISTORY = {"seconds_per_round", "command", "resumes"}
+CLOCK_AND_HISTORY = {"seconds_per_round", "client_seconds_per_round", "command", "resumes"}
 DEADLINE = 120  # seconds after which a child that should have come somewhere counts as hanging
 
 # children are forked from a process that has done the imports, which take seconds
@@ -192,7 +193,7 @@ def watch(at: Callable[[str], None], patch: Callable[[Any, str, Any], None] = se
     and after a file gets its name), unlink and unlinked.
     """
     counts: Counter[str] = Counter()
-    path_open, replace, unlink, fsync = Path.open, Path.replace, Path.unlink, os.fsync
+    plain_open, path_open, replace, unlink, fsync = open, Path.open, Path.replace, Path.unlink, os.fsync
     move, write_event = shutil.move, GFile.write
 
     def moment(what: str, path: Path) -> None:
@@ -203,11 +204,15 @@ def watch(at: Callable[[str], None], patch: Callable[[Any, str, Any], None] = se
     class HalfWritten(io.FileIO):
         def write(self, content: Any) -> int:
             written = super().write(content[: len(content) // 2])
-            moment("half", Path(str(self.name)))
+            moment("half", Path(os.readlink(f"/proc/self/fd/{self.fileno()}")))
             return written + super().write(content[len(content) // 2 :])
 
     def watched_open(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
         return HalfWritten(path, mode) if mode in ("wb", "ab") else path_open(path, mode, *args, **options)
+
+    def watched_plain_open(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        """Rows are appended to a file that is open already."""
+        return HalfWritten(file, mode) if mode == "ab" else plain_open(file, mode, *args, **options)
 
     def watched_fsync(file: int) -> None:
         moment("fsync", Path(os.readlink(f"/proc/self/fd/{file}")))
@@ -236,6 +241,7 @@ def watch(at: Callable[[str], None], patch: Callable[[Any, str, Any], None] = se
 
     for owner, name, watched in (
         (os, "fsync", watched_fsync),
+        (builtins, "open", watched_plain_open),
         (Path, "open", watched_open),
         (Path, "replace", watched_replace),
         (Path, "unlink", watched_unlink),
@@ -380,11 +386,6 @@ def replace_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-def replace_by_a_dangling_link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
 def replace_by_an_archive(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("state.txt", "round 5")
@@ -408,7 +409,7 @@ def drop_a_field(path: Path) -> None:
 
 
 DAMAGES = [
-    *(empty, truncate, flip_a_bit, flag_a_tensor_as_a_folder, garbage, replace_by_a_dangling_link),
+    *(empty, truncate, flip_a_bit, flag_a_tensor_as_a_folder, garbage),
     *(replace_by_an_archive, replace_by_a_list, drop_a_field),
 ]
 

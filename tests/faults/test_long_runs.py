@@ -5,14 +5,14 @@ import json
 import os
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from fedamm_pl import FedAMM, Orchestrator
-from fedamm_pl.federation.callbacks import FederationCallback, LogTo
+from fedamm_pl.federation.callbacks import FederationCallback, LogTo, RoundRecord
+from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig
 from tests.faults.test_kills import FORKS, ended
 from tests.tiny import NUM_CLASSES, tiny_data, tiny_resnet
@@ -31,7 +31,7 @@ class Usage(FederationCallback):
         self.interval = interval
         self.series: list[dict[str, float]] = []
 
-    def on_round_end(self, orchestrator: Orchestrator, record: Any) -> None:
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
         """Take a sample, after a collection: what is garbage by then is no leak."""
         if record.round_num and record.round_num % self.interval == 0:
             gc.collect()

@@ -1,7 +1,7 @@
 """A folder belongs to one live run at a time, and to one experiment for good."""
 
+import dataclasses
 import functools
-import gc
 import json
 import logging
 import os
@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import fedamm_pl
 from fedamm_pl import FedAMM, Orchestrator
 from fedamm_pl.cli.main import main
-from fedamm_pl.federation import fingerprint, run_files, trainer
-from fedamm_pl.federation.callbacks import FederationCallback, Progress
+from fedamm_pl.federation import fingerprint, trainer
+from fedamm_pl.federation.callbacks import FederationCallback, Progress, RoundRecord, files
+from fedamm_pl.federation.evaluation import Evaluator
+from fedamm_pl.federation.executors import worker
+from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.files import lock_folder
 from tests.faults.test_kills import assert_same_run, checkpoints, ended, fork, wait_for
@@ -43,7 +45,7 @@ class Meanwhile(FederationCallback):
     def __init__(self, function: Callable[[], None]) -> None:
         self.function = function
 
-    def on_round_end(self, orchestrator: Orchestrator, record: Any) -> None:
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
         if record.round_num == 2:
             self.function()
 
@@ -75,7 +77,7 @@ def test_another_process_is_refused_and_disturbs_nothing(
     fedamm_run: Path, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, log, arguments = tmp_path / "run", tmp_path / "second", command("FedAMM", tmp_path / "run")
-    save, statuses = run_files.save_checkpoint, []
+    save, statuses = files.save_checkpoint, []
 
     def meanwhile(path: Path, state: Any, *rest: Any) -> Path:
         if state.round_num == 2:
@@ -84,7 +86,7 @@ def test_another_process_is_refused_and_disturbs_nothing(
             assert snapshot(folder) == before
         return save(path, state, *rest)
 
-    monkeypatch.setattr(run_files, "save_checkpoint", meanwhile)
+    monkeypatch.setattr(files, "save_checkpoint", meanwhile)
     main(arguments)
     assert statuses == [2]
     (line,) = log.with_suffix(".err").read_text().splitlines()
@@ -110,7 +112,7 @@ def test_another_orchestrator_in_the_process_is_refused_and_disturbs_nothing(tmp
     def meanwhile() -> None:
         before = snapshot(tmp_path / "run")
         with pytest.raises(ValueError, match=r"Expected `output_dir` to be a folder that no other run uses"):
-            federation(tmp_path / "run")
+            federation(tmp_path / "run").run()
         assert snapshot(tmp_path / "run") == before
 
     assert federation(tmp_path / "run", callbacks=[Meanwhile(meanwhile)]).run() == undisturbed
@@ -152,17 +154,29 @@ def test_the_folder_of_a_failed_run_is_free(error: BaseException, tmp_path: Path
 def test_the_folder_of_a_refused_run_is_free(tmp_path: Path) -> None:
     federation(tmp_path).run()
     with pytest.raises(ValueError, match=r"seed is 1 but was 0") as refused:
-        federation(tmp_path, seed=1)
+        federation(tmp_path, seed=1).run()
     assert_free(tmp_path)
     assert refused.traceback  # what refers to the run is alive
 
 
-def test_the_folder_of_a_run_that_never_began_is_free_when_it_is_collected(tmp_path: Path) -> None:
-    never_run = federation(tmp_path)
-    with pytest.raises(ValueError, match=r"no other run"):
-        lock_folder(tmp_path)
-    del never_run
-    gc.collect()
+def test_a_run_that_never_began_touches_nothing(tmp_path: Path) -> None:
+    never_run = federation(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    federation(tmp_path / "run", num_rounds=0).run()
+    assert never_run.state.history == []
+
+
+def test_an_opened_run_holds_its_folder_until_it_is_closed(tmp_path: Path) -> None:
+    """It has taken up what it goes on from; nobody may add to it meanwhile."""
+    federation(tmp_path, num_rounds=1).run()
+    opened = federation(tmp_path, num_rounds=2)
+    with opened.opened() as run:
+        assert run.state.round_num == opened.state.round_num == 1
+        with pytest.raises(ValueError, match=r"no other run"):
+            lock_folder(tmp_path)
+        assert opened.run()[-1]["round"] == 2
+        with pytest.raises(ValueError, match=r"no other run"):
+            lock_folder(tmp_path)
     assert_free(tmp_path)
 
 
@@ -179,7 +193,7 @@ def test_an_interrupted_run_may_be_run_again(place: str, tmp_path: Path, monkeyp
     undisturbed.run()
     owner, name = {
         "a client": (FedAMM, "training_step"),
-        "the evaluation": (Orchestrator, "evaluate"),
+        "the evaluation": (Evaluator, "measure"),
         "a callback": (Progress, "on_round_end"),
     }[place]
     first = federation(tmp_path / "run", eval_interval=1, callbacks=[Progress()])
@@ -205,8 +219,8 @@ def test_a_run_that_runs_again_is_refused_where_another_has_begun(tmp_path: Path
     first = federation(tmp_path, num_rounds=2)
     first.run()
     second = federation(tmp_path, num_rounds=4)
-    first.num_rounds = 3
-    with pytest.raises(ValueError, match=r"no other run"):
+    first.config = dataclasses.replace(first.config, num_rounds=3)
+    with second.opened(), pytest.raises(ValueError, match=r"no other run"):
         first.run()
     assert second.run()[-1]["round"] == 4
 
@@ -298,14 +312,14 @@ def test_the_same_data_elsewhere_are_no_difference(
 def test_another_version_of_the_package_is_refused(
     refuse: Any, half: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    was = fedamm_pl.__version__
-    monkeypatch.setattr(fedamm_pl, "__version__", "99.0")
+    was = fingerprint.__version__
+    monkeypatch.setattr(fingerprint, "__version__", "99.0")
     assert f"fedamm_pl is '99.0' but was '{was}'" in refuse(command("FedAMM", half))
 
 
 def other_torch(monkeypatch: pytest.MonkeyPatch) -> str:
-    versions = fingerprint.versions()
-    monkeypatch.setattr(fingerprint, "versions", lambda: {**versions, "torch": "99.0"})
+    versions = worker.versions()
+    monkeypatch.setattr(worker, "versions", lambda: {**versions, "torch": "99.0"})
     return f"torch is '99.0' but was '{versions['torch']}'"
 
 
@@ -347,7 +361,7 @@ def test_other_data_in_python_are_refused(tmp_path: Path) -> None:
     data = tiny_data()
     data.images.train_images[0, 0, 0, 0] += 1
     with pytest.raises(ValueError, match=r"data \(content\) is '\w+' but was '\w+'\. Choose"):
-        federation(tmp_path, data)
+        federation(tmp_path, data).run()
 
 
 class OtherAMM(FedAMM):
@@ -359,7 +373,7 @@ def test_another_class_in_python_is_refused(tmp_path: Path) -> None:
     data = tiny_data()
     module = OtherAMM(NUM_CLASSES, 1, tiny_resnet(NUM_CLASSES, 1), differentiation="forward", info=data.info)
     with pytest.raises(ValueError, match=r"algorithm is '\S*OtherAMM' but was 'FedAMM'"):
-        Orchestrator(module, data, num_rounds=1, local_epochs=1, output_dir=tmp_path)
+        Orchestrator(module, data, num_rounds=1, local_epochs=1, output_dir=tmp_path).run()
 
 
 # Resumes are counted
@@ -380,7 +394,7 @@ def test_resumes_are_counted(command: Any, tmp_path: Path, capsys: pytest.Captur
 
 def die_after(round_num: int) -> None:
     """Have this process end without a word when it has written the checkpoint of a round."""
-    save = run_files.save_checkpoint
+    save = files.save_checkpoint
 
     def saved(folder: Path, state: Any, *rest: Any) -> Path:
         path = save(folder, state, *rest)
@@ -388,7 +402,7 @@ def die_after(round_num: int) -> None:
             os._exit(9)
         return path
 
-    run_files.save_checkpoint = saved
+    files.save_checkpoint = saved
 
 
 def test_resumes_of_killed_runs_are_counted(fedamm_run: Path, command: Any, tmp_path: Path) -> None:
