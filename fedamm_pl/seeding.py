@@ -1,6 +1,8 @@
 """Randomness as a function of (seed, purpose, round, client, step), derived here and nowhere else."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,3 +38,11 @@ def numpy_generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
 def torch_generator(seed: int) -> torch.Generator:
     """Return a CPU generator with this seed: draws made on the CPU are the same for every training device."""
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let dropout and the like, which draw from the global state, draw from a seed; afterwards it is as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

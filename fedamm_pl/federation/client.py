@@ -2,8 +2,6 @@
 
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State, payload_bytes
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ClientSession
-from fedamm_pl.seeding import derive_seed
+from fedamm_pl.seeding import derive_seed, drawing_from
 
 
 def train_client(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult:
@@ -36,16 +34,16 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
     fit = trainer.build(max_epochs=session.broadcast.local_epochs)
     try:
         with trainer.precision_plugin.forward_context():
-            with torch.no_grad(), _drawing_from(derive_seed(seed, "survey"), module.device):
+            with torch.no_grad(), drawing_from(derive_seed(seed, "survey"), module.device):
                 session.surveyed = module.eval().survey(session)
             module.train()  # fit keeps the mode that it finds
-            with session.during("meta step"), _drawing_from(derive_seed(seed, "question"), module.device):
+            with session.during("meta step"), drawing_from(derive_seed(seed, "question"), module.device):
                 question = module.question(session)
                 session.answer = None if question is None else session.ask(0, question)
-        with _drawing_from(derive_seed(seed, "global"), module.device):
+        with drawing_from(derive_seed(seed, "global"), module.device):
             fit.fit(module, session.train_loader())
-        # copies: the next client trains on the same module
-        payload = _copied({**module.client_payload(), **session.surveyed})
+            # copies: the next client trains on the same module
+            payload = _copied({**module.client_payload(), **session.surveyed})
         kept = {**session.kept, **module.personal_state()}
         tallies = module.tallies()
     finally:
@@ -88,11 +86,3 @@ def one_line_reason(error: Exception) -> str:
 
 def _copied(state: State) -> State:
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-@contextmanager
-def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Let dropout and the like, which draw from the global state, draw from a seed; afterwards it is as it was."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.aggregation import Reducer
@@ -11,7 +12,7 @@ from fedamm_pl.protocol.messages import Answer, Broadcast, ClientResult, Questio
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ServerSession
-from fedamm_pl.seeding import derive_seed, torch_generator
+from fedamm_pl.seeding import derive_seed, drawing_from, torch_generator
 
 
 class Server:
@@ -47,7 +48,8 @@ class Server:
     def broadcast(self, state: State, round_num: int, local_epochs: int) -> Broadcast:
         """Start a round: return what goes out to its clients."""
         self.session = self._open(round_num, local_epochs, state)
-        broadcast = Broadcast(round_num, local_epochs, self.module.broadcast(state, self.session))
+        with self._drawing("broadcast"):
+            broadcast = Broadcast(round_num, local_epochs, self.module.broadcast(state, self.session))
         self._take_up(broadcast)
         return broadcast
 
@@ -62,7 +64,8 @@ class Server:
 
     def answer(self, question: Question) -> Answer:
         """Answer a client, in the arithmetic of the run, wherever the client is that asks."""
-        with self.trainer.precision_plugin.forward_context():
+        draws = self._drawing("answer", question.client_id, question.step)
+        with draws, self.trainer.precision_plugin.forward_context():
             return self.module.answer(question, self.session)
 
     def contribution(self, result: ClientResult) -> ClientResult:
@@ -71,12 +74,18 @@ class Server:
         Raises:
             ValueError: If the method refuses it.
         """
-        return dataclasses.replace(result, payload=self.module.contribution(result, self.session))
+        with self._drawing("contribution", result.client_id):
+            return dataclasses.replace(result, payload=self.module.contribution(result, self.session))
 
     def update(self, state: State, contributions: Iterable[ClientResult]) -> State:
         """Return the next state; the last one stays as it is."""
         own = {name: value.clone() for name, value in state.items()}  # the method may work in place
-        return self.module.server_update(own, contributions, self.session)
+        with self._drawing("update"):
+            return self.module.server_update(own, contributions, self.session)
+
+    def _drawing(self, purpose: str, *keys: int) -> AbstractContextManager[None]:
+        """Let a hook's dropout and the like draw from the run's seed, not from whatever ran before in this process."""
+        return drawing_from(derive_seed(self.seed, purpose, self.session.round_num, *keys), self.module.device)
 
     def _open(self, round_num: int, local_epochs: int, state: State) -> ServerSession:
         return ServerSession(
