@@ -5,7 +5,7 @@ import inspect
 import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytorch_lightning as pl
@@ -19,6 +19,7 @@ from fedamm_pl.data.client import BatchLoader
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.protocol.messages import Question
 from fedamm_pl.seeding import derive_seed
+from tests.one_round import Round
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
 
 LR, META_LR, MOMENTUM, DECAY = 0.05, 0.3, 0.9, 5e-4
@@ -169,7 +170,7 @@ def test_meta_lr_0_returns_the_weight_net_exactly(meta_update: str) -> None:
 class Modes(FedAMM):
     """Records whether the network is in training mode at each step."""
 
-    modes: list[bool]
+    modes: ClassVar[list[bool]] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         self.modes.append(all(part.training for part in self.model.modules()))
@@ -179,12 +180,12 @@ class Modes(FedAMM):
 def test_clients_train_in_training_mode_after_an_evaluation_too() -> None:
     data = tiny_data()
     module = make(Modes, data)
-    module.modes = []
+    Modes.modes.clear()
     module.eval()
     run = Orchestrator(module, data, num_rounds=2, local_epochs=1, eval_interval=1, trainer=DOUBLE)
     run.run()
-    assert len(module.modes) > 4
-    assert all(module.modes)
+    assert len(Modes.modes) > 4
+    assert all(Modes.modes)
     assert run.state.shared["model.bn1.num_batches_tracked"] > 0
 
 
@@ -314,7 +315,7 @@ def test_support_and_meta_set_on_another_device_are_moved() -> None:
     images, labels = module._on_device(*data.meta_batch(0))
     assert images.device == labels.device == torch.device("meta")
     question = {f"model.{name}": value.detach() for name, value in module.model.named_parameters()}
-    answer = module.answer(Question(1, 0, 0, question), data.meta_batch(0))
+    answer = module.answer(Question(1, 0, 0, question), Round(make(FedAMM, data), data, DOUBLE).server.session)
     assert answer.payload.keys() == question.keys()
 
 

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fedamm_pl import Orchestrator
+from fedamm_pl import FederatedModule, Orchestrator
 from fedamm_pl.algorithms import (
     ClassBalanced,
     Climb,
     CReFF,
     FedAvg,
-    FederatedModule,
     FedETF,
     FedFocal,
     FedLC,
@@ -29,14 +28,14 @@ from fedamm_pl.algorithms import (
     Scaffold,
 )
 from fedamm_pl.federation.callbacks import FederationCallback
+from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
-from fedamm_pl.protocol.messages import ClientResult
+from fedamm_pl.protocol.messages import ClientResult, State
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data
 
 HIDDEN = 16
 PARTITIONS = ["by_num_classes", "by_dirichlet", "by_shards", "iid"]
 CPU = TrainerConfig(accelerator="cpu", precision="32-true")
-State = dict[str, Tensor]
 Method = tuple[type[FederatedModule], dict[str, Any]]
 
 METHODS: dict[str, Method] = {
@@ -245,11 +244,18 @@ def test_trains_in_half_precision_too(name: str, precision: Any) -> None:
 @every_method
 @pytest.mark.usefixtures("fresh_compiler")
 def test_the_compiled_network_trains_alike(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
-    eagerly = functools.partialmethod(nn.Module.compile, backend="eager")  # traced, but computed as it was written
+    graphs: list[Any] = []
+
+    def eagerly(graph: Any, inputs: Any) -> Any:
+        """Compute what was traced as it was written."""
+        graphs.append(graph)
+        return graph.forward
+
     data = tiny_data(num_clients=2, batch_size=40)
     plain = federate(make(method, data), data, 2)
-    monkeypatch.setattr(nn.Module, "compile", eagerly)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=eagerly))
     compiled = federate(make(method, data), data, 2, trainer=TrainerConfig("cpu", precision="32-true", compile=True))
+    assert graphs
     assert compiled.state.counts == dict.fromkeys(compiled.state.counts, 0)
     for name, value in plain.state.shared.items():
         torch.testing.assert_close(compiled.state.shared[name], value)
@@ -334,7 +340,7 @@ class Kept(FederationCallback):
         self.again = 0
         self.seen: set[int] = set()
 
-    def on_client_end(self, federation: Orchestrator, result: ClientResult) -> None:
+    def on_client_end(self, run: Run, result: ClientResult) -> None:
         self.again += result.client_id in self.seen
         self.seen.add(result.client_id)
 
@@ -354,9 +360,9 @@ def test_resumed_run_equals_uninterrupted_run(method: Method, tmp_path: Path) ->
     halves = run(4, "halves")
     assert halves.state.counts["resumes"] == 1
     assert_equal(halves.state.shared, whole.state.shared)
-    assert halves.state.kept.keys() == whole.state.kept.keys()
-    for client, kept in whole.state.kept.items():
-        assert_equal(halves.state.kept[client], kept)
+    assert halves.state.kept == whole.state.kept
+    for client, kept in kept_by(whole).items():
+        assert_equal(kept_by(halves)[client], kept)
     assert halves.state.history == whole.state.history
     assert_equal(halves.module.shared_state(), whole.module.shared_state())
     loaded = type(whole.module).load_from_checkpoint(tmp_path / "halves/final.ckpt", model=mlp())
@@ -364,19 +370,25 @@ def test_resumed_run_equals_uninterrupted_run(method: Method, tmp_path: Path) ->
     assert (tmp_path / "halves/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
 
+def kept_by(run: Orchestrator) -> dict[int, State]:
+    """What each client that has taken part keeps to itself."""
+    return {client: run._store.read(client, version) for client, version in run.state.kept.items()}
+
+
 def test_what_a_run_must_remember_is_there_to_be_resumed() -> None:
     data = tiny_data()
-    states = {}
+    states, kept = {}, {}
     for name in ("Scaffold", "Moon", "Climb", "CReFF", "FedProx"):
-        states[name] = federate(make(METHODS[name], data), data, 2, client_fraction=0.5).state
+        run = federate(make(METHODS[name], data), data, 2, client_fraction=0.5)
+        states[name], kept[name] = run.state, kept_by(run)
     model = set(make((FedAvg, {}), data).shared_state())
     assert set(states["Scaffold"].shared) - model == {f"control.{name}" for name in model}
     assert set(states["Climb"].shared) - model == {"dual"}
     assert set(states["CReFF"].shared) - model == {"features", "retrained.weight", "retrained.bias"}
     for name in ("Scaffold", "Moon"):
-        assert states[name].kept
-        assert {frozenset(kept) for kept in states[name].kept.values()} == {frozenset(model)}
-    assert not any(states["FedProx"].kept.values())
+        assert kept[name]
+        assert {frozenset(state) for state in kept[name].values()} == {frozenset(model)}
+    assert not kept["FedProx"]
     assert set(states["FedProx"].shared) == set(states["Moon"].shared) == model
 
 

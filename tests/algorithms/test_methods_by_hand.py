@@ -16,8 +16,8 @@ from fedamm_pl.algorithms.fedetf import ETFHead
 from fedamm_pl.algorithms.fednova import normalizer
 from fedamm_pl.algorithms.ratio_loss import class_ratios
 from fedamm_pl.data.client import Batch
-from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.executors.worker import Worker
+from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.models import features_and_logits, last_linear
 from fedamm_pl.protocol.messages import ClientResult, ClientTask
@@ -142,9 +142,7 @@ def test_scaffold_equals_option_ii_of_the_paper_in_the_weights_of_the_models(
         server.w = server.mean_by_examples(trained, uniform)
         change = server.mean_by_examples(changes, uniform)
         c = {n: c[n] + len(changes) / num_clients * change[n] for n in c}
-    run = federate(
-        make(Scaffold, data), data, 4, client_fraction=fraction, local_epochs=2, aggregation=aggregation
-    )
+    run = federate(make(Scaffold, data), data, 4, client_fraction=fraction, local_epochs=2, aggregation=aggregation)
     assert max(float(value.abs().max()) for value in c.values()) > 1e-2
     assert_close(run, server.w)
     assert_close(run, c, "control.model.")
@@ -187,7 +185,9 @@ def test_scaffold_of_equal_clients_weighs_them_uniformly_as_the_paper_does() -> 
     data = tiny_data(partition="iid", imbalance_factor=1.0)
     assert len({data.client_size(client) for client in range(4)}) == 1
     states = [
-        federate(make(Scaffold, data), data, 3, client_fraction=0.5, local_epochs=1, aggregation=aggregation).state.shared
+        federate(
+            make(Scaffold, data), data, 3, client_fraction=0.5, local_epochs=1, aggregation=aggregation
+        ).state.shared
         for aggregation in ("num_examples", "uniform")
     ]
     torch.testing.assert_close(*states, rtol=1e-12, atol=1e-14)
