@@ -67,10 +67,10 @@ def pack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None = None) 
     written: dict[str, Tensor] = {}
     seen: set[int] = set()
     try:
-        for name, value in tensors.items():
+        for place, value in enumerate(tensors.values()):  # by number: the format reserves a name
             value = value.detach().cpu().contiguous()
             storage = value.untyped_storage().data_ptr()
-            written[name] = value.clone() if storage in seen else value  # the format shares no memory
+            written[str(place)] = value.clone() if storage in seen else value  # the format shares no memory
             seen.add(storage)
         return bytes(safetensors.torch.save(written, header))
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
@@ -87,6 +87,6 @@ def unpack(content: bytes) -> tuple[State, dict[str, Any]]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         names, plain = json.loads(header["names"]), json.loads(header["plain"])
         tensors = safetensors.torch.load(content)
-        return {name: tensors[name] for name in names}, dict(plain)
+        return {name: tensors[str(place)] for place, name in enumerate(names)}, dict(plain)
     except Exception as error:  # mangled bytes may raise anything
         raise ValueError(f"Expected packed tensors, got bytes that cannot be read ({error!s:.100}).") from error

@@ -32,7 +32,19 @@ DTYPES = [
 ]
 NAMES = st.one_of(
     st.sampled_from(
-        ["model.conv1.weight", "a-b.c_d", "Größe/ß.0", "", ".", "/", "payload", "payload/x", "名前", "\n\t\0"]
+        [
+            "model.conv1.weight",
+            "a-b.c_d",
+            "Größe/ß.0",
+            "",
+            ".",
+            "/",
+            "payload",
+            "payload/x",
+            "__metadata__",
+            "名前",
+            "\n\t\0",
+        ]
     ),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
 )
