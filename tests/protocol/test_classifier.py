@@ -1,0 +1,139 @@
+"""Layouts of images, and compiled networks beside plain ones."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedamm_pl import FedAvg, Orchestrator
+from fedamm_pl.federation.trainer import TrainerConfig
+from tests.tiny import NUM_CLASSES, tiny_data, tiny_resnet
+
+CPU: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true"}
+
+
+class Viewing(nn.Module):
+    """Flattens by ``view``, which fails on images that lie channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 64, NUM_CLASSES)
+        self.fast: set[bool] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.fast.add(images.is_contiguous(memory_format=torch.channels_last))
+        return self.linear(images.view(len(images), -1))
+
+
+class Fast(Viewing):
+    channels_last = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.fast.add(images.is_contiguous(memory_format=torch.channels_last))
+        return self.linear(images.flatten(1))
+
+
+def images(dtype: torch.dtype) -> Tensor:
+    return torch.ones(2, 3, 8, 8, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("network", "fast"), [(Viewing, False), (Fast, True)])
+def test_networks_that_say_so_get_images_channels_last_and_others_contiguous(
+    network: type[Viewing], fast: bool, dtype: torch.dtype
+) -> None:
+    module = FedAvg(NUM_CLASSES, 3, network())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert module(images(dtype).contiguous(memory_format=layout)).shape == (2, NUM_CLASSES)
+    assert module.model.fast == {fast}
+
+
+def test_the_packages_networks_get_images_channels_last() -> None:
+    for name in ("small_cnn", "resnet20"):
+        assert (
+            FedAvg(NUM_CLASSES, 3, name).prepare(images(torch.uint8)).is_contiguous(memory_format=torch.channels_last)
+        )
+
+
+@pytest.mark.parametrize(
+    ("network", "memory_format", "fast"),
+    [
+        (Viewing, "auto", False),
+        (Fast, "auto", True),
+        (Fast, "contiguous_format", False),
+        (Viewing, "contiguous_format", False),
+    ],
+)
+def test_a_trainer_sets_another_layout(network: type[Viewing], memory_format: Any, fast: bool) -> None:
+    module = FedAvg(NUM_CLASSES, 3, network())
+    TrainerConfig(**CPU, memory_format=memory_format).place(module)
+    module(images(torch.uint8))
+    assert module.model.fast == {fast}
+
+
+def test_a_network_that_views_fails_where_channels_last_is_asked_for() -> None:
+    module = FedAvg(NUM_CLASSES, 3, Viewing())
+    TrainerConfig(**CPU, memory_format="channels_last").place(module)
+    with pytest.raises(RuntimeError, match="view"):
+        module(images(torch.uint8))
+
+
+def test_what_are_no_images_passes_through() -> None:
+    module = FedAvg(NUM_CLASSES, 1, nn.Linear(5, NUM_CLASSES))
+    features = torch.randn(3, 5)
+    assert torch.equal(module.prepare(features), features)
+
+
+class FlatView(nn.Module):
+    """A network of one's own, as one writes it without a thought of layouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 2, 3, padding=1)
+        self.linear = nn.Linear(2 * 64, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.convolution(images).view(len(images), -1))
+
+
+def test_a_network_of_ones_own_that_views_trains_in_a_federation_by_default() -> None:
+    data = tiny_data()
+    run = Orchestrator(
+        FedAvg(NUM_CLASSES, 1, FlatView(), info=data.info),
+        data,
+        num_rounds=1,
+        local_epochs=1,
+        trainer=TrainerConfig(**CPU),
+    )
+    run.run()
+    assert run.state.counts == dict.fromkeys(run.state.counts, 0)
+
+
+def test_a_compiled_network_is_no_submodule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: nn.Sequential(network))  # as torch's is, a Module around it
+    module = FedAvg(NUM_CLASSES, 1, tiny_resnet(NUM_CLASSES, 1))
+    names, parts = list(module.state_dict()), [name for name, _ in module.named_modules()]
+    TrainerConfig(**CPU, compile=True).place(module)
+    assert module.compiled is not None
+    assert list(module.state_dict()) == names
+    assert [name for name, _ in module.named_modules()] == parts
+    images = torch.zeros(2, 1, 8, 8)
+    torch.testing.assert_close(module.eval()(images), module.model(images))
+    TrainerConfig(**CPU).place(module)
+    assert module.compiled is None
+
+
+def test_logits_are_those_of_the_compiled_network_and_the_network_itself_stays() -> None:
+    module = FedAvg(NUM_CLASSES, 1, nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES)))
+    called: list[Tensor] = []
+
+    def compiled(images: Tensor) -> Tensor:
+        called.append(images)
+        return module.model(images)
+
+    module.compiled = compiled
+    module(torch.zeros(2, 1, 8, 8))
+    assert len(called) == 1
+    module.model(torch.zeros(2, 1, 8, 8))
+    assert len(called) == 1
