@@ -205,7 +205,7 @@ def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = N
 
     Args:
         folder: Where they are.
-        holds: Client and round -> whether what the client kept then is there; a checkpoint that lacks it is not whole.
+        holds: Client and round -> whether what the client kept then is there and whole; a checkpoint that lacks it is not.
 
     Returns:
         The checkpoint, or None if the folder holds none at all.
@@ -241,6 +241,6 @@ def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = N
 def _require_kept(path: Path, state: RunState, holds: Callable[[int, int], bool] | None) -> None:
     if holds and (lacking := [client for client, round_num in state.kept.items() if not holds(client, round_num)]):
         raise ValueError(
-            f"Expected {path} to be a whole checkpoint of a run, got one without what {len(lacking)} clients kept, the first "
-            f"of them client {lacking[0]}."
+            f"Expected {path} to be a whole checkpoint of a run, got one without what its clients keep: the files of "
+            f"{len(lacking)} of {len(state.kept)} are missing or damaged, the first of client {lacking[0]}."
         )

@@ -182,6 +182,7 @@ class Orchestrator:
                 kept.commit()
             except RoundFailedError as error:
                 failed = str(error)
+                kept.drop()
                 log.warning("round %d failed, the global model stays as it was: %s", round_num, failed)
             # Evaluate if due, do the accounts, tell the callbacks.
             state.round_num = round_num

@@ -31,7 +31,7 @@ class ClientStore(Protocol):
         ...
 
     def holds(self, client_id: int, round_num: int) -> bool:
-        """Whether there is such a version."""
+        """Whether there is such a version, and it is whole."""
         ...
 
     def discard(self, after: int) -> None:
@@ -140,9 +140,12 @@ class FileStore:
         path = self._path(client_id, round_num)
         content = path.read_bytes()
         packed, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
-        if hashlib.sha256(packed).digest() != digest:
-            raise OSError(errno.EIO, "what a client kept is damaged, its checksum differs", str(path))
-        return unpack(packed)[0]
+        try:
+            if hashlib.sha256(packed).digest() != digest:
+                raise ValueError("its checksum differs")
+            return unpack(packed)[0]
+        except ValueError as error:
+            raise OSError(errno.EIO, f"what a client kept is damaged, {error}", str(path)) from error
 
     def write(self, client_id: int, round_num: int, state: State) -> None:
         """Keep a state as the client's version of a round."""
@@ -152,8 +155,12 @@ class FileStore:
         self._versions.add(client_id, round_num)
 
     def holds(self, client_id: int, round_num: int) -> bool:
-        """Whether there is such a version."""
-        return self._path(client_id, round_num).is_file()
+        """Whether there is such a version, and it is whole."""
+        try:
+            self.read(client_id, round_num)
+        except OSError:
+            return False
+        return True
 
     def discard(self, after: int) -> None:
         """Forget the versions of rounds after this one."""
@@ -182,12 +189,12 @@ class RoundKept:
     """
 
     def __init__(self, store: ClientStore, versions: dict[int, int], round_num: int, personal: State) -> None:
-        store.discard(after=round_num - 1)  # of a round that was interrupted, or failed
         self._store = store
         self._versions = versions
         self._round_num = round_num
         self._personal = personal
         self._written: dict[int, int] = {}
+        self.drop()  # of the same round, interrupted
 
     def read(self, client_id: int) -> State:
         """Return what a client has kept.
@@ -207,3 +214,7 @@ class RoundKept:
     def commit(self) -> None:
         """Let what was written be what the clients have kept."""
         self._versions.update(self._written)
+
+    def drop(self) -> None:
+        """Forget what was written: the round has failed."""
+        self._store.discard(after=self._round_num - 1)
