@@ -1,6 +1,8 @@
 """What is chosen for speed: precision, layout, compilation, batches of the evaluation; the plain way gives the same."""
 
-import functools
+import logging
+import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -9,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
-from fedamm_pl.federation.trainer import TrainerConfig, computes_in_bfloat16
-from fedamm_pl.models import SmallCNN, uncompiled
+from fedamm_pl.federation.trainer import TrainerConfig, computes_in_bfloat16, quiet
+from fedamm_pl.models import SmallCNN
 from tests.tiny import NUM_CLASSES, tiny_data
 
 State = dict[str, Tensor]
@@ -143,17 +145,24 @@ def perceptron(num_classes: int, in_channels: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, 8), nn.ReLU(), nn.Linear(8, num_classes))
 
 
+def compiling(monkeypatch: pytest.MonkeyPatch, backend: Any) -> list[nn.Module]:
+    """Let torch compile with a backend; the networks that are compiled are noted."""
+    compiled: list[nn.Module] = []
+    compile_ = torch.compile
+
+    def compile_noted(network: nn.Module) -> Any:
+        compiled.append(network)
+        return compile_(network, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile_noted)
+    return compiled
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_the_network_is_compiled_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
-
-    def compile_eagerly(module: nn.Module) -> None:
-        compiled.append(module)
-        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    compiled = compiling(monkeypatch, "eager")
     trained(FedAvg, model="tests.federation.test_trainer.perceptron", compile=True)
-    assert [type(module) for module in compiled] == [nn.Sequential]
+    assert [type(module) for module in compiled] == [nn.Sequential] * 2  # the server's, and that of all clients
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -166,7 +175,7 @@ def test_nothing_is_compiled_after_the_first_rounds_and_nothing_without_the_opti
         graphs.append(1)
         return graph.forward
 
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=count))
+    compiling(monkeypatch, count)
     data = tiny_data()
 
     def run(module: FedAvg, num_rounds: int, compiled: bool) -> int:
@@ -186,21 +195,68 @@ def test_what_cannot_be_compiled_is_said_before_the_first_round(monkeypatch: pyt
     def refuse(*_: Any) -> None:
         raise RuntimeError("No working C++ compiler found\nmore")
 
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=refuse))
+    compiling(monkeypatch, refuse)
     with pytest.raises(ValueError, match=r"`compile` to be false .*, got true: .*No working C\+\+ compiler found"):
         trained(FedAvg, model="tests.federation.test_trainer.perceptron", compile=True)
 
 
-def test_uncompiled_calls_the_network_as_it_was_written() -> None:
-    network = perceptron(2, 1)
-    network._compiled_call_impl = lambda *_: "compiled"
-    images = torch.zeros(1, 1, 8, 8)
-    with uncompiled(network):
-        assert network(images).shape == (1, 2)
-    assert network(images) == "compiled"
-    with pytest.raises(RuntimeError), uncompiled(network):
-        network(images[:, :, 1:])  # of a wrong size
-    assert network(images) == "compiled"
+@pytest.mark.usefixtures("fresh_compiler")
+def test_the_compiled_network_is_for_plain_forward_passes_and_no_second_submodule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiling(monkeypatch, "eager")
+    data = tiny_data()
+    module = FedAvg(NUM_CLASSES, 1, perceptron(NUM_CLASSES, 1), info=data.info)
+    names = list(module.state_dict())
+    TrainerConfig("cpu", compile=True).place(module)
+    assert list(module.state_dict()) == names
+    images = data.images.test_images[:4]
+    torch.testing.assert_close(module(images), module.model(module.prepare(images)))
+    module.compiled = lambda _: "compiled"  # type: ignore[assignment, return-value]
+    assert module(images) == "compiled"
+    TrainerConfig("cpu").place(module)
+    assert module.compiled is None
+
+
+# A configuration in another process
+
+
+def test_auto_is_resolved_once_and_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    config = TrainerConfig("cpu").resolved()
+    assert config == TrainerConfig("cpu", precision="bf16-mixed")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    config.build()
+    config.precision_plugin  # noqa: B018  looked up here, and no part of what is sent
+    content = pickle.dumps(config)
+    assert len(content) < 300
+    assert pickle.loads(content) == config
+    assert pickle.loads(content).resolved_precision == "bf16-mixed"
+    assert pickle.loads(content).build().precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 2}, r"`devices` to be 1 or the number of one GPU like \[2\], got 2"),
+        ({"devices": [0, 1]}, r"`devices` to be 1 or the number of one GPU like \[2\], got \[0, 1\]"),
+        ({"accelerator": "mps"}, "`accelerator` and `devices` to be available, got 'mps' and 1"),
+    ],
+)
+def test_what_is_not_there_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainerConfig(**options).resolved()
+
+
+def test_what_lightning_says_of_every_fit_is_silenced_for_the_time(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    with pytest.raises(KeyError), quiet():
+        logger.info("a tip")
+        warnings.warn("GPU available but not used", stacklevel=1)
+        raise KeyError
+    assert caplog.text == ""
+    assert logger.level == level
 
 
 # Evaluation

@@ -1,0 +1,34 @@
+"""A method whose rounds go as their numbers say, and how it goes with one client after the other."""
+
+import multiprocessing
+from collections.abc import Iterator
+
+import pytest
+
+from fedamm_pl.federation.executors import Runner, RunSpec, Sequential
+from tests.federation.executors.methods import NUM_CLIENTS, HalfReadable, Scripted
+from tests.federation.small import make, spec
+
+
+@pytest.fixture(scope="class")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    """A method whose rounds go as their numbers say."""
+    options = dict(num_clients=NUM_CLIENTS, num_meta_per_class=2, imbalance_factor=0.2, batch_size=8)
+    data = HalfReadable("tiny", partition="iid", **options)  # type: ignore[arg-type]
+    folder = str(tmp_path_factory.mktemp("scripted"))
+    return spec(make(Scripted, data, differentiation="forward", folder=folder), data)
+
+
+@pytest.fixture(scope="class")
+def reference(scripted: RunSpec) -> Iterator[Runner]:
+    """One client after the other, in this process."""
+    with Sequential().open(scripted) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="class")
+def runner(request: pytest.FixtureRequest, scripted: RunSpec) -> Iterator[Runner]:
+    """One of the class's executor for all its tests: to start it may take seconds."""
+    with request.cls().executor().open(scripted) as runner:
+        yield runner
+    assert multiprocessing.active_children() == []
