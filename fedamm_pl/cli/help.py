@@ -81,7 +81,7 @@ def program_help() -> str:
     """Return the help of the program."""
     lines = [entry(*item) for item in PROGRAM.items()]
     for group in LISTED:
-        lines += ["", wrapped(f"{summary(GROUPS[group])}"), *option_lines(group, GROUPS[group])]
+        lines += ["", wrapped(summary(GROUPS[group])), *option_lines(group, GROUPS[group])]
     usage = "fedamm [--config FILE] --algorithm CLASS [--OPTION VALUE ...]\n"
     usage += "       fedamm compare --help    methods x seeds x settings in one table\n"
     usage += "       fedamm report --help     runs as one HTML page"

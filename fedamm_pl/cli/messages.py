@@ -53,15 +53,20 @@ def option_of(owner: type, name: str) -> str:
 
 
 def unknown_option(name: str, owner: type | None = None) -> str:
-    """Say that there is no such option, and which could be meant: one that exists for the class that was chosen."""
+    """Say that there is no such option, and which could be meant: one that exists for the class that was chosen.
+
+    Args:
+        name: As it was given, with or without its group.
+        owner: The class whose options were read, where it is known.
+    """
     first, last = name.partition(".")[0], name.rpartition(".")[2]
     owner = owner or GROUPS.get(first)
     group, own = (group_of(owner), options_of(owner)) if owner else (None, {})
-    chosen = owner is not None and not dataclasses.is_dataclass(owner)
     if group in OFFERED and last == "class_path":
         return f"Expected --{group} to hold class_path and init_args, with the options below init_args, got both side by side"
-    if group in OFFERED and owner is GROUPS[group] not in OFFERED[group]:
+    if group in OFFERED and owner is GROUPS[group] and owner not in OFFERED[group]:
         return f"Expected --{group} before --{group}.{last}: whose option it is depends on the class"
+    chosen = owner is not None and not dataclasses.is_dataclass(owner)
     said = f"{owner.__name__} has no option {last}" if owner and chosen else f"unknown option {name}"
     if group or not owner:
         for other in GROUPS:
@@ -71,11 +76,9 @@ def unknown_option(name: str, owner: type | None = None) -> str:
         said += f" ({', '.join(others)} {'has' if len(others) == 1 else 'have'})"
     elif close := similar(last, own or option_names()):
         return f"{said}; did you mean {option_of(owner, close) if owner else option_names()[close]}?"
-    return (
-        f"{said}; its options are {', '.join(own)}"
-        if chosen and own
-        else f"{said}; see --{f'{group}.' if group else ''}help"
-    )
+    if chosen and own:
+        return f"{said}; its options are {', '.join(own)}"
+    return f"{said}; see {f'--{group}.help' if group else '--help'}"
 
 
 def unknown_class(group: str, got: str) -> str:

@@ -55,7 +55,10 @@ def options_of(owner: type) -> dict[str, inspect.Parameter]:
     for kind in owner.__mro__[:-1]:  # without object
         if "__init__" not in vars(kind):
             continue
-        hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
+        try:
+            hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
+        except NameError:  # some exist for type checkers only
+            hints = {}
         (_, *parameters) = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

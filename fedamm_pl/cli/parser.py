@@ -1,6 +1,7 @@
 """The parser of a run's options, what it lets pass and should not, and the configuration that it gives as YAML."""
 
 import argparse
+import inspect
 import itertools
 import json
 import sys
@@ -37,7 +38,7 @@ class Parser(ArgumentParser):
         self, theclass: type, nested_key: str | None = None, *args: Any, **options: Any
     ) -> list[str]:
         """Add the options of a class, see ``jsonargparse``."""
-        if nested_key is None:
+        if nested_key is None and inspect.isclass(theclass):
             self.owner = theclass
         return list(super().add_class_arguments(theclass, nested_key, *args, **options))
 

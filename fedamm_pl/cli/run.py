@@ -198,6 +198,7 @@ def describe(orchestrator: Orchestrator) -> str:
     module, data, info = orchestrator.server.module, orchestrator.data, orchestrator.data.info
     sizes = [data.client_size(client) for client in range(data.num_clients)]
     least, most = min(sizes), max(sizes)
+    network = module.hparams.get("model") or type(module.model).__name__
     factor, parameters = data.imbalance_factor, sum(value.numel() for value in module.model.parameters())
     few_classes, counts = data.num_classes <= SHOWN_CLASSES, info["class_counts"]
     groups = "; ".join(
@@ -206,7 +207,7 @@ def describe(orchestrator: Orchestrator) -> str:
     started = orchestrator.state.round_num
     return "\n".join(
         [
-            f"{type(module).__name__} with {module.hparams['model']} ({parameters:,} parameters) on {module.device}, "
+            f"{type(module).__name__} with {network} ({parameters:,} parameters) on {module.device}, "
             f"{orchestrator.trainer.resolved_precision}",
             f"{data.hparams['dataset']}: {sum(counts)} training images, imbalance factor {factor:g} (IF {1 / factor:g}), "
             f"{data.num_clients} clients of {f'{least} images each' if least == most else f'{least} to {most} images'}",

@@ -44,6 +44,13 @@ def test_options_that_are_not_passed_on_are_none() -> None:
     assert list(options_of(Closed)) == ["strength"]
 
 
+def test_type_that_exists_for_type_checkers_only_is_any() -> None:
+    class Typed:
+        def __init__(self, name: "Missing", lr: float) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    assert {name: parameter.annotation for name, parameter in options_of(Typed).items()} == {"name": Any, "lr": Any}
+
+
 def test_what_comes_from_elsewhere_is_no_option() -> None:
     for group, names in LINKED.items():
         for kind in imported(group):

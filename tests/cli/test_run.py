@@ -308,6 +308,17 @@ def test_an_own_network_comes_in_by_import_path(command: Any, tmp_path: Path) ->
     assert isinstance(module.model, OwnNet)
 
 
+def test_an_own_network_with_options_of_its_own_comes_in_by_class_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: Any
+) -> None:
+    network = {"class_path": f"{__name__}.OwnNet", "init_args": {"num_classes": 6, "in_channels": 3}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"algorithm": {"init_args": {"model": network}}}))
+    main([*command("FedAvg", tmp_path / "run", "--federation.num_rounds", "1"), "--config", str(tmp_path / "own.yaml")])
+    assert "FedAvg with OwnNet (" in capsys.readouterr().out
+    kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert kept["algorithm"]["init_args"]["model"] == network
+
+
 def test_an_own_algorithm_comes_in_by_import_path(command: Any, tmp_path: Path) -> None:
     main(command("FedAvg", tmp_path, "--algorithm", f"{__name__}.UnweightedSum", "--federation.num_rounds", "1"))
     content = json.loads((tmp_path / "summary.json").read_text())
