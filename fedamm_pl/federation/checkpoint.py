@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -197,7 +198,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def saved_rounds(folder: Path) -> list[int]:
     """Return the rounds of which a folder holds checkpoints, the newest first."""
-    return sorted((int(path.stem.removeprefix("round_")) for path in folder.glob(PATTERN)), reverse=True)
+    found = (re.fullmatch(r"round_(\d{6,})", path.stem) for path in folder.glob(PATTERN))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = None) -> Checkpoint | None:

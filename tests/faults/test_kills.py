@@ -28,7 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.tensorflow_stub.io.gfile import GFile
 
 from fedamm_pl.cli.main import main
-from fedamm_pl.federation.checkpoint import load_checkpoint
+from fedamm_pl.federation.checkpoint import load_checkpoint, saved_rounds
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = [sys.executable, str(ROOT / "orchestrate.py")]
@@ -89,7 +89,7 @@ def wait_for(what: Callable[[], Any]) -> Any:
 
 def checkpoints(folder: Path) -> list[int]:
     """Return the rounds of which there is a checkpoint."""
-    return sorted(int(path.stem.removeprefix("round_")) for path in (folder / "checkpoints").glob("round_*.ckpt"))
+    return sorted(saved_rounds(folder / "checkpoints"))
 
 
 def unfinished(folder: Path) -> list[str]:
@@ -471,6 +471,20 @@ def test_a_checkpoint_under_the_name_of_a_later_round_is_passed_over(
     main(command("FedAMM", finished))
     assert_passed_over("round_000009.ckpt", caplog)
     assert "continuing after round 5\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["round_000002 (copy).ckpt", "round_000009.backup.ckpt", "round_x.ckpt", "round_.ckpt"]
+)
+def test_copies_of_checkpoints_under_names_of_your_own_are_left_alone(
+    name: str, finished: Path, command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest, copy = finished / "checkpoints/round_000005.ckpt", finished / "checkpoints" / name
+    shutil.copy(newest, copy)
+    main(command("FedAMM", finished, "--federation.num_rounds", "7"))
+    assert "continuing after round 5\n" in capsys.readouterr().out
+    assert copy.read_bytes()
+    assert [round_num for round_num in (5, 6, 7) if round_num not in checkpoints(finished)] == []
 
 
 def test_two_damaged_checkpoints_are_passed_over(

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+import fedamm_pl
 from fedamm_pl import FedAMM, Orchestrator
 from fedamm_pl.cli.main import main
 from fedamm_pl.federation import fingerprint, trainer
 from fedamm_pl.federation.callbacks import FederationCallback, Progress, RoundRecord, files
+from fedamm_pl.federation.checkpoint import FORMAT, OtherVersionError, load_checkpoint
 from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.executors import worker
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.files import lock_folder
-from tests.faults.test_kills import assert_same_run, checkpoints, ended, fork, wait_for
+from tests.faults.test_kills import assert_same_run, checkpoints, ended, fork, replace_by, wait_for
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
 
 
@@ -315,6 +317,44 @@ def test_another_version_of_the_package_is_refused(
     was = fingerprint.__version__
     monkeypatch.setattr(fingerprint, "__version__", "99.0")
     assert f"fedamm_pl is '99.0' but was '{was}'" in refuse(command("FedAMM", half))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what a checkpoint holds; its checksum is in order."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    replace_by(content, path)
+
+
+def without_a_format(content: dict[str, Any]) -> None:
+    """As the first version wrote them."""
+    del content["format"]
+    content["fingerprint"]["fedamm_pl"] = "0.1.0"
+
+
+def of_a_later_format(content: dict[str, Any]) -> None:
+    content["format"] = 99
+    content["fingerprint"]["fedamm_pl"] = "7.0"
+    content["state"] = ["of another form"]
+
+
+@pytest.mark.parametrize(
+    ("change", "version", "number"), [(without_a_format, "0.1.0", 1), (of_a_later_format, "7.0", 99)]
+)
+def test_a_checkpoint_of_another_format_is_refused_by_the_version_that_wrote_it(
+    change: Callable[[dict[str, Any]], None], version: str, number: int, half: Path, refuse: Any, command: Any
+) -> None:
+    """It is not damaged: nobody shall delete it, and none before it is taken in its place."""
+    newest = half / "checkpoints/round_000003.ckpt"
+    rewrite(newest, change)
+    expected = (
+        f"Expected {newest} to be of fedamm_pl {fedamm_pl.__version__} (format {FORMAT}), got a checkpoint that version "
+        f"{version} wrote (format {number}): go on with that version, or choose another "
+    )
+    with pytest.raises(OtherVersionError) as other:
+        load_checkpoint(newest)
+    assert str(other.value) == f"{expected}`output_dir` to start anew."
+    assert refuse(command("FedAMM", half)) == f"fedamm: error: {expected}--output.dir to start anew."
 
 
 def other_torch(monkeypatch: pytest.MonkeyPatch) -> str:

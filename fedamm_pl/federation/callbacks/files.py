@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
-from fedamm_pl.federation.checkpoint import PATTERN, save_checkpoint
+from fedamm_pl.federation.checkpoint import save_checkpoint, saved_rounds
 from fedamm_pl.federation.fingerprint import versions
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.summary import summarize
@@ -118,9 +118,9 @@ class RoundCheckpoint(FederationCallback):
         """Write the round's checkpoint, then remove what is no longer kept."""
         save_checkpoint(self.folder, run.state, run.fingerprint, run.environment)
         best = summarize(run.state.history)["best"]["test/acc"]["round"]
-        for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
-            if path.stem != f"round_{int(best):06d}":
-                path.unlink()
+        for round_num in saved_rounds(self.folder)[self.keep :]:
+            if round_num != best:
+                (self.folder / f"round_{round_num:06d}.ckpt").unlink()
 
 
 class WholeFiles(TorchCheckpointIO):
