@@ -30,6 +30,7 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
     start, seed = time.perf_counter(), session.task.seed
     module.load_shared_state(session.payload)
     module.load_personal_state(session.kept)
+    session.kept = {name: value for name, value in session.kept.items() if not name.startswith(module.personal)}
     module.session = session
     fit = trainer.build(max_epochs=session.broadcast.local_epochs)
     try:
