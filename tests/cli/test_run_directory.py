@@ -17,9 +17,10 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator, __version__
+from fedamm_pl import FedAMM, FedAvg, FederatedModule, __version__
 from fedamm_pl.cli.main import main
 from fedamm_pl.federation.callbacks import files as run_files
+from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.protocol.messages import ClientTask, State
 
@@ -100,8 +101,9 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # round 0 would be the best: it is left out, as in summary.json, once there is another
-    accuracies = iter([0.9, 0.2, 0.5, 0.3, 0.4, 0.1, 0.2])
-    monkeypatch.setattr(Orchestrator, "evaluate", lambda _: {"test/loss": 1.0, "test/acc": next(accuracies)})
+    accuracies = [0.9, 0.2, 0.5, 0.3, 0.4, 0.1, 0.2]
+    measured = ({"test/loss": 1.0, "test/acc": accuracy} for accuracy in accuracies)
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: (next(measured), None))
     options = ("--federation.num_rounds", "6", "--federation.eval_interval", "1", "--output.keep_checkpoints", "2")
     main(command("FedAvg", tmp_path, *options))
     assert summary(tmp_path)["best"]["test/acc"] == {"value": 0.5, "round": 2}
@@ -193,8 +195,9 @@ def test_summary_agrees_with_the_metrics(finished: Path) -> None:
 def test_the_mean_is_over_the_last_ten_evaluated_rounds(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accuracies = iter([0.0, 100.0, 100.0, *range(10)])
-    monkeypatch.setattr(Orchestrator, "evaluate", lambda _: {"test/loss": 1.0, "test/acc": next(accuracies)})
+    accuracies = [0.0, 100.0, 100.0, *range(10)]
+    measured = ({"test/loss": 1.0, "test/acc": accuracy} for accuracy in accuracies)
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: (next(measured), None))
     main(command("FedAvg", tmp_path, "--federation.num_rounds", "12", "--federation.eval_interval", "1"))
     assert summary(tmp_path)["mean_last_10"]["test/acc"] == 4.5
     assert summary(tmp_path)["best"]["test/acc"] == {"value": 100.0, "round": 1}
