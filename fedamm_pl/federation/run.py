@@ -56,9 +56,9 @@ class Run:
         """Add a number to the row of the round: for the callbacks after this one, and in metrics.csv if it is evaluated.
 
         Raises:
-            ValueError: If the row has a number of this name already.
+            ValueError: If the row has a number of this name already, or will have one of the run's own.
         """
-        if any(name in row for row in self.rows):
+        if name == "round" or name.startswith(("test/", "client/")) or any(name in row for row in self.rows):
             raise ValueError(f"Expected `name` to be new in the row of the round, got {name}.")
         for row in self.rows:
             row[name] = float(value)
