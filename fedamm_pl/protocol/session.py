@@ -1,6 +1,7 @@
 """One round as a module sees it: ``ClientSession`` on a client, ``ServerSession`` at the server."""
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,7 +72,8 @@ class ClientSession:
 
     def train_loader(self) -> "WatchedLoader":
         """Return the training batches of the round."""
-        return WatchedLoader(self.data.train_loader(self.task.seed), self)
+        # a proxy: Lightning's dead Trainer holds the loader until it is collected, and would hold the models of this session
+        return WatchedLoader(self.data.train_loader(self.task.seed), weakref.proxy(self))
 
     def support(self) -> Batch:
         """Draw the support batch of the round; the same each time."""
