@@ -1,30 +1,19 @@
 """The benchmark: its command runs and writes what it prints; its yardstick does what a round does."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
-from fedamm_pl import FedAMM
+from benchmarks.bare import bare_round, prepare
+from benchmarks.federations import Noise, Rounds, advance, arithmetic
+from fedamm_pl import FedAMM, Orchestrator
 from fedamm_pl.federation.trainer import TrainerConfig
 
 PROGRAM = Path(__file__).parent.parent / "benchmarks/run.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_command_prints_and_writes_its_rows(tmp_path: Path) -> None:
@@ -38,25 +27,25 @@ def test_the_command_prints_and_writes_its_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_bare_loop_has_the_arithmetic_of_a_round(benchmark: ModuleType, precision: str) -> None:
-    data = benchmark.Noise("noise-20-8-3-10", num_clients=2, imbalance_factor=0.5, num_meta_per_class=2, batch_size=16)
+def test_the_bare_loop_has_the_arithmetic_of_a_round(precision: str) -> None:
+    data = Noise("noise-20-8-3-10", num_clients=2, imbalance_factor=0.5, num_meta_per_class=2, batch_size=16)
     torch.manual_seed(0)
     module = FedAMM(10, 3, "tests.tiny.tiny_resnet", 0.01, info=data.info, differentiation="forward")
     own = FedAMM(10, 3, "tests.tiny.tiny_resnet", 0.01, info=data.info)
-    run = benchmark.Orchestrator(
+    run = Orchestrator(
         module,
         data,
         num_rounds=0,
         client_fraction=1.0,
         local_epochs=2,
-        callbacks=[benchmark.Rounds()],
+        callbacks=[Rounds()],
         trainer=TrainerConfig("cpu", precision=precision),  # type: ignore[arg-type]
     )
     own.load_shared_state(run.state.shared)
     start = run.state.shared
-    assert benchmark.advance(run) > 0
-    with benchmark.arithmetic(run):
-        averages = benchmark.bare_round(own.model, own.weight_net, benchmark.prepare(run, 1))
+    assert advance(run) > 0
+    with arithmetic(run):
+        averages = bare_round(own.model, own.weight_net, prepare(run, 1))
     assert averages.keys() == run.state.shared.keys()
     for name, value in run.state.shared.items():
         assert not torch.equal(value, start[name]), name

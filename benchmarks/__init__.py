@@ -1,0 +1,1 @@
+"""The benchmark: where the time goes, as ratios inside one run."""
