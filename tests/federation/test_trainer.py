@@ -251,7 +251,7 @@ def test_what_is_not_there_is_refused(options: dict[str, Any], message: str) -> 
 def test_what_lightning_says_of_every_fit_is_silenced_for_the_time(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = logger.level
-    with pytest.raises(KeyError), quiet():
+    with pytest.raises(KeyError), quiet():  # noqa: PT012
         logger.info("a tip")
         warnings.warn("GPU available but not used", stacklevel=1)
         raise KeyError

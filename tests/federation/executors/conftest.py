@@ -13,8 +13,8 @@ from tests.federation.small import make, spec
 @pytest.fixture(scope="class")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     """A method whose rounds go as their numbers say."""
-    options = dict(num_clients=NUM_CLIENTS, num_meta_per_class=2, imbalance_factor=0.2, batch_size=8)
-    data = HalfReadable("tiny", partition="iid", **options)  # type: ignore[arg-type]
+    tail = {"num_meta_per_class": 2, "imbalance_factor": 0.2}
+    data = HalfReadable("tiny", num_clients=NUM_CLIENTS, partition="iid", batch_size=8, **tail)
     folder = str(tmp_path_factory.mktemp("scripted"))
     return spec(make(Scripted, data, differentiation="forward", folder=folder), data)
 

@@ -33,7 +33,7 @@ BROKEN_SEED = 13
     FAILS_IN_QUESTION,
     FAILS_IN_SURVEY,
     FAILS_IN_PAYLOAD,
-    SPARSE,
+    UNSENDABLE,
     SLOW,
     DIES_ONCE,
     DIES,
@@ -98,7 +98,7 @@ class Scripted(FedAMM):
         self.own.visits += 1  # type: ignore[operator]
         self.session.kept = {"rounds": self.session.kept.get("rounds", torch.tensor(0)) + 1}
         payload = super().client_payload()
-        return {**payload, "model.conv1.weight": torch.eye(3).to_sparse()} if self.turn(SPARSE) else payload
+        return {**payload, "model.conv1.weight": torch.empty(3, device="meta")} if self.turn(UNSENDABLE) else payload
 
 
 class HalfReadable(TinyData):
