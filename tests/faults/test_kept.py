@@ -208,6 +208,7 @@ def replace_by_nothing(path: Path) -> None:
 DAMAGES = [delete, empty, truncate, flip_a_bit, replace_by_code, replace_by_nothing]
 
 
+@pytest.mark.parametrize("uninterrupted", [Moon], indirect=True)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_checkpoint_that_lacks_what_a_client_kept_is_passed_over(
     damage: Callable[[Path], None], uninterrupted: Any, copy: Path, caplog: pytest.LogCaptureFixture
@@ -230,6 +231,7 @@ def test_a_checkpoint_that_lacks_what_a_client_kept_is_passed_over(
     assert_same_end(copy, expected)
 
 
+@pytest.mark.parametrize("uninterrupted", [Moon], indirect=True)
 @pytest.mark.parametrize("damage", [delete, flip_a_bit])
 def test_without_a_checkpoint_whose_clients_files_are_whole_a_run_is_refused(
     damage: Callable[[Path], None], uninterrupted: Any, copy: Path

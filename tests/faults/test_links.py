@@ -1,5 +1,6 @@
 """A run writes into its own folder only: whoever can put links there cannot have other files overwritten."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -46,8 +47,9 @@ def listing(folder: Path) -> dict[Path, float]:
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if path.name != "checkpoints"}
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "nothing"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "kind"), list(zip(PLACES, itertools.cycle(["file", "folder", "nothing"]), strict=False))
+)
 def test_a_run_in_a_folder_with_a_link_is_refused_in_one_line(
     place: str, kind: str, command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

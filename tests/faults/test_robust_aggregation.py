@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,6 +99,7 @@ class Round:
         return results
 
 
+@cache
 def honest_round(algorithm: type[FederatedModule]) -> Round:
     data = even_data()
     worker = Worker(RunSpec(make(algorithm, data), data, CPU, seed=0, threads=1))
