@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import pytorch_lightning as pl
 import torch
 
 from fedamm_pl import FedAMM, FederatedDataModule, Orchestrator
-from fedamm_pl.federation.executors import SequentialExecutor
+from fedamm_pl.federation.executors import Executor, Kept, Outcome, Runner, RunSpec, Sequential
 from fedamm_pl.federation.trainer import TrainerConfig
-from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
+from fedamm_pl.protocol.messages import Broadcast, ClientResult, ClientTask, State
 from fedamm_pl.seeding import derive_seed, torch_generator
 
 ATTACKERS = (0, 1)
@@ -54,24 +54,40 @@ def noise(payload: State, sent: State, seed: int) -> State:
 ATTACKS: dict[str, Attack | None] = {"none": None, "reversed": reverse, "noise": noise}
 
 
-class Attacked(SequentialExecutor):
-    """Trains honestly, then replaces what the attackers return.
+class Attacked(Executor):
+    """Trains honestly, one client after the other, then replaces what the attackers return.
 
     Args:
         attack: What they do.
     """
 
     def __init__(self, attack: Attack | None) -> None:
-        super().__init__(TrainerConfig("cpu"))
         self.attack = attack
 
-    def run(self, module: Any, client_data: Any, tasks: Any, answer: Any) -> Iterator[ClientResult | ClientFailure]:
-        """Train the client of each task."""
-        sent = {task.client_id: task for task in tasks}
-        for outcome in super().run(module, client_data, tasks, answer):
+    def open(self, spec: RunSpec) -> Runner:
+        """Build the honest worker."""
+        return AttackedRunner(Sequential().open(spec), self.attack)
+
+
+class AttackedRunner(Runner):
+    """See :class:`Attacked`.
+
+    Args:
+        honest: Trains the clients.
+        attack: What the attackers do.
+    """
+
+    def __init__(self, honest: Runner, attack: Attack | None) -> None:
+        self.honest = honest
+        self.attack = attack
+        self.environment = honest.environment
+
+    def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept) -> Iterator[Outcome]:
+        """Train the client of each task, see :class:`Runner`."""
+        seeds = {task.client_id: derive_seed(task.seed, "attack") for task in tasks}
+        for outcome in self.honest.run(broadcast, tasks, kept):
             if self.attack and isinstance(outcome, ClientResult) and outcome.client_id in ATTACKERS:
-                task = sent[outcome.client_id]
-                payload = self.attack(dict(outcome.payload), task.payload, derive_seed(task.seed, "attack"))
+                payload = self.attack(outcome.payload, broadcast.payload, seeds[outcome.client_id])
                 outcome = dataclasses.replace(outcome, payload=payload)
             yield outcome
 
