@@ -170,7 +170,7 @@ def test_a_subfolder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="to hold no links, got .*checkpoints, which points to"):
+    with pytest.raises(ValueError, match=r"to hold no links, got .*checkpoints, which points to"):
         lock_folder(tmp_path / "run")
 
 

@@ -41,6 +41,8 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
             with session.during("meta step"), drawing_from(derive_seed(seed, "question"), module.device):
                 question = module.question(session)
                 session.answer = None if question is None else session.ask(0, question)
+            if question is None:
+                session.seconds["meta step"] = 0.0  # to ask nothing is no step
         with drawing_from(derive_seed(seed, "global"), module.device):
             fit.fit(module, session.train_loader())
             # copies: the next client trains on the same module

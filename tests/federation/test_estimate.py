@@ -1,0 +1,61 @@
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedamm_pl import FedAMM, FedAvg, FederatedModule
+from fedamm_pl.federation.estimate import estimate
+from fedamm_pl.federation.orchestrator import FederationError
+from tests.federation.executors.methods import Scripted
+from tests.federation.small import federation
+from tests.tiny import tiny_data
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg, FedAMM])
+def test_the_estimate_counts_the_bytes_of_a_round_and_leaves_the_run_alone(
+    algorithm: type[FederatedModule], tmp_path: Path
+) -> None:
+    run = federation(algorithm, tiny_data(partition="iid"), num_rounds=1, output_dir=tmp_path / "run")
+    plain = federation(algorithm, tiny_data(partition="iid"), num_rounds=1)
+    cost = estimate(run)
+    assert list(tmp_path.iterdir()) == []
+    assert run.run() == plain.run()
+    assert cost["received"] == run.state.bytes_total["received"]
+    assert cost["sent"] == run.state.bytes_total["sent"]
+    assert all(cost[name] > 0 for name in ("train", "evaluate"))
+    assert (cost["meta"] > 0) == (algorithm is FedAMM)
+
+
+def test_the_cost_of_evaluating_is_spread_over_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedamm_pl.federation import estimate as module
+
+    run = federation(eval_interval=10)
+    monkeypatch.setattr(module.time, "perf_counter", iter(range(0, 1000, 5)).__next__)
+    assert estimate(run)["evaluate"] == 0.5
+
+
+def test_a_client_without_examples_costs_nothing() -> None:
+    data = tiny_data(partition="by_dirichlet", dirichlet_alpha=0.01, min_client_size=0, num_clients=30)
+    sizes = [data.client_size(client) for client in range(30)]
+    run = federation(data=data, client_fraction=1.0)
+    assert 0 in sizes
+    per_client = sum(value.nbytes for value in run.state.shared.values())
+    assert estimate(run)["sent"] == pytest.approx(per_client * sum(size > 0 for size in sizes))
+
+
+def test_personal_state_is_what_a_client_begins_with() -> None:
+    run = federation(Scripted)
+    estimate(run)
+    assert int(run.module.own.visits) == 10  # type: ignore[union-attr, arg-type]
+
+
+def test_the_estimate_says_why_a_client_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    run = federation(FedAvg)
+    monkeypatch.setattr(FedAvg, "training_step", fail)
+    with pytest.raises(FederationError, match=r"client \d failed \(training\): RuntimeError: no memory"):
+        estimate(run)
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,253 @@
+"""What the server takes in from clients, and what it refuses."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fedamm_pl import FedAMM
+from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.intake import (
+    Intake,
+    RoundFailedError,
+    check_result,
+    check_tallies,
+    client_metrics,
+    outlier,
+    require_finite,
+)
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State
+from tests.federation.small import make
+from tests.tiny import tiny_data
+
+EXPECTED: State = {"model.w": torch.zeros(2), "model.n": torch.tensor(3), "control.w": torch.zeros(2)}
+SOUND: State = {"model.w": torch.tensor([3.0, 4.0]), "model.n": torch.tensor(9), "control.w": torch.ones(2) * 100}
+SHARED = ("model.",)
+
+
+def result(client: int = 0, num_examples: Any = 4, payload: Any = None, **more: Any) -> ClientResult:
+    return ClientResult(client, num_examples, SOUND if payload is None else payload, **more)
+
+
+# One result
+
+
+def test_the_length_is_that_of_the_update_of_the_model() -> None:
+    assert check_result(result(), EXPECTED, SHARED) == 5.0
+    sent = {**EXPECTED, "model.w": torch.tensor([3.0, 0.0])}
+    assert check_result(result(), sent, SHARED) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_examples": 0}, "it reports 0 examples"),
+        ({"num_examples": 2**53 + 1}, "it reports 9007199254740993 examples"),
+        ({"num_examples": True}, "it reports True examples"),
+        ({"num_examples": 2.0}, "it reports 2.0 examples"),
+        ({"payload": [1]}, "its payload is a list, no mapping"),
+        ({"metrics": None}, "its metrics is a NoneType, no mapping"),
+        ({"metrics": {"loss": "low"}}, "its metric loss is 'low', no number"),
+        ({"metrics": {"loss": 10**400}}, "its metric loss is 1000"),
+        ({"payload": {}}, "it lacks control.w and 2 more"),
+        ({"payload": {**SOUND, "more": torch.zeros(1)}}, "it holds what was not asked for: more"),
+        ({"payload": {**SOUND, "model.w": [1.0, 2.0]}}, "model.w is a list, no tensor"),
+        ({"payload": {**SOUND, "model.w": torch.zeros(3)}}, "model.w has shape (3,), expected (2,)"),
+        ({"payload": {**SOUND, "model.w": torch.zeros(2).double()}}, "model.w is of type torch.float64, expected"),
+        ({"payload": {**SOUND, "model.w": torch.zeros(2).to_sparse()}}, "model.w is no dense tensor"),
+        ({"payload": {**SOUND, "model.w": torch.zeros(2, device="meta")}}, "model.w is no dense tensor"),
+        ({"payload": {**SOUND, "model.w": torch.tensor([1.0, torch.nan])}}, "model.w is NaN or infinite"),
+        ({"payload": {**SOUND, "control.w": torch.tensor([1.0, torch.inf])}}, "control.w is NaN or infinite"),
+    ],
+)
+def test_what_is_unsound_is_refused_with_a_reason(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        check_result(dataclasses.replace(result(metrics={"loss": 1.0}), **change), EXPECTED, SHARED)
+
+
+TALLIES: State = {"examples": torch.zeros(4), "losses": torch.zeros(2).double()}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tallies: {}, "it lacks examples and 1 more"),
+        (lambda tallies: {**tallies, "more": torch.zeros(1)}, "what was not asked for: more"),
+        (lambda tallies: {**tallies, "examples": torch.zeros(3)}, "examples has shape (3,), expected (4,)"),
+        (lambda tallies: {**tallies, "losses": torch.zeros(2)}, "losses is of type torch.float32"),
+        (lambda tallies: {**tallies, "losses": tallies["losses"] * float("nan")}, "its tally losses is NaN"),
+        (lambda tallies: [1], "its tallies are a list"),
+        (lambda tallies: {**tallies, "losses": None}, "losses is a NoneType"),
+    ],
+)
+def test_unsound_tallies_are_refused(change: Callable[[dict[str, Any]], Any], reason: str) -> None:
+    check_tallies(TALLIES, TALLIES)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        check_tallies(change(dict(TALLIES)), TALLIES)
+
+
+def test_a_state_that_is_not_finite_fails_the_round() -> None:
+    assert require_finite(EXPECTED) == EXPECTED
+    with pytest.raises(RoundFailedError, match="the server's update made model.w NaN or infinite"):
+        require_finite({**EXPECTED, "model.w": torch.tensor([torch.inf, 0])})
+
+
+# A round
+
+
+class Method:
+    """What the intake asks of a method."""
+
+    shared = SHARED
+
+    def tallies(self) -> State:
+        return {}
+
+
+def accepted(
+    outcomes: list[Any], clients: int = 4, contribution: Any = None, **options: Any
+) -> tuple[Intake, list[Any]]:
+    """The intake after a round, and what it passed on."""
+    tasks = [ClientTask(client, client) for client in range(clients)]
+    intake = Intake(7, tasks, EXPECTED, Method(), FederationConfig(1, **{"min_success_fraction": 0, **options}))  # type: ignore[arg-type]
+    told: list[ClientResult] = []
+    passed = list(intake.accept(outcomes, contribution or (lambda result: result), told.append))
+    assert [one.client_id for one in told] == [one.client_id for one in intake.results]
+    assert all(one.payload == {} and one.tallies == {} for one in told)
+    return intake, passed
+
+
+def test_what_is_sound_is_passed_on_and_the_rest_counted(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes = [
+        result(0, kept={"c": torch.ones(1)}),
+        ClientFailure(1, "training", "it rains"),
+        result(2, num_examples=-1),
+    ]
+    intake, passed = accepted(outcomes)
+    assert [one.client_id for one in passed] == [0]
+    assert intake.results == [dataclasses.replace(outcomes[0], payload={}, kept={})]
+    assert intake.norms == {0: 5.0}
+    assert intake.failures == [
+        ClientFailure(1, "training", "it rains"),
+        ClientFailure(2, "update", "it reports -1 examples"),
+        ClientFailure(3, "lost", "nothing came back"),
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        "round 7: client 1 failed (training): it rains",
+        "round 7: the update of client 2 is refused: it reports -1 examples",
+        "round 7: client 3 failed (lost): nothing came back",
+    ]
+
+
+def test_a_client_counts_once_and_only_if_it_was_asked() -> None:
+    intake, passed = accepted([result(0), result(0), result(9), result(1), result(2), result(3)])
+    assert [one.client_id for one in passed] == [0, 1, 2, 3]
+    assert [(failure.client_id, failure.stage) for failure in intake.failures] == [(0, "update"), (9, "update")]
+
+
+def test_a_contribution_that_the_method_refuses_is_a_refused_update() -> None:
+    def contribution(result: ClientResult) -> ClientResult:
+        if result.client_id == 1:
+            raise ValueError("out of\n range")
+        return dataclasses.replace(result, payload={"x": torch.ones(1)})
+
+    intake, passed = accepted([result(client) for client in range(4)], contribution=contribution)
+    assert [list(one.payload) for one in passed] == [["x"]] * 3
+    assert intake.failures == [ClientFailure(1, "update", "out of range")]
+
+
+def test_an_update_is_shortened_but_not_what_is_beside_the_model() -> None:
+    _, passed = accepted([result(0)], clients=1, max_update_norm=2.5)
+    assert passed[0].payload["model.w"].tolist() == [1.5, 2.0]
+    assert passed[0].payload["control.w"].tolist() == [100.0, 100.0]
+    assert passed[0].payload["model.n"] == 9
+    _, passed = accepted([result(0)], clients=1, max_update_norm=5.0)
+    assert passed[0].payload["model.w"].tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "sound", "fails"),
+    [
+        ({}, 1, False),
+        ({}, 0, True),  # one at least
+        ({"min_success_fraction": 0.5}, 2, False),
+        ({"min_success_fraction": 0.5}, 1, True),
+        ({"min_success_fraction": 0.51}, 2, True),
+        ({"min_success_fraction": 1.0}, 3, True),
+        ({"aggregation": "median"}, 2, True),
+        ({"aggregation": "median"}, 3, False),
+    ],
+)
+def test_too_few_clients_fail_the_round(options: dict[str, Any], sound: int, fails: bool) -> None:
+    outcomes = [result(client) for client in range(sound)]
+    if not fails:
+        accepted(outcomes, **options)
+        return
+    with pytest.raises(
+        RoundFailedError, match=f"{sound} of 4 clients succeeded, . or more must; the last to fail: client 3"
+    ):
+        accepted(outcomes, **options)
+
+
+def test_a_round_without_clients_fails() -> None:
+    with pytest.raises(RoundFailedError, match="none of its clients holds examples"):
+        accepted([], clients=0)
+
+
+def test_tallies_are_added_up() -> None:
+    data = tiny_data()
+    module = make(FedAMM, data)
+    one = {name: torch.ones_like(value) for name, value in module.tallies().items()}
+    intake = Intake(1, [ClientTask(0, 0), ClientTask(1, 1)], EXPECTED, module, FederationConfig(1))
+    intake.shared = SHARED
+    outcomes = [result(0, tallies=one), result(1, tallies=one)]
+    assert len(list(intake.accept(outcomes, lambda result: result, lambda result: None))) == 2
+    assert {name: float(value.max()) for name, value in intake.tallies.items()} == dict.fromkeys(one, 2.0)
+
+
+# Outliers and metrics
+
+
+@pytest.mark.parametrize(
+    ("norms", "found"),
+    [
+        ({}, None),
+        ({0: 1.0, 1: 1000.0}, None),
+        ({0: 1.0, 1: 9.9, 2: 1.0}, None),
+        ({0: 1.0, 1: 10.0, 2: 1.0}, (1, 10.0)),
+        ({0: 0.0, 1: 10.0, 2: 0.0}, None),
+        ({0: 2.0, 1: 60.0, 2: 1.0, 3: 3.0}, (1, 30.0)),
+    ],
+)
+def test_an_update_much_longer_than_the_others_is_found(norms: dict[int, float], found: Any) -> None:
+    assert outlier(norms) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"), [({}, True), ({"max_update_norm": 1e9}, False), ({"aggregation": "median"}, False)]
+)
+def test_an_outlier_is_reported_where_nothing_bounds_it(
+    options: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = {**SOUND, "model.w": torch.tensor([300.0, 400.0])}
+    accepted([result(0), result(1), result(2, payload=long), result(3)], **options)
+    assert ("the update of client 2 is 100 times as long as the median of the others" in caplog.text) == warned
+
+
+def test_client_metrics_are_weighted_by_examples() -> None:
+    results = [
+        ClientResult(0, 30, {}, {"loss": 1.0}, bytes_received=10, bytes_sent=4),
+        ClientResult(1, 10, {}, {"loss": 3.0}, bytes_received=20, bytes_sent=8),
+    ]
+    assert client_metrics(results) == {
+        "client/loss": 1.5,
+        "client/loss_std": 0.75**0.5,  # (30 * 0.5 ** 2 + 10 * 1.5 ** 2) / 40
+        "client/bytes_received": 15.0,
+        "client/bytes_sent": 6.0,
+    }
+    assert client_metrics([]) == {}
+    some = [ClientResult(0, 30, {}, {"loss": 1.0, "extra": 5.0}), ClientResult(1, 10, {}, {"loss": 1.0})]
+    assert client_metrics(some)["client/extra"] == 5.0
