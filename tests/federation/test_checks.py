@@ -85,7 +85,9 @@ def test_an_executor_that_cannot_answer_in_mid_fit_is_refused_for_methods_that_a
             raise AssertionError
 
     synchronous: dict[str, Any] = {"meta_update": "synchronous"}
-    with pytest.raises(ValueError, match="`executor` to be one that answers clients in mid-fit for FedAMM .* got Deaf"):
+    with pytest.raises(
+        ValueError, match=r"`executor` to be one that answers clients in mid-fit for FedAMM .* got Deaf"
+    ):
         federation(FedAMM, method=synchronous, executor=Deaf())
     federation(FedAMM, executor=Deaf())  # asks before the fit
 

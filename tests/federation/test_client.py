@@ -107,11 +107,11 @@ def test_what_is_no_exception_of_a_client_passes() -> None:
 
 
 def test_a_reason_is_one_line_whatever_the_error() -> None:
-    class Silent(Exception):
+    class SilentError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
-    for error in (Silent(), ValueError("x" * 1000 + "\nmore"), KeyError()):
+    for error in (SilentError(), ValueError("x" * 1000 + "\nmore"), KeyError()):
         try:
             raise error
         except Exception as caught:

@@ -91,7 +91,7 @@ def test_unsound_tallies_are_refused(change: Callable[[dict[str, Any]], Any], re
 
 def test_a_state_that_is_not_finite_fails_the_round() -> None:
     assert require_finite(EXPECTED) == EXPECTED
-    with pytest.raises(RoundFailedError, match="the server's update made model.w NaN or infinite"):
+    with pytest.raises(RoundFailedError, match=r"the server's update made model\.w NaN or infinite"):
         require_finite({**EXPECTED, "model.w": torch.tensor([torch.inf, 0])})
 
 
@@ -206,6 +206,12 @@ def test_tallies_are_added_up() -> None:
     outcomes = [result(0, tallies=one), result(1, tallies=one)]
     assert len(list(intake.accept(outcomes, lambda result: result, lambda result: None))) == 2
     assert {name: float(value.max()) for name, value in intake.tallies.items()} == dict.fromkeys(one, 2.0)
+
+
+def test_tallies_that_were_not_asked_for_are_a_refused_update() -> None:
+    intake, passed = accepted([result(0, tallies={"more": torch.ones(1)}), result(1), result(2), result(3)])
+    assert [one.client_id for one in passed] == [1, 2, 3]
+    assert intake.failures == [ClientFailure(0, "update", "it holds what was not asked for: more")]
 
 
 # Outliers and metrics

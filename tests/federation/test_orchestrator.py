@@ -302,26 +302,6 @@ def test_client_of_one_example_trains() -> None:
     assert run.run()[-1]["test/loss"] < float("inf")
 
 
-# Where the time goes
-
-
-def test_wall_time_and_the_time_of_clients_are_two_figures(tmp_path: Path) -> None:
-    recorder = Recorder()
-    run = federation(FedAMM, callbacks=[recorder], output_dir=tmp_path)
-    run.run()
-    for record in recorder.records:
-        assert set(record.seconds) == {"clients", "evaluate", "other"}
-        assert set(record.client_seconds) == {"train", "meta"}
-        assert min(record.seconds.values()) >= 0
-    for record in recorder.records[1:]:  # one after the other: waiting for them is their time, and little else
-        assert record.client_seconds["train"] == pytest.approx(sum(r.train_seconds for r in record.results))
-        assert record.client_seconds["meta"] == pytest.approx(sum(r.meta_seconds for r in record.results))
-        assert sum(record.client_seconds.values()) <= record.seconds["clients"]
-    for kinds, name in ((run.state.seconds, "seconds"), (run.state.client_seconds, "client_seconds")):
-        for kind, value in kinds.items():  # of the rounds: what round 0 has cost is no part of it
-            assert value == pytest.approx(sum(getattr(record, name)[kind] for record in recorder.records[1:]))
-
-
 def test_nothing_but_the_last_state_of_clients_stays_in_memory() -> None:
     run = federation(Scaffold, data=tiny_data(), num_rounds=6, client_fraction=1.0)
     run.run()
