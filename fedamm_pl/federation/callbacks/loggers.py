@@ -9,7 +9,6 @@ from fedamm_pl.algorithms.fedamm import LOSS_GRID
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.summary import short_names, summarize
-from fedamm_pl.protocol.messages import ClientResult
 
 SHOWN_LOSSES = (0.0, 1.0, 5.0, 10.0)
 """Losses at which the weight net is logged as scalars."""
@@ -96,7 +95,7 @@ def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
     if record.results:
         scalars.update({f"seconds/{name}": value for name, value in record.seconds.items()})
         scalars.update({f"client_seconds/{name}": value for name, value in record.client_seconds.items()})
-        scalars["seconds/images_per_second"] = images_per_second(run, record.results)
+        scalars["seconds/images_per_second"] = images_per_second(run, record)
     if record.evaluated:
         groups = run.data.info["shot_groups"]
         scalars.update(weight_net_scalars(run.state.diagnostics[-1], groups))
@@ -120,7 +119,7 @@ def weight_net_scalars(shown: Mapping[str, Any], groups: Mapping[str, Sequence[i
     return scalars
 
 
-def images_per_second(run: Run, results: Sequence[ClientResult]) -> float:
-    """Return the training images of a round's clients by the time of their fits without the meta steps."""
-    images = run.config.local_epochs * sum(result.num_examples for result in results)
-    return images / max(sum(result.train_seconds for result in results), 1e-9)
+def images_per_second(run: Run, record: RoundRecord) -> float:
+    """Return the training images of a round's clients by the wall time in which they were trained, side by side or not."""
+    images = run.config.local_epochs * sum(result.num_examples for result in record.results)
+    return images / max(record.seconds["clients"], 1e-9)

@@ -43,7 +43,7 @@ class Progress(FederationCallback):
         self._latest.update(record.metrics)
         self._clients = 0
         if record.results:
-            self._speed = images_per_second(run, record.results)
+            self._speed = images_per_second(run, record)
         self._bar.update(record.round_num - self._bar.n)
         self._show(run)
         if self._bar.disable and record.evaluated:

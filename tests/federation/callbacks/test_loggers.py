@@ -124,16 +124,16 @@ def test_a_method_without_a_weight_net_has_no_scalars_of_one() -> None:
     }
 
 
-def test_images_per_second_are_those_of_the_fits() -> None:
+def test_images_per_second_are_by_the_wall_time_of_the_clients() -> None:
     recorder = Recorder()
     speeds: list[float] = []
 
     class Watch(FederationCallback):
         def on_round_end(self, run: Run, record: RoundRecord) -> None:
             if record.results:
-                speeds.append(images_per_second(run, record.results))
+                speeds.append(images_per_second(run, record))
 
     federation(local_epochs=2, callbacks=[recorder, Watch()]).run()
     for speed, record in zip(speeds, recorder.records[1:], strict=True):
         images = 2 * sum(result.num_examples for result in record.results)
-        assert speed == pytest.approx(images / record.client_seconds["train"])
+        assert speed == pytest.approx(images / record.seconds["clients"])
