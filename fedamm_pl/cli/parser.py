@@ -81,6 +81,22 @@ def _attribute(name: str) -> Callable[[FederatedDataModule], Any]:
     return lambda data: getattr(data, name)
 
 
+def parse(parser: Parser, words: Sequence[str]) -> Namespace:
+    """Return the configuration that a command line gives.
+
+    Raises:
+        ValueError: If the parser lets something pass that it should not; the message names it.
+    """
+    check_config_files(words)
+    check_nesting(words)
+    try:
+        config = parser.parse_args(words)
+    except RecursionError as error:
+        raise ValueError("Expected values of options to be plain, got one that is nested too deep.") from error
+    check_values(config)
+    return config
+
+
 def check_config_files(words: Sequence[str]) -> None:
     """Check that configuration files are YAML mappings; whether they exist is left to the parser.
 
@@ -102,6 +118,28 @@ def check_config_files(words: Sequence[str]) -> None:
             ) from error
         if not isinstance(content, dict):
             raise ValueError(f"Expected --config {name} to be a YAML mapping of options, got {content!r:.60}.")
+
+
+def check_nesting(words: Sequence[str]) -> None:
+    """Check that no value is a YAML list or mapping that holds itself: the parser might not come to an end.
+
+    Raises:
+        ValueError: If one does; the message shows it.
+    """
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if "&" not in value:  # without an anchor there is nothing to come back to
+            continue
+        try:
+            content = yaml.safe_load(value)
+        except Exception:  # for the parser to say
+            continue
+        try:
+            json.dumps(content, default=str, skipkeys=True)
+        except ValueError as error:
+            raise ValueError(
+                f"Expected values of options to be plain, got one that holds itself: {value:.60}"
+            ) from error
 
 
 def check_values(config: Namespace) -> None:

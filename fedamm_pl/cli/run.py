@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedamm_pl.cli.help import requested
 from fedamm_pl.cli.messages import one_line
-from fedamm_pl.cli.parser import Parser, build_parser, check_config_files, check_values, dump
+from fedamm_pl.cli.parser import Parser, build_parser, dump, parse
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.estimate import estimate
@@ -45,9 +45,7 @@ def run(words: Sequence[str]) -> None:
             try:
                 if text := requested(words):
                     return print(text)
-                check_config_files(words)
-                config = parser.parse_args(words)
-                check_values(config)
+                config = parse(parser, words)
                 if config.dry_run:
                     config.logger = False
                 else:

@@ -360,7 +360,7 @@ def test_the_inputs_to_be_mangled_are_good_ones(workplace: Path) -> None:
 # Anything but a path to the outside: what is written goes where an option says.
 ODD_WORDS = """
 null ~ nan inf .inf -1 1e-05 é [ ] { } [] {} [[]] {a:1} [1,2] &a % -- - . .. a..b gpu many iid index counts FedAvg FedAM
-fedamm_pl.FedAvg fedamm_pl.FederatedModule fedamm_pl.models.SmallCNN nowhere.Net os.system builtins.print torch.nn.Linear
+fedamm_pl.FedAvg fedamm_pl.FederatedModule fedamm_pl.models.SmallCNN nowhere.Net os.system builtins.dict torch.nn.Linear
 math.nan !!python/name:os.system
 """
 ODD_TEXTS = (
@@ -578,6 +578,15 @@ def test_yaml_that_its_reader_does_not_survive_is_refused(line: str, workplace: 
 )
 def test_mapping_that_holds_itself_is_refused(line: str, workplace: Path) -> None:
     assert end_of_file(BASE.replace("    root: .", line), workplace)
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "&a {a: *a}", "[" * 2000])
+@pytest.mark.parametrize(
+    "option", ["--algorithm.lr", "--algorithm.counts", "--data.shot_ranges", "--federation", "--logger"]
+)
+def test_value_nested_without_end_is_refused(option: str, value: str, workplace: Path) -> None:
+    assert end([*WORDS, option, value], workplace)
+    assert end([*WORDS, option, value, option, value], workplace)
 
 
 @pytest.mark.parametrize("option", ["--config", "--data.dataset", "--data.root", "--output.dir"])

@@ -118,7 +118,7 @@ STAGES = {
     "final.ckpt is written": "pytorch_lightning:Trainer.save_checkpoint",
 }
 MORE_STAGES = {
-    "configuration files are read": "fedamm_pl.cli.run:check_config_files",
+    "configuration files are read": "fedamm_pl.cli.parser:check_config_files",
     "the tail is cut": "fedamm_pl.data.datamodule:long_tail_split",
     "the network is made": "fedamm_pl.protocol.classifier:build_model",
     "the folder is locked": "fedamm_pl.federation.orchestrator:lock_folder",
