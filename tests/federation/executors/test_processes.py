@@ -78,12 +78,12 @@ class TestProcesses(ExecutorContract):
         assert found[1].reason.startswith("Expected tensors that can be sent, got ")
         check_sound_but(STRUCK, found, methods.UNSENDABLE, clients, reference, scripted)
 
-    def test_workers_that_die_idle_are_replaced_in_the_next_round(
+    def test_a_worker_that_died_idle_is_replaced_in_the_next_round(
         self, runner: Runner, reference: Runner, scripted: RunSpec
     ) -> None:
-        for child in multiprocessing.active_children():
-            child.kill()
-            child.join()
+        child = multiprocessing.active_children()[0]
+        child.kill()
+        child.join()
         clients = [0, 2, 3]
         found = list(runner.run(broadcast(scripted, methods.SOUND), tasks(methods.SOUND, clients), at_first))
         check_sound_but(None, found, methods.SOUND, clients, reference, scripted)
