@@ -1,7 +1,6 @@
 """Federated algorithms: one LightningModule each, with the client's and the server's side in one class."""
 
 from fedamm_pl.algorithms.class_balanced import ClassBalanced
-from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.algorithms.climb import Climb
 from fedamm_pl.algorithms.creff import CReFF
 from fedamm_pl.algorithms.fedamm import FedAMM
@@ -20,7 +19,6 @@ from fedamm_pl.algorithms.scaffold import Scaffold
 __all__ = [
     "CReFF",
     "ClassBalanced",
-    "ClassPriorModule",
     "Climb",
     "FedAMM",
     "FedAvg",

@@ -37,11 +37,9 @@ GROUPS: dict[str, type] = {
     "output": OutputConfig,
 }
 """Group of options -> the class that takes them, or the base of the classes to choose from."""
-ALGORITHMS: list[type] = [getattr(algorithms, name) for name in algorithms.__all__]
 OFFERED: dict[str, list[type]] = {
     "data": [FederatedDataModule],
-    # what others derive from is no method
-    "algorithm": [kind for kind in ALGORITHMS if not set(kind.__subclasses__()) & set(ALGORITHMS)],
+    "algorithm": [getattr(algorithms, name) for name in algorithms.__all__],
     "executor": [Sequential, Processes],
 }
 """Group with a choice -> the classes of the package; others come in by import path."""
