@@ -1,6 +1,7 @@
 """Help that a person can read: a page for the program, one for each class, and a list where there is a choice."""
 
 import inspect
+import itertools
 import re
 import shutil
 import textwrap
@@ -96,10 +97,9 @@ def page(usage: str, about: str, *lines: str) -> str:
 def option_lines(group: str, owner: type) -> list[str]:
     """Return an entry for each option of a class."""
     texts: dict[str, str] = {}
-    for kind in owner.__mro__:
-        if issubclass(kind, GROUPS[group]):
-            for part in docstring_parser.parse_from_object(kind).params:
-                texts.setdefault(part.arg_name, part.description or "")
+    for kind in itertools.takewhile(lambda kind: not kind.__module__.startswith("pytorch_lightning"), owner.__mro__):
+        for part in docstring_parser.parse_from_object(kind).params:
+            texts.setdefault(part.arg_name, part.description or "")
     if group == "algorithm":
         texts["model"] = f"{', '.join(MODELS)}, or the import path of a callable(num_classes, in_channels) -> Module."
     lines = []

@@ -16,15 +16,7 @@ class FederatedModule(Classifier):
     subclass logs per epoch arrive at the server as ``client/...``. The server's side are the hooks below "Server"; it has a
     module of its own, so nothing passes from a client to the server but what they send.
 
-    Args:
-        num_classes: Number of classes C.
-        in_channels: Image channels: 1 grey, 3 colour.
-        model: A name in :data:`fedamm_pl.models.MODELS`, the import path of a callable(num_classes, in_channels) ->
-            Module, or in Python a Module (``load_from_checkpoint`` then needs ``model=`` again).
-        lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
-        weight_decay: Its weight decay.
-        info: What is known of the images: normalisation for uint8 input, class names, shot groups.
+    Its arguments are those of :class:`~fedamm_pl.protocol.classifier.Classifier`.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
