@@ -63,7 +63,8 @@ def pack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None = None) 
     Raises:
         ValueError: If a tensor cannot be written.
     """
-    header = {"names": json.dumps(list(tensors)), "plain": json.dumps(dict(plain or {}))}
+    # one entry: of several the format does not keep the order, and the same tensors would give other bytes
+    header = {"message": json.dumps({"names": list(tensors), "plain": dict(plain or {})})}
     written: dict[str, Tensor] = {}
     seen: set[int] = set()
     try:
@@ -84,9 +85,9 @@ def unpack(content: bytes) -> tuple[State, dict[str, Any]]:
         ValueError: If the bytes are damaged, or of something else.
     """
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        names, plain = json.loads(header["names"]), json.loads(header["plain"])
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        header = json.loads(metadata["message"])
         tensors = safetensors.torch.load(content)
-        return {name: tensors[str(place)] for place, name in enumerate(names)}, dict(plain)
+        return {name: tensors[str(place)] for place, name in enumerate(header["names"])}, dict(header["plain"])
     except Exception as error:  # mangled bytes may raise anything
         raise ValueError(f"Expected packed tensors, got bytes that cannot be read ({error!s:.100}).") from error

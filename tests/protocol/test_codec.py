@@ -267,3 +267,8 @@ def test_files_of_safetensors_without_our_header_are_refused() -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     with pytest.raises(ValueError, match="Expected packed tensors"):
         decode(struct.pack("<Q", len(header)) + header + bytes(4))
+
+
+def test_the_same_message_gives_the_same_bytes() -> None:
+    message = Broadcast(3, 2, {"model.a": torch.arange(3.0), "model.b": torch.tensor(7)})
+    assert len({encode(message) for _ in range(20)}) == 1

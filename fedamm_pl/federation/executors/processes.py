@@ -22,6 +22,8 @@ from fedamm_pl.protocol.codec import decode, encode, pack, unpack
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State
 
 CONTEXT = get_context("spawn")  # a fork of a process with threads or a GPU does not work
+STARTING = 600.0
+"""Seconds that a worker has to import the libraries and to load its data."""
 CLOSING = 5.0
 """Seconds that an idle worker has to end by itself."""
 
@@ -142,6 +144,10 @@ class ProcessSlot:
             ValueError: If it ends before it is ready.
         """
         try:
+            if not self.pipe.poll(STARTING):
+                raise ValueError(
+                    f"Expected worker {self._place} to start within {STARTING:g} s, got one that is still loading."
+                )
             found = dict(json.loads(self.pipe.recv_bytes()))
         except (EOFError, OSError) as error:
             raise ValueError(

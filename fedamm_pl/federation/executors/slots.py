@@ -12,7 +12,7 @@ from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientTask, St
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
-"""Workers in a row that die before they are ready; then the run ends."""
+"""Workers in a row that die without a client; then the run ends."""
 
 
 class WorkerLostError(OSError):
@@ -75,7 +75,7 @@ def run_on_slots(
         max_retries: How often a client is trained again whose worker died or whose time was over.
 
     Raises:
-        WorkerLostError: If three workers in a row die before they are ready.
+        WorkerLostError: If three workers in a row die before they train anybody.
     """
     waiting, window = deque(enumerate(tasks)), 2 * len(slots)
     running: dict[int, tuple[int, ClientTask, float]] = {}  # slot -> index of the task, task, when it was given out
@@ -87,10 +87,10 @@ def run_on_slots(
         """Replace a worker; train its client again, or give it up."""
         nonlocal failed_starts
         slots[place].restart()
-        if place not in running:  # it had not got so far
+        if place not in running:  # it trained nobody
             failed_starts += 1
             if failed_starts >= MAX_FAILED_STARTS:
-                raise WorkerLostError(0, f"{failed_starts} workers in a row could not start: {reason}")
+                raise WorkerLostError(0, f"{failed_starts} workers in a row died before they trained anybody: {reason}")
             return
         index, task, _ = running.pop(place)
         attempts[index] += 1
@@ -109,7 +109,8 @@ def run_on_slots(
                     running[place] = index, task, time.monotonic()
                     try:
                         slot.send(broadcast, task, kept(task.client_id))
-                    except EOFError as error:
+                    except EOFError as error:  # it died while it was idle: that is not the client's fault
+                        waiting.appendleft(running.pop(place)[:2])
                         lose(place, str(error))
             due = [given + timeout - time.monotonic() for *_, given in running.values()] if timeout else []
             busy = [slot for place, slot in enumerate(slots) if place in running or not slot.ready]
@@ -120,8 +121,8 @@ def run_on_slots(
                 except EOFError as error:
                     lose(place, str(error))
                     continue
-                failed_starts = 0
                 if outcome is not None and place in running:
+                    failed_starts = 0
                     done[running.pop(place)[0]] = outcome
             for place, (*_, given) in list(running.items()):
                 if timeout and time.monotonic() >= given + timeout:
