@@ -97,7 +97,8 @@ def page(usage: str, about: str, *lines: str) -> str:
 def option_lines(group: str, owner: type) -> list[str]:
     """Return an entry for each option of a class."""
     texts: dict[str, str] = {}
-    for kind in itertools.takewhile(lambda kind: not kind.__module__.startswith("pytorch_lightning"), owner.__mro__):
+    foreign = ("pytorch_lightning", "builtins")
+    for kind in itertools.takewhile(lambda kind: not kind.__module__.startswith(foreign), owner.__mro__):
         for part in docstring_parser.parse_from_object(kind).params:
             texts.setdefault(part.arg_name, part.description or "")
     if group == "algorithm":
