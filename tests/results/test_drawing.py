@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedamm_pl.federation.run import Run
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.federation.callbacks import LogTo
+from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.results import drawing
 from fedamm_pl.results.drawing import FigureFiles, LogFigures
