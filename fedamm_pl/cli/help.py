@@ -13,7 +13,7 @@ import docstring_parser
 from torch import nn
 
 from fedamm_pl.cli.messages import unknown_class
-from fedamm_pl.cli.options import GROUPS, OFFERED, find_class, options_of
+from fedamm_pl.cli.options import GROUPS, OFFERED, find_class, offered, options_of
 from fedamm_pl.models import MODELS
 
 DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping. Trains a classifier over simulated clients with
@@ -56,11 +56,11 @@ def requested(words: Sequence[str]) -> str | None:
 
 def group_help(group: str, name: str = "") -> str:
     """Return the help of a class of a group; without a name the list of classes, where there are several."""
-    offered = OFFERED.get(group, [GROUPS[group]])
-    if not name and len(offered) > 1:
+    kinds = offered(group)
+    if not name and len(kinds) > 1:
         return list_help(group)
     try:
-        owner = find_class(group, name) if name else offered[0]
+        owner = find_class(group, name) if name else kinds[0]
     except ValueError as error:
         raise ValueError(unknown_class(group, str(error))) from error
     choice = f" --{group} {name or owner.__name__}" if group in OFFERED else ""

@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, options_of
+from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, offered, options_of
 
 RENAMED = {"output_dir": "--output.dir", "seed": "--seed"}
 """Parameters of the library that are called otherwise here."""
@@ -70,9 +70,9 @@ def unknown_option(name: str, owner: type | None = None) -> str:
     said = f"{owner.__name__} has no option {last}" if owner and chosen else f"unknown option {name}"
     if group or not owner:
         for other in GROUPS:
-            if other != group and any(last in options_of(kind) for kind in imported(other)):
+            if other != group and any(last in options_of(kind) for kind in offered(other)):
                 return f"{said}; did you mean --{other}.{last}?"
-    if group and (others := [kind.__name__ for kind in imported(group) if last in options_of(kind)]):
+    if group and (others := [kind.__name__ for kind in offered(group) if last in options_of(kind)]):
         said += f" ({', '.join(others)} {'has' if len(others) == 1 else 'have'})"
     elif close := similar(last, own or option_names()):
         return f"{said}; did you mean {option_of(owner, close) if owner else option_names()[close]}?"

@@ -73,6 +73,11 @@ def group_of(owner: type) -> str | None:
     return next((group for group, base in GROUPS.items() if issubclass(owner, base)), None)
 
 
+def offered(group: str) -> list[type]:
+    """Return the classes of the package that take the options of a group."""
+    return OFFERED.get(group, [GROUPS[group]])
+
+
 def imported(group: str) -> list[type]:
     """Return the class of a group and those derived from it, as far as they are imported: also your own."""
     found = [GROUPS[group]]

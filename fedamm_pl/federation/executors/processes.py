@@ -110,6 +110,7 @@ class ProcessRunner(Runner):
     def close(self) -> None:
         """End the processes."""
         for slot in self._slots:
+            slot.closed = True
             slot.pipe.close()  # an idle one ends by itself
         for slot in self._slots:
             slot.end(CLOSING if slot.ready else 0.0)
@@ -127,6 +128,7 @@ class ProcessSlot:
     def __init__(self, spec: bytes, place: int) -> None:
         self._spec = spec
         self._place = place
+        self.closed = False
         self._start()
 
     def _start(self) -> None:
@@ -188,7 +190,9 @@ class ProcessSlot:
         return outcome
 
     def restart(self) -> None:
-        """End the process, and start another one."""
+        """End the process, and start another one; not after the end, when a round that was dropped is cancelled late."""
+        if self.closed:
+            return
         self.pipe.close()
         self.end(0.0)
         self._start()

@@ -286,6 +286,17 @@ def test_ctrl_c_ends_all_processes_and_the_run_goes_on_to_the_same_bits(start: S
     assert_equal(resumed.state.shared, whole.state.shared)
 
 
+def test_a_round_that_is_dropped_after_the_end_starts_nobody() -> None:
+    before = set(multiprocessing.active_children())
+    data = tiny_data()
+    given = spec(make(FedAvg, data), data)
+    with Processes(num_workers=1).open(given) as runner:
+        outcomes = runner.run(broadcast(given, 1), tasks(1, [0, 1, 2]), lambda client: {})
+        next(outcomes)
+    outcomes.close()  # type: ignore[attr-defined]
+    assert set(multiprocessing.active_children()) == before
+
+
 @posix
 def test_workers_end_by_themselves_when_the_program_is_killed(start: Start, tmp_path: Path) -> None:
     process = start(tmp_path / "run")  # type: ignore[call-arg]
