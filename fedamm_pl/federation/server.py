@@ -113,4 +113,8 @@ class Server:
         for result in contributions:
             reducer.add(result.payload, result.num_examples)
             self.session.num_results += 1
-        return reducer.compute()
+        state = self.session.state  # what came from other processes lies on the CPU
+        return {
+            name: value.to(state[name].device if name in state else value.device)
+            for name, value in reducer.compute().items()
+        }
