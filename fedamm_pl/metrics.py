@@ -1,7 +1,8 @@
 """Accuracy per class and for many-, medium- and few-shot classes (Liu et al., CVPR 2019; Kang et al., ICLR 2020)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torchmetrics import Metric
 
 ShotRule = Literal["counts", "share", "index"]
 GROUPS = ("many", "medium", "few")
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types of classes."""
 
 
 def shot_groups(
@@ -71,46 +74,90 @@ def _index_groups(num_classes: int, ranges: Mapping[str, Sequence[int]] | None) 
 class ShotAccuracy(Metric):
     """Accuracy over all examples, per class, and averaged over the classes of each shot group.
 
-    ``compute`` returns ``acc`` (micro average), ``acc_<group>`` (mean of the per-class accuracies of the group) and
-    ``acc_class_<c>``. A class that never occurred as a target is left out everywhere, never counted as 0; a group
+    ``compute`` returns the accuracy over all examples (micro average), a scalar: NaN before the first example.
+    :meth:`accuracies` returns by name ``acc``, the same number, ``acc_<group>`` (mean of the per-class accuracies of the
+    group) and ``acc_class_<c>``. A class that never occurred as a target is left out there, never counted as 0; a group
     without such a class has no entry.
+
+    In a LightningModule ``self.log("test/acc", metric)`` in a step logs the one, and
+    ``self.log_dict(metric.accuracies())`` at the end of an epoch all of them; after the latter call ``metric.reset()``.
 
     Args:
         num_classes: Number of classes C.
-        groups: Group name -> class indices, for example from :func:`shot_groups`; by default no groups.
+        groups: Group name -> class indices, for example from :func:`shot_groups`; by default no groups. A class may be in
+            several groups.
+        options: Those of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If ``num_classes`` is no number of classes, or a group has a name that is no text or that of a class, or
+            names something else than a class, or a class twice.
 
     Example:
         >>> metric = ShotAccuracy(3, {"many": [0], "few": [1, 2]})
         >>> metric.update(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
-        >>> {name: float(value) for name, value in metric.compute().items()}
+        >>> metric.compute()
+        tensor(0.6667)
+        >>> {name: float(value) for name, value in metric.accuracies().items()}
         {'acc': 0.6666666865348816, 'acc_many': 1.0, 'acc_few': 0.5, 'acc_class_0': 1.0, 'acc_class_1': 0.5}
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    num_classes: int
+    groups: dict[str, list[int]]
     counts: Tensor
 
-    def __init__(self, num_classes: int, groups: Mapping[str, Sequence[int]] | None = None) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.groups = {name: list(members) for name, members in (groups or {}).items()}
-        self.add_state("counts", torch.zeros(num_classes, 2, dtype=torch.int64), dist_reduce_fx="sum")
+    def __init__(self, num_classes: int, groups: Mapping[str, Sequence[int]] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
+            raise ValueError(f"Expected `num_classes` to be a whole number of 1 or more, got {num_classes!r}.")
+        self.num_classes = int(num_classes)
+        self.groups = {name: _members(name, members, self.num_classes) for name, members in (groups or {}).items()}
+        self.add_state("counts", torch.zeros(self.num_classes, 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Count a batch.
 
         Args:
-            preds: Predicted classes of shape (N,), or scores of shape (N, C).
-            target: True classes, shape (N,).
+            preds: Predicted classes of shape (N,), whole numbers, or scores of shape (N, C), floating point. NaN counts as
+                the largest score, as it does for torch and torchmetrics: a test of a model that has diverged comes to its
+                end, where the loss is NaN.
+            target: True classes, whole numbers of shape (N,).
+
+        Raises:
+            ValueError: If shapes, types or classes are others.
         """
-        predicted = preds.argmax(1) if preds.ndim == 2 else preds
+        target = self._classes("target", target)
+        if not isinstance(preds, Tensor):
+            raise ValueError(f"Expected `preds` to be a tensor, got a {type(preds).__name__}.")
+        scores = preds.ndim == 2
+        if preds.shape != ((*target.shape, self.num_classes) if scores else target.shape):
+            raise ValueError(
+                f"Expected `preds` to be classes of shape ({len(target)},) or scores of shape ({len(target)}, "
+                f"{self.num_classes}) as there are {len(target)} targets, got shape {tuple(preds.shape)}."
+            )
+        if scores and not preds.is_floating_point():
+            raise ValueError(f"Expected `preds` of shape (N, C) to be floating-point scores, got {preds.dtype}.")
+        predicted = preds.argmax(1) if scores else self._classes("preds", preds)
         cells = torch.bincount(2 * target + (predicted == target), minlength=2 * self.num_classes)
         # column 0 wrong, column 1 right; not in place: a test in inference mode leaves tensors that refuse it
         self.counts = self.counts + cells.view(self.num_classes, 2)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the accuracies by name; see the class."""
+    def compute(self) -> Tensor:
+        """Return the accuracy over all examples, a scalar; NaN if there was none."""
+        return self.counts[:, 1].sum() / self.counts.sum()
+
+    def accuracies(self) -> dict[str, Tensor]:
+        """Return the accuracies by name, see the class; over the examples of all processes, as ``compute`` does."""
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        ):
+            return self._by_name()
+
+    def _by_name(self) -> dict[str, Tensor]:
         totals, correct = self.counts.sum(1), self.counts[:, 1]
         per_class = correct / totals  # NaN where absent, dropped below
         present = (totals > 0).tolist()
@@ -121,3 +168,35 @@ class ShotAccuracy(Metric):
                 result[f"acc_{name}"] = per_class[seen].mean()
         result.update({f"acc_class_{label}": per_class[label] for label in range(self.num_classes) if present[label]})
         return result
+
+    def _classes(self, name: str, labels: Tensor) -> Tensor:
+        """Check classes, and return them in a type in which twice a class is one too."""
+        if not isinstance(labels, Tensor) or labels.dtype not in WHOLE:
+            found = labels.dtype if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+            raise ValueError(f"Expected `{name}` to be a tensor of classes, whole numbers, got {found}.")
+        if labels.ndim != 1:
+            raise ValueError(f"Expected `{name}` to have shape (N,), got {tuple(labels.shape)}.")
+        labels = labels.long()
+        if ((labels < 0) | (labels >= self.num_classes)).any():
+            raise ValueError(
+                f"Expected `{name}` to hold classes 0 to {self.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}."
+            )
+        return labels
+
+
+def _members(name: str, members: Sequence[int], num_classes: int) -> list[int]:
+    """Check a group of classes, and return it as a list.
+
+    Raises:
+        ValueError: See :class:`ShotAccuracy`.
+    """
+    if not isinstance(name, str) or not name or name.startswith("class_"):
+        raise ValueError(f"Expected names of `groups` to be texts that do not begin with class_, got {name!r:.60}.")
+    members = list(members)
+    if not all(isinstance(label, Integral) and not isinstance(label, bool) for label in members):
+        raise ValueError(f"Expected `groups` to hold classes, whole numbers, got {members!r:.60} for {name}.")
+    if len(set(members)) < len(members) or not all(0 <= label < num_classes for label in members):
+        raise ValueError(
+            f"Expected `groups` to hold each class of 0 to {num_classes - 1} once at most, got {members!r:.60} for {name}."
+        )
+    return [int(label) for label in members]

@@ -165,7 +165,7 @@ def measured(num_classes: int, groups: dict[str, list[int]], batches: list[tuple
 
 
 def computed(metric: ShotAccuracy) -> dict[str, float]:
-    return {name: float(value) for name, value in metric.compute().items()}
+    return {name: float(value) for name, value in metric.accuracies().items()}
 
 
 @given(case=predictions())

@@ -202,7 +202,7 @@ class Classifier(pl.LightningModule):
         self._log_accuracy("test", self.test_accuracy)
 
     def _log_accuracy(self, stage: str, accuracy: ShotAccuracy) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.compute().items()})
+        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.accuracies().items()})
         accuracy.reset()
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
