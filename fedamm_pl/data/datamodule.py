@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, check_im
 from fedamm_pl.data.transforms import Augmentation, channel_statistics, draw_augmentation
 from fedamm_pl.metrics import ShotRule, shot_groups
 from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator
+from fedamm_pl.stored import StoredData
 
 Partition = Literal["by_num_classes", "by_dirichlet", "by_shards", "iid"]
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SET_UP = ("_images", "_clients", "_train", "_meta", "_client_indices", "_info", 
 """Attributes that ``setup`` makes, or that follow from them."""
 
 
-class FederatedDataModule(pl.LightningDataModule):
+class FederatedDataModule(StoredData):
     """A training set with a long tail, split over clients, with a balanced meta set at the server and a test set.
 
     The meta set is taken out first, then the tail is cut, then the rest is partitioned. All three depend on the data

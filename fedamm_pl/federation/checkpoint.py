@@ -13,6 +13,7 @@ import torch
 
 from fedamm_pl.files import write_atomically
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
+from fedamm_pl.stored import reason_of, require_plain_archive
 from fedamm_pl.version import __version__
 
 log = logging.getLogger(__name__)
@@ -176,6 +177,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         archive, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
         if hashlib.sha256(archive).digest() != digest:
             raise ValueError("its checksum differs")
+        require_plain_archive(io.BytesIO(archive))
         loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         if loaded.get("format") != FORMAT:
             raise OtherVersionError(
@@ -190,9 +192,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except OtherVersionError:
         raise
     except Exception as error:  # whatever goes wrong, an older one may be whole
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"Expected {path} to be a whole checkpoint of a run, got a damaged file ({reason})."
+            f"Expected {path} to be a whole checkpoint of a run, got a damaged file ({reason_of(error)})."
         ) from error
 
 

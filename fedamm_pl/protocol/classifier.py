@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -14,6 +13,7 @@ from fedamm_pl.data.transforms import normalize
 from fedamm_pl.losses import example_losses
 from fedamm_pl.metrics import ShotAccuracy
 from fedamm_pl.models import build_model
+from fedamm_pl.protocol.stored import StoredModule
 
 CONFUSION_CLASSES = 200
 """Up to so many classes, a test counts which class is taken for which."""
@@ -31,7 +31,26 @@ def require_range(name: str, value: float, *, above: float | None = None, least:
         raise ValueError(f"Expected `{name}` to be a number of {least} or more, got {value}.")
 
 
-class Classifier(pl.LightningModule):
+def check_info(info: ImageInfo, num_classes: int, in_channels: int) -> None:
+    """Check that what is known of the images is of these classes and channels.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    known: dict[str, Any] = dict(info)
+    sizes = {"mean": in_channels, "std": in_channels, "class_names": num_classes, "class_counts": num_classes}
+    for name, size in sizes.items():
+        if name in known and len(known[name]) != size:
+            raise ValueError(f"Expected `info` to hold {size} {name}, got {len(known[name])}.")
+    if not all(0 < value < float("inf") for value in known.get("std", ())):
+        raise ValueError(f"Expected `info` to hold std above 0, got {known['std']}.")
+    groups = known.get("shot_groups", {}).values()
+    # not so many that a small file, which can hold the same list many times, fills the memory
+    if sum(map(len, groups)) > 100 * num_classes or not all(0 <= c < num_classes for group in groups for c in group):
+        raise ValueError(f"Expected `info` to hold shot_groups of the classes 0 to {num_classes - 1}, got others.")
+
+
+class Classifier(StoredModule):
     """A classifier that trains in a plain Trainer on batches (images, labels), and measures accuracy by groups of classes.
 
     Args:
@@ -68,6 +87,8 @@ class Classifier(pl.LightningModule):
         info: ImageInfo | None = None,
     ) -> None:
         super().__init__()
+        require_range("num_classes", num_classes, least=1)
+        require_range("in_channels", in_channels, least=1)
         require_range("lr", lr, above=0)
         require_range("momentum", momentum, least=0)
         require_range("weight_decay", weight_decay, least=0)
@@ -78,8 +99,11 @@ class Classifier(pl.LightningModule):
         )
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.info: ImageInfo = info or {}
-        self.register_buffer("mean", torch.tensor(self.info.get("mean", [0.0] * in_channels)), persistent=False)
-        self.register_buffer("std", torch.tensor(self.info.get("std", [1.0] * in_channels)), persistent=False)
+        check_info(self.info, num_classes, in_channels)
+        mean = torch.tensor(self.info["mean"]) if "mean" in self.info else torch.zeros(in_channels)
+        std = torch.tensor(self.info["std"]) if "std" in self.info else torch.ones(in_channels)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         self.test_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
         self.val_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
         # of the last test; quadratic in the classes

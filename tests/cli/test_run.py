@@ -304,7 +304,9 @@ def test_own_network_in_the_working_folder_is_found(
 def test_an_own_network_comes_in_by_import_path(command: Any, tmp_path: Path) -> None:
     main(command("FedAMM", tmp_path, "--algorithm.model", f"{__name__}.OwnNet", "--federation.num_rounds", "1"))
     assert json.loads((tmp_path / "summary.json").read_text())["model"] == f"{__name__}.OwnNet"
-    module = FedAMM.load_from_checkpoint(tmp_path / "final.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match="pass the network as `model`, or `trust_model=True`"):
+        FedAMM.load_from_checkpoint(tmp_path / "final.ckpt")
+    module = FedAMM.load_from_checkpoint(tmp_path / "final.ckpt", weights_only=True, trust_model=True)
     assert isinstance(module.model, OwnNet)
 
 
@@ -338,7 +340,7 @@ def test_an_own_data_module_comes_in_by_class_path(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     main(["--config", str(tmp_path / "own.yaml"), "--output.dir", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run/summary.json").read_text())["class_counts"] == [20, 10]
-    module = FedAvg.load_from_checkpoint(tmp_path / "run/final.ckpt", weights_only=True)
+    module = FedAvg.load_from_checkpoint(tmp_path / "run/final.ckpt", trust_model=True)
     assert module.info["class_names"] == ["dark", "bright"]
     assert module.hparams["in_channels"] == 1
 

@@ -80,7 +80,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(keep: int, tmp_path: Path)
 
 
 def test_the_final_checkpoint_is_one_of_lightning(finished: Path) -> None:
-    module = FedAMM.load_from_checkpoint(finished / "final.ckpt", map_location="cpu")
+    module = FedAMM.load_from_checkpoint(finished / "final.ckpt", map_location="cpu", trust_model=True)
     again = federation(FedAMM, num_rounds=5, eval_interval=2)
     again.run()
     assert_equal(dict(module.state_dict()), dict(again.module.state_dict()))

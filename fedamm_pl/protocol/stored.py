@@ -1,0 +1,150 @@
+"""``StoredModule``: modules from checkpoints of strangers, built of registered networks, plain options and sound tensors."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from fedamm_pl.models import MODELS
+from fedamm_pl.stored import StoredFile, built, file_name, read_stored, stored_options
+
+ModuleT = TypeVar("ModuleT", bound="StoredModule")
+SPARE_BYTES = 2**30
+"""What a module may hold beside four times what its file does: tensors that follow from the options."""
+
+
+class StoredModule(pl.LightningModule):
+    """A module that does not trust the file that it is loaded from."""
+
+    @classmethod
+    def load_from_checkpoint(
+        cls: type[ModuleT],
+        checkpoint_path: StoredFile,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        trust_model: bool = False,
+        **kwargs: Any,
+    ) -> ModuleT:
+        """Load a module; nothing in the file is executed, and of the networks that it names only registered ones are built.
+
+        Args:
+            checkpoint_path: The file: a path, a URL that fsspec knows, or an open file.
+            map_location: Where tensors go, as for ``torch.load``; by default where they were, if there is such a device.
+            hparams_file: A YAML file with options that stand in place of the checkpoint's.
+            strict: Whether the file must hold the whole state and nothing else.
+            weights_only: False executes what the file holds: for files of your own.
+            trust_model: Whether a network that the file names by an import path is imported and called: for files that you
+                trust as you trust a program.
+            kwargs: Options that stand in place of the file's, for example ``model``.
+
+        Raises:
+            ValueError: If the file is damaged or of another module, its options are of wrong types or out of range, it names
+                a network that is not registered, or its weights are not finite.
+        """
+        name = file_name(checkpoint_path)
+        content = read_stored(checkpoint_path, map_location, weights_only)
+        options = stored_options(cls, content, name, hparams_file, kwargs)
+        if not trust_model and "model" not in kwargs:
+            _require_registered(options.get("model"), name)
+        state = _tensors(content.get("state_dict"), name)
+        if not trust_model:
+            _require_size(cls, options, state, name)
+        module = built(cls, options, name)
+        module.configure_model()
+        module.on_load_checkpoint(content)
+        strict = module.strict_loading if strict is None else strict
+        _load_state(module, state, strict, name, "" if "model" in options else ", or pass its network as `model`")
+        return module.to(next((value.device for value in state.values()), module.device))
+
+
+def _require_registered(model: Any, name: str) -> None:
+    if isinstance(model, str) and model not in MODELS:
+        raise ValueError(
+            f"Expected the network in {name} to be one of {', '.join(MODELS)}, which are built from a file, got {model!r:.80}: "
+            "pass the network as `model`, or `trust_model=True` if you trust the file as you trust a program."
+        )
+
+
+def _tensors(state: Any, name: str) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(entry, str) for entry in state):
+        raise ValueError(f"Expected {name} to hold a `state_dict`, got {type(state).__name__}.")
+    for entry, value in state.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            raise ValueError(f"Expected {entry:.80} in {name} to be a plain tensor, got {type(value).__name__}.")
+    return state
+
+
+def _require_size(kind: type[StoredModule], options: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> None:
+    """Build the module without memory, to see how much it would take.
+
+    Raises:
+        ValueError: If that is far more than the file holds.
+    """
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    memo: dict[int, Any] = {}
+    if isinstance(model := options.get("model"), nn.Module):
+        memo = {id(part): nn.Parameter(part.detach().to("meta"), part.requires_grad) for part in model.parameters()}
+    try:
+        with torch.device("meta"):
+            module = kind(**copy.deepcopy(dict(options), memo))
+    except Exception:  # a class of one's own that cannot be built so; what else is wrong is said when it is built
+        return
+    tensors = {
+        id(value): value.nbytes
+        for part in module.modules()
+        for value in (*part.parameters(False), *part.buffers(False), *vars(part).values())
+        if isinstance(value, Tensor)
+    }
+    if (needed := sum(tensors.values())) > SPARE_BYTES + 4 * sum(held.values()):
+        raise ValueError(
+            f"Expected the options in {name} to be those of the {sum(held.values())} bytes of tensors in it, "
+            f"got some that take {needed}."
+        )
+
+
+def _load_state(module: StoredModule, state: dict[str, Tensor], strict: bool, name: str, hint: str) -> None:
+    own = {entry: value for entry, value in module.state_dict().items() if isinstance(value, Tensor)}
+    missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
+    differing = [f"without {entry}" for entry in sorted(missing)] + [f"with {entry}" for entry in sorted(unknown)]
+    if differing and not strict:
+        rank_zero_warn(f"{name} does not hold the state of {type(module).__name__}: {_listed(differing)}.")
+        differing = []
+    for entry in sorted(own.keys() & state.keys()):
+        if not _alike(own[entry], state[entry]):
+            differing.append(f"with {entry} of {_described(state[entry])} in place of {_described(own[entry])}")
+    if differing:
+        raise ValueError(
+            f"Expected {name} to hold the state of {type(module).__name__} with this network, got one "
+            f"{_listed(differing)}: load it by the class and with the options that wrote it{hint}."
+        )
+    bad = [entry for entry in sorted(own.keys() & state.keys()) if not _sound(own[entry], state[entry])]
+    if bad:
+        raise ValueError(f"Expected the state in {name} to be finite, got NaN or infinity in {_listed(bad)}.")
+    module.load_state_dict(state, strict=strict)
+
+
+def _alike(own: Tensor, stored: Tensor) -> bool:
+    same_kind = own.is_floating_point() == stored.is_floating_point() and own.is_complex() == stored.is_complex()
+    return same_kind and own.shape == stored.shape
+
+
+def _sound(own: Tensor, stored: Tensor) -> bool:
+    """Whether a tensor is finite in the type that it will have, but where the module itself holds infinities, in a mask say."""
+    stored = stored.detach().to(own)
+    return bool((stored.isfinite() | (stored == own)).all())
+
+
+def _described(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _listed(entries: list[str]) -> str:
+    more = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
+    return f"{entries[0]:.120}{more}"

@@ -1,0 +1,272 @@
+"""Lightning checkpoints of strangers: plain data and tensors are read, checked, and used; no name in a file is imported."""
+
+import inspect
+import logging
+import math
+import re
+import reprlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import IO, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from lightning_fabric.utilities.cloud_io import get_filesystem
+
+log = logging.getLogger(__name__)
+StoredFile = str | Path | IO[bytes]
+DataT = TypeVar("DataT", bound="StoredData")
+
+
+def file_name(file: StoredFile) -> str:
+    """Return what messages call a file."""
+    return str(file if isinstance(file, str | Path) else getattr(file, "name", "the checkpoint"))
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a line why a file cannot be read, without torch's advice to execute what it holds."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "weights_only" not in text:
+        return f"{type(error).__name__}: {text:.200}" if isinstance(error, LookupError) else f"{text:.200}"
+    found = re.search(r"GLOBAL ([\w.]+)|WeightsUnpickler error: (.{,100}?) Check the documentation", text)
+    more = f", {found[1] or found[2]}" if found else ""
+    return f"it holds more than tensors and plain data{more}; nothing of it was executed"
+
+
+def require_plain_archive(file: IO[bytes]) -> None:
+    """Check that an archive does not unpack to more than its own size, as those that torch writes do not.
+
+    Raises:
+        ValueError: If it would.
+    """
+    start = file.tell()
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                size, unpacked = file.seek(0, 2), sum(part.file_size for part in archive.infolist())
+            if unpacked > size:
+                raise ValueError(f"it has {size} bytes and would unpack to {unpacked}")
+    except zipfile.BadZipFile:
+        pass  # torch says what is wrong with it
+    finally:
+        file.seek(start)
+
+
+def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    """Read a Lightning checkpoint; nothing in it is executed unless the caller says ``weights_only=False``.
+
+    Args:
+        file: A path, a URL that fsspec knows, or an open file.
+        map_location: Where tensors go, as for ``torch.load``; by default where they were, if there is such a device.
+        weights_only: Whether to read nothing but tensors and plain data: yes unless False.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        ValueError: If it is damaged, holds something else, or is no checkpoint.
+        OSError: If there is no such file.
+    """
+    if isinstance(file, str | Path):
+        with get_filesystem(file).open(str(file), "rb") as opened:
+            return _read(opened, file_name(file), map_location, weights_only)
+    return _read(file, file_name(file), map_location, weights_only)
+
+
+def _read(file: IO[bytes], name: str, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+    try:
+        require_plain_archive(file)
+        content = torch.load(file, map_location=map_location or _available, weights_only=weights_only is not False)
+    except Exception as error:  # what is damaged may raise anything
+        raise ValueError(
+            f"Expected {name} to be a checkpoint of tensors and plain data, got a file that cannot be read as one: "
+            f"{reason_of(error)}."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected {name} to be a checkpoint of Lightning, got {type(content).__name__}.")
+    return content
+
+
+def _available(storage: Any, location: str) -> Any:
+    """Leave a tensor where it was, if there is such a device here."""
+    device = torch.device(location)
+    return None if device.type == "cpu" or torch.get_device_module(device).is_available() else storage.cpu()
+
+
+def stored_options(
+    kind: type[pl.LightningModule] | type[pl.LightningDataModule],
+    content: Mapping[str, Any],
+    name: str,
+    hparams_file: str | Path | None,
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the options that a checkpoint holds for a class, checked against the types in its signature.
+
+    Lightning would also import and call what a file names beside them; that is left out.
+
+    Args:
+        kind: The class.
+        content: Of the checkpoint.
+        name: Of the file.
+        hparams_file: A YAML file whose options stand in their place.
+        given: What the caller gives; it stands in their place too.
+
+    Raises:
+        ValueError: If an option is not of the type of the class.
+        TypeError: If the caller gives an option that the class does not have.
+    """
+    types, takes_all = _option_types(kind)
+    if not takes_all and (unknown := sorted(given.keys() - types.keys())):
+        raise TypeError(f"Expected options of {kind.__name__}, got {unknown[0]!r}, which it does not have.")
+    options = content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    if hparams_file is not None:
+        name, options = str(hparams_file), _read_yaml(hparams_file)
+    if not isinstance(options, dict) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"Expected the options in {name} to be named by text, got {reprlib.repr(options)}.")
+    own = {option: value for option, value in options.items() if option in types and option not in given}
+    for option, value in own.items():
+        if not fits(value, types[option]):
+            raise ValueError(
+                f"Expected `{option}` in {name} to be {_shown(types[option])} for {kind.__name__}, "
+                f"got {reprlib.repr(value)}."
+            )
+    if left := sorted(option for option in options.keys() - types.keys() if not option.startswith("_")):
+        log.warning("%s: %d options are left out that %s does not have: %.200s", name, len(left), kind.__name__, left)
+    return {**own, **given}
+
+
+def _read_yaml(path: str | Path) -> Any:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"Expected `hparams_file` {path} to be YAML of plain data, got {' '.join(str(error).split()):.200}."
+        ) from error
+
+
+def _option_types(kind: type) -> tuple[dict[str, Any], bool]:
+    """Return option -> type, also of what a class passes on to its bases, and whether it takes any name."""
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if (init := vars(base).get("__init__")) is None:
+            continue
+        try:
+            hints = get_type_hints(init)
+        except (NameError, TypeError):  # names that exist for type checkers alone
+            hints = {}
+        parameters = list(inspect.signature(init).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, hints.get(parameter.name, Any))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return found, False
+    return found, True
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as it stands in a signature: numbers finite, a bool no number, lists for any sequence.
+
+    Example:
+        >>> fits(1, float), fits(True, int), fits(float("nan"), float), fits([1, "a"], list[int])
+        (True, False, False, False)
+    """
+    return _Fits()(value, hint)
+
+
+class _Fits:
+    """Remembers what it has seen: a small file may hold the same list many times, or in itself."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[int, str], bool] = {}
+
+    def __call__(self, value: Any, hint: Any) -> bool:
+        if not isinstance(value, list | tuple | dict):
+            return self._compute(value, hint)
+        key = id(value), repr(hint)
+        if key not in self.seen:
+            self.seen[key] = True
+            self.seen[key] = self._compute(value, hint)
+        return self.seen[key]
+
+    def _compute(self, value: Any, hint: Any) -> bool:
+        origin, args = get_origin(hint), get_args(hint)
+        if origin in (Union, UnionType):
+            return any(self(value, arg) for arg in args)
+        if origin is Literal:
+            return any(type(value) is type(arg) and value == arg for arg in args)
+        if is_typeddict(hint):
+            fields = get_type_hints(hint)
+            return isinstance(value, dict) and all(
+                name in fields and self(part, fields[name]) for name, part in value.items()
+            )
+        if isinstance(origin, type) and issubclass(origin, Mapping):
+            return isinstance(value, dict) and all(
+                self(key, args[0]) and self(part, args[1]) for key, part in value.items()
+            )
+        if origin is tuple and ... not in args:
+            return isinstance(value, list | tuple) and len(value) == len(args) and all(map(self, value, args))
+        if origin is not None and args:
+            return isinstance(value, list | tuple) and all(self(part, args[0]) for part in value)
+        if hint is float or (hint is Any and type(value) is float):
+            return type(value) in (int, float) and -math.inf < value < math.inf
+        if hint in (None, NoneType):
+            return value is None
+        return not isinstance(hint, type) or (isinstance(value, hint) and (hint is bool or type(value) is not bool))
+
+
+def _shown(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    return re.sub(r"\b(\w+\.)+(?=\w)", "", str(hint) if get_args(hint) else getattr(hint, "__name__", str(hint)))
+
+
+class StoredData(pl.LightningDataModule):
+    """A data module whose options are checked when they come from a file."""
+
+    @classmethod
+    def load_from_checkpoint(
+        cls: type[DataT],
+        checkpoint_path: StoredFile,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> DataT:
+        """Make the data module of the options in a checkpoint; nothing in the file is executed, no name in it imported.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Where tensors go; by default where they were.
+            hparams_file: A YAML file with options that stand in place of the checkpoint's.
+            weights_only: False executes what the file holds: for files of your own.
+            kwargs: Options that stand in their place.
+
+        Raises:
+            ValueError: If the file is damaged or holds options of wrong types, or they are out of range.
+        """
+        name = file_name(checkpoint_path)
+        content = read_stored(checkpoint_path, map_location, weights_only)
+        data = built(cls, stored_options(cls, content, name, hparams_file, kwargs), name)
+        if cls.__qualname__ in content:
+            data.load_state_dict(content[cls.__qualname__])
+        return data
+
+
+BuiltT = TypeVar("BuiltT")
+
+
+def built(kind: type[BuiltT], options: Mapping[str, Any], name: str) -> BuiltT:
+    """Make an instance of a class with what a file holds.
+
+    Raises:
+        ValueError: If it does not take them, whatever it says.
+    """
+    try:
+        return kind(**options)
+    except Exception as error:
+        raise ValueError(
+            f"Expected the options in {name} to make a {kind.__name__}, got: {' '.join(str(error).split()):.300}"
+        ) from error
