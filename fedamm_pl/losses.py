@@ -20,11 +20,12 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
-def normalized_weights(raw: Tensor) -> Tensor:
+def normalized_weights(raw: Tensor, total: Tensor | None = None) -> Tensor:
     """Divide weights by their sum, or leave them as they are if it is 0 (Shu et al., NeurIPS 2019, eq. 4).
 
     Args:
         raw: Non-negative weights V(l_i) of shape (B,).
+        total: The sum, where these are the weights of a part of a batch.
 
     Returns:
         omega_i = V(l_i) / sum_j V(l_j), shape (B,).
@@ -33,21 +34,22 @@ def normalized_weights(raw: Tensor) -> Tensor:
         >>> normalized_weights(torch.tensor([1.0, 3.0]))
         tensor([0.2500, 0.7500])
     """
-    total = raw.sum()
+    total = raw.sum() if total is None else total
     return raw / torch.where(total == 0, torch.ones_like(total), total)
 
 
-def weighted_loss(losses: Tensor, raw: Tensor) -> Tensor:
+def weighted_loss(losses: Tensor, raw: Tensor, total: Tensor | None = None) -> Tensor:
     """Weighted batch loss L = sum_i omega_i l_i with normalised weights.
 
     Args:
         losses: l_i of shape (B,).
         raw: Weights V(l_i) before normalisation, shape (B,).
+        total: The sum of the weights, where this is a part of a batch; its part of the loss is returned.
 
     Returns:
         A scalar.
     """
-    return (normalized_weights(raw) * losses).sum()
+    return (normalized_weights(raw, total) * losses).sum()
 
 
 def focal_losses(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:

@@ -4,18 +4,23 @@ Not to be confused with two later methods of the same acronym (MICCAI 2025, TIFS
 """
 
 import gc
-import math
+import logging
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning_fabric.utilities.data import sized_len
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.meta import Differentiation, VirtualStep, meta_gradient, virtual_step
+from fedamm_pl.algorithms.meta import meta_gradient, training_mode, virtual_step
+from fedamm_pl.algorithms.plain_trainer import check_trainer, end_epoch_with_train_loader
+from fedamm_pl.algorithms.ranks import summed
+from fedamm_pl.algorithms.suited import fault
+from fedamm_pl.algorithms.tallies import described, tallied
+from fedamm_pl.algorithms.virtual_steps import Differentiation, VirtualStep
 from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.losses import example_losses, normalized_weights, weighted_loss
+from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import WeightNet
 from fedamm_pl.protocol.classifier import require_range
 from fedamm_pl.protocol.messages import Answer, Question, State
@@ -23,6 +28,7 @@ from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 MetaUpdate = Literal["asynchronous", "synchronous"]
+log = logging.getLogger(__name__)
 LOSS_GRID = tuple(0.25 * step for step in range(41))
 """Losses in nats at which figures show the weight net, and the lower edges of their histogram of losses."""
 
@@ -36,7 +42,9 @@ class FedAMM(FederatedModule):
     net a client's step equals FedAvg's.
 
     In a plain Trainer, on ``{"train": ..., "meta": ...}`` loaders, it is Meta-Weight-Net (Shu et al., NeurIPS 2019): the
-    update is synchronous, an epoch is as long as the train loader, and the meta loader is cycled.
+    update is synchronous, an epoch is as long as the train loader, and the meta loader is cycled. Steps, in ``max_steps`` and
+    ``global_step``, are the classifier's. With the strategy ``ddp`` the batches of all devices are one: the weights are
+    normalised over them, and both gradients are added up.
 
     Logged beside ``train/loss`` (the unweighted mean cross-entropy, comparable with FedAvg's): ``train/meta_loss``, the
     loss on the meta set after the virtual step.
@@ -54,7 +62,7 @@ class FedAMM(FederatedModule):
         meta_update: When a client updates the weight net: asynchronous (once a round) or synchronous.
         meta_interval: Synchronous: steps from one update to the next.
         differentiation: How the weight net's gradient is computed: higher, functional or forward (the fast one). All
-            agree up to rounding.
+            agree up to rounding. For a network that one of them is not right for, functional is taken, which is said.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -83,6 +91,8 @@ class FedAMM(FederatedModule):
         require_range("meta_interval", meta_interval, least=1)
         self.weight_net = WeightNet()
         self.automatic_optimization = False
+        # its gradient is no backward pass of DDP's
+        self._ddp_params_and_buffers_to_ignore = [f"weight_net.{name}" for name in self.weight_net.state_dict()]
         self._step: VirtualStep | None = None  # taken, and waiting for its meta gradient
         self._returned_weight_net: State = {}
         self._collected = -1  # the round in which garbage was last collected
@@ -92,15 +102,20 @@ class FedAMM(FederatedModule):
         """Return one SGD for the classifier and one for the weight net."""
         return [self.sgd(self.model, self.hparams["lr"]), self.sgd(self.weight_net, self.hparams["meta_lr"])]
 
+    def check(self, batch: Batch) -> None:
+        """Find out whether the differentiation is right for the network, and say it if another is taken."""
+        with training_mode(self.model):
+            self._examine(self._on_device(*batch))
+
     # Client
 
     def on_fit_start(self) -> None:
-        """Refuse what would silently give a wrong meta gradient."""
-        if self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "Expected `precision` to be one without loss scaling for FedAMM, which would leave the meta gradient "
-                "unscaled, got '16-mixed': take bf16-mixed."
-            )
+        """In a plain Trainer: refuse what would silently give a wrong gradient, and start with equal weight nets."""
+        if self.session is None:
+            check_trainer(self.trainer)
+            self._unexamined = True
+            for parameter in self.weight_net.parameters() if self._joint else ():
+                torch.distributed.broadcast(parameter.data, 0)
 
     @property
     def asks_in_fit(self) -> bool:
@@ -131,12 +146,15 @@ class FedAMM(FederatedModule):
         """In a plain Trainer: check the loaders and let the train loader set the length of the epoch."""
         self._seen = []
         if self.session is None:
-            self._end_epoch_with_train_loader()
+            end_epoch_with_train_loader(self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Update the weight net if it is time, then take a step on the weighted batch loss."""
         batch, meta = self._split(batch)
         images, labels = self.prepare(batch[0]), batch[1]
+        if self.session is None and self._unexamined:
+            self._examine((images, labels))
+            self._unexamined = False
         if (self.session is None or self.asks_in_fit) and self._local_step % self.hparams["meta_interval"] == 0:
             self._synchronous_step((images, labels), meta)
         losses = example_losses(self.logits(images), labels)
@@ -144,7 +162,7 @@ class FedAMM(FederatedModule):
             raw_weights = self.weight_net(losses)
         optimizer = self._optimizers[0]
         optimizer.zero_grad()
-        self.manual_backward(weighted_loss(losses, raw_weights))
+        self.manual_backward(self._batch_loss(losses, raw_weights))
         optimizer.step()
         self.track(len(labels), loss=losses.sum())
         if self.session is not None:
@@ -161,28 +179,22 @@ class FedAMM(FederatedModule):
         return {**self.shared_state(), **self._returned_weight_net}
 
     def tallies(self) -> State:
-        """Return the sums of the last local epoch.
+        """Return the sums of the last local epoch, see :func:`fedamm_pl.algorithms.tallies.tallied`."""
+        return tallied(self._seen, int(self.hparams["num_classes"]), LOSS_GRID)
 
-        Returns:
-            ``weights`` (C,): the relative weights B * omega_i of each class's examples, B the batch size; FedAvg's are 1.
-            ``examples`` (C,): how many these are. ``losses``: examples by loss, a bin from each value of ``LOSS_GRID`` on.
-        """
-        counts = torch.zeros(int(self.hparams["num_classes"]), dtype=torch.float64)
-        tallies = {"weights": counts, "examples": counts.clone(), "losses": torch.zeros(len(LOSS_GRID)).double()}
-        if self._seen:
-            labels = torch.cat([batch[0] for batch in self._seen]).cpu()
-            losses = torch.cat([batch[1] for batch in self._seen]).double().cpu()
-            weights = torch.cat([len(raw) * normalized_weights(raw) for *_, raw in self._seen]).double().cpu()
-            bins = torch.bucketize(losses, torch.tensor(LOSS_GRID[1:], dtype=torch.float64), right=True)
-            tallies["weights"].index_add_(0, labels, weights)
-            tallies["examples"] += labels.bincount(minlength=len(counts))
-            tallies["losses"] += bins.bincount(minlength=len(LOSS_GRID))
-        return tallies
+    def _batch_loss(self, losses: Tensor, raw_weights: Tensor) -> Tensor:
+        if not self._joint:
+            return weighted_loss(losses, raw_weights)
+        (total,) = summed([raw_weights.sum()])
+        # times the number of ranks, since DDP takes the mean of their gradients
+        return self.trainer.world_size * weighted_loss(losses, raw_weights, total)
 
     def _virtual_step(self, support: Batch) -> State:
         """Take step 1 of a round and return w_hat; the step is kept for :meth:`_meta_step`."""
-        lr, differentiation = self.hparams["lr"], self.hparams["differentiation"]
-        self._step = step = virtual_step(self.model, self.weight_net, support, lr, differentiation)
+        way: Differentiation = self.hparams["differentiation"]
+        if fault(self.model, support, way):
+            way = "functional"
+        self._step = step = virtual_step(self.model, self.weight_net, support, self.hparams["lr"], way, self._joint)
         return {f"model.{name}": value for name, value in step.params.items()}
 
     def _meta_step(self, answer: Answer) -> None:
@@ -198,8 +210,9 @@ class FedAMM(FederatedModule):
         weight_net_gradient = step.weight_net_gradient(gradient)
         for name, parameter in self.weight_net.named_parameters():
             parameter.grad = weight_net_gradient[name]
-        self._optimizers[1].step()
+        self._optimizers[1].optimizer.step()  # not Lightning's step, which would count
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _synchronous_step(self, support: Batch, meta: Batch | None) -> None:
         """Update the weight net in place, with a mini-batch as support.
 
@@ -213,12 +226,12 @@ class FedAMM(FederatedModule):
                 answer = self.session.ask(self._local_step, stepped)
             else:
                 assert meta is not None
-                answer = self._meta_gradient(stepped, meta)
+                answer = self._meta_gradient(stepped, meta, self._joint)
             self._meta_step(answer)
 
-    def _meta_gradient(self, stepped: State, meta: Batch) -> Answer:
+    def _meta_gradient(self, stepped: State, meta: Batch, joint: bool = False) -> Answer:
         params = {name.removeprefix("model."): value.to(self.device) for name, value in stepped.items()}
-        gradient, loss = meta_gradient(self.model, params, self._on_device(*meta))
+        gradient, loss = meta_gradient(self.model, params, self._on_device(*meta), joint)
         return Answer({f"model.{name}": value for name, value in gradient.items()}, {"meta_loss": loss})
 
     def _on_device(self, images: Tensor, labels: Tensor) -> Batch:
@@ -247,51 +260,35 @@ class FedAMM(FederatedModule):
             question: Holds w_hat.
             server: Has the meta set.
         """
-        return self._meta_gradient(question.payload, server.meta_for(question))
+        with training_mode(self.model):  # as clients train
+            return self._meta_gradient(question.payload, server.meta_for(question))
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
         """Return the weight net on ``LOSS_GRID``, the mean relative weight of each class, and the histogram of losses.
 
-        Returns:
-            ``weight_curve``: V at each loss of ``LOSS_GRID``. ``weight_per_class``: mean of B * omega_i over the examples
-            of a class in the clients' last epochs, 1 in FedAvg; None for a class that none of them holds.
-            ``loss_histogram``: share of these examples by loss. The last two are left out without tallies.
+        See :func:`fedamm_pl.algorithms.tallies.described`.
         """
-        with torch.no_grad():
-            curve = self.weight_net(torch.tensor(LOSS_GRID).to(next(self.weight_net.parameters()))).tolist()
-        if not tallies:
-            return {"weight_curve": curve}
-        means = (tallies["weights"] / tallies["examples"]).tolist()
-        return {
-            "weight_curve": curve,
-            "weight_per_class": [None if math.isnan(mean) else mean for mean in means],
-            "loss_histogram": (tallies["losses"] / tallies["losses"].sum()).tolist(),
-        }
+        return described(self.weight_net, tallies, LOSS_GRID)
 
     # Plain Trainer
+
+    @property
+    def _joint(self) -> bool:
+        """Whether the batches of several devices are one."""
+        return self.session is None and self.trainer.world_size > 1
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _examine(self, batch: Batch) -> None:
+        way = self.hparams["differentiation"]
+        if reason := fault(self.model, batch, way, anew=True):
+            rank_zero_only(log.warning)(
+                "differentiation %s is not right for %s (%s): functional is taken instead",
+                way,
+                type(self.model).__name__,
+                reason,
+            )
 
     def _split(self, batch: Any) -> tuple[Batch, Batch | None]:
         if self.session is not None:
             return batch, None
         return batch["train"], batch["meta"]
-
-    def _end_epoch_with_train_loader(self) -> None:
-        """Check the loaders of a plain Trainer, and let the train loader set the length of its epochs.
-
-        Lightning's default for several loaders is the longest one.
-        """
-        loader = self.trainer.train_dataloader
-        if not isinstance(loader, dict) or set(loader) != {"train", "meta"}:
-            raise ValueError(
-                'Expected loaders {"train": ..., "meta": ...} for FedAMM in a plain Trainer, '
-                f"got {type(loader).__name__}: the meta loader yields balanced batches for the weight net."
-            )
-        trainer, length = self.trainer, sized_len(loader["train"])
-        if length is None:
-            return
-        limit = trainer.limit_train_batches
-        batches = int(length * limit) if isinstance(limit, float) else min(length, limit)
-        if batches < trainer.num_training_batches:
-            trainer.fit_loop.max_batches = batches
-            if isinstance(trainer.val_check_interval, float):
-                trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))

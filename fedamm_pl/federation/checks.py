@@ -38,6 +38,7 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
     sizes = [data.client_size(client) for client in range(data.num_clients)]
     if 1 in sizes:
         _check_single_example(module, image, name, sizes.index(1))
+    module.check((data.images.train_images[:8], data.images.train_labels[:8]))
 
 
 def check_options(

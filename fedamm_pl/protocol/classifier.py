@@ -1,6 +1,7 @@
 """``Classifier``: a network with its normalisation, loss, optimizer and measures, as a LightningModule."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,8 +175,13 @@ class Classifier(StoredModule):
         self._num_seen += num_examples
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means."""
-        self.log_dict({f"train/{name}": value / self._num_seen for name, value in self._sums.items()})
+        """Log the epoch's means, over all devices."""
+        sums, num_seen = self._sums, float(self._num_seen)
+        if self.trainer.world_size > 1:
+            add = partial(self.trainer.strategy.reduce, reduce_op="sum")
+            sums = {name: add(value) for name, value in sums.items()}
+            num_seen = float(add(torch.tensor(num_seen, device=self.device)))
+        self.log_dict({f"train/{name}": value / num_seen for name, value in sums.items()}, sync_dist=True)
         self._sums, self._num_seen = {}, 0
 
     def configure_optimizers(self) -> Any:
@@ -209,7 +215,13 @@ class Classifier(StoredModule):
         images, labels = batch
         logits: Tensor = self(images)
         accuracy.update(logits, labels)
-        self.log(f"{stage}/loss", example_losses(logits, labels).mean(), on_epoch=True, batch_size=len(labels))
+        self.log(
+            f"{stage}/loss",
+            example_losses(logits, labels).mean(),
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=True,
+        )
         return logits
 
     def on_test_epoch_start(self) -> None:
@@ -226,7 +238,7 @@ class Classifier(StoredModule):
         self._log_accuracy("test", self.test_accuracy)
 
     def _log_accuracy(self, stage: str, accuracy: ShotAccuracy) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.accuracies().items()})
+        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.accuracies().items()}, sync_dist=True)
         accuracy.reset()
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:

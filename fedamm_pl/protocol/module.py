@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+from fedamm_pl.data.client import Batch
 from fedamm_pl.protocol.classifier import Classifier
 from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
 from fedamm_pl.protocol.reduction import Reduction
@@ -39,6 +40,18 @@ class FederatedModule(Classifier):
 
     session: ClientSession | None = None
     """The round, for the time of a client's fit."""
+
+    def check(self, batch: Batch) -> None:
+        """Refuse, or say, what the method cannot do with the network; here nothing.
+
+        Called before the first round. Module and random numbers must stay as they are.
+
+        Args:
+            batch: A few training images, as the data hold them, and their labels.
+
+        Raises:
+            ValueError: If a step would fail, or go wrong unseen.
+        """
 
     # Client
 

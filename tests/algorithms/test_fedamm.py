@@ -278,7 +278,7 @@ def test_train_loader_sets_the_length_of_an_epoch() -> None:
     module = make(FedAMM, data)
     trainer = plain_trainer(2, callbacks=[validations], num_sanity_val_steps=0)
     trainer.fit(module, loaders(data, num_meta_batches=40), data.test_dataloader())
-    assert trainer.global_step == 2 * 5 * 2  # epochs x train batches x optimizers
+    assert trainer.global_step == 2 * 5  # epochs x train batches
     assert validations.count == 2
     assert "val/acc" in trainer.callback_metrics
 
@@ -298,7 +298,7 @@ def test_options_of_the_trainer_count_train_batches(options: dict[str, Any], ste
     data, counter = tiny_data(), Validations()
     trainer = plain_trainer(2, callbacks=[counter], num_sanity_val_steps=0, **options)
     trainer.fit(make(FedAMM, data), loaders(data, num_meta_batches=40), data.test_dataloader())
-    assert trainer.global_step == 2 * steps * 2
+    assert trainer.global_step == 2 * steps
     assert counter.count == 2 * validations
 
 
@@ -327,7 +327,7 @@ def test_plain_trainer_takes_the_data_module() -> None:
         module = make(algorithm, data)
         trainer.fit(module, datamodule=data)
         batches = -(-sum(data.info["class_counts"]) // 16)
-        assert trainer.global_step == batches * (2 if algorithm is FedAMM else 1)
+        assert trainer.global_step == batches
         assert 0 < trainer.callback_metrics["train/loss"] < 2
         predictions = trainer.predict(module, datamodule=data)
         assert torch.cat(predictions).shape == (80, NUM_CLASSES)

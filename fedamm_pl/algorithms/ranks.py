@@ -1,0 +1,33 @@
+"""What the processes of one training (DDP) know together: sums, and values side by side."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed
+
+
+def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the sums over all ranks, detached. The ranks give tensors of equal shapes in equal order."""
+    sums = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
+    for value in sums:
+        distributed.all_reduce(torch.view_as_real(value) if value.is_complex() else value)
+    return sums
+
+
+def gathered(values: Tensor) -> tuple[Tensor, slice]:
+    """Put the values of all ranks side by side.
+
+    Args:
+        values: This rank's, shape (n,); n may differ from rank to rank.
+
+    Returns:
+        All values in the order of the ranks, detached, and where this rank's are.
+    """
+    mine = torch.zeros(distributed.get_world_size(), dtype=torch.int64, device=values.device)
+    rank = distributed.get_rank()
+    mine[rank] = len(values)
+    counts = summed([mine])[0].tolist()
+    place = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    joint = values.new_zeros(sum(counts))
+    joint[place] = values.detach()
+    return summed([joint])[0], place

@@ -1,0 +1,61 @@
+"""What figures show of FedAMM's weight net, from sums that clients add up."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedamm_pl.losses import normalized_weights
+from fedamm_pl.protocol.messages import State
+
+
+def tallied(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, grid: Sequence[float]) -> State:
+    """Add up what the batches of an epoch weigh.
+
+    Args:
+        batches: Labels, losses and raw weights of each batch, all of shape (B,).
+        num_classes: Number of classes C.
+        grid: Lower edges of the bins of losses.
+
+    Returns:
+        ``weights`` (C,): the relative weights B * omega_i of each class's examples, B the batch size; FedAvg's are 1.
+        ``examples`` (C,): how many these are. ``losses``: examples by loss, a bin from each value of the grid on.
+    """
+    seen = list(batches)
+    counts = torch.zeros(num_classes, dtype=torch.float64)
+    tallies = {"weights": counts, "examples": counts.clone(), "losses": torch.zeros(len(grid)).double()}
+    if seen:
+        labels = torch.cat([batch[0] for batch in seen]).cpu()
+        losses = torch.cat([batch[1] for batch in seen]).double().cpu()
+        weights = torch.cat([len(raw) * normalized_weights(raw) for *_, raw in seen]).double().cpu()
+        bins = torch.bucketize(losses, torch.tensor(grid[1:], dtype=torch.float64), right=True)
+        tallies["weights"].index_add_(0, labels, weights)
+        tallies["examples"] += labels.bincount(minlength=len(counts))
+        tallies["losses"] += bins.bincount(minlength=len(grid))
+    return tallies
+
+
+def described(weight_net: nn.Module, tallies: State, grid: Sequence[float]) -> dict[str, list[float | None]]:
+    """Describe a weight net by its curve and by what it did.
+
+    Args:
+        weight_net: V.
+        tallies: The clients' :func:`tallied`, added up; may be empty.
+        grid: Losses at which V is shown.
+
+    Returns:
+        ``weight_curve``: V at each loss of the grid. ``weight_per_class``: mean of B * omega_i over the examples of a class,
+        1 in FedAvg; None for a class without any. ``loss_histogram``: share of the examples by loss. The last two are left
+        out without tallies.
+    """
+    with torch.no_grad():
+        curve = weight_net(torch.tensor(grid).to(next(weight_net.parameters()))).tolist()
+    if not tallies:
+        return {"weight_curve": curve}
+    means = (tallies["weights"] / tallies["examples"]).tolist()
+    return {
+        "weight_curve": curve,
+        "weight_per_class": [None if math.isnan(mean) else mean for mean in means],
+        "loss_histogram": (tallies["losses"] / tallies["losses"].sum()).tolist(),
+    }

@@ -1,0 +1,226 @@
+"""The three ways to take FedAMM's virtual step; :mod:`fedamm_pl.algorithms.meta` has the mathematics and chooses.
+
+``joint``: the support batch is shared out over the ranks of a training. The weights are normalised over all of it, so the
+step depends on the losses of all ranks; given those, each rank differentiates its own part, and the parts are added.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import higher
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fedamm_pl.algorithms.ranks import gathered, summed
+from fedamm_pl.data.client import Batch
+from fedamm_pl.losses import example_losses, weighted_loss
+
+Differentiation = Literal["higher", "functional", "forward"]
+Tensors = dict[str, Tensor]
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True)
+class VirtualStep:
+    """The outcome of a virtual step. Its graph, if any, lives in here and is spent by the one gradient.
+
+    Attributes:
+        params: The stepped parameters w_hat by name, detached.
+        weight_net_gradient: Maps g = d meta loss / d w_hat, by the same names, to h = d meta loss / d v by the names of
+            the weight net's parameters. Call it once: it frees the graph.
+    """
+
+    params: Tensors
+    weight_net_gradient: Callable[[Mapping[str, Tensor]], Tensors]
+
+
+def with_higher(model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool) -> VirtualStep:
+    """Unroll the step with the library ``higher``. It runs a patched copy of the network, without its hooks."""
+    images, labels = support
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=lr)
+    with higher.innerloop_ctx(model, optimizer) as (functional_model, inner_optimizer):
+        losses = example_losses(functional_model(images), labels)
+        before = list(functional_model.parameters())
+        inner_optimizer.step(
+            _objective(losses, weight_net, joint),
+            grad_callback=(lambda found: _added(found, before)) if joint else None,
+        )
+        stepped = {
+            name: value
+            for (name, own), value in zip(model.named_parameters(), functional_model.parameters(), strict=True)
+            if own.requires_grad
+        }
+
+    def gradient_at(gradient: Mapping[str, Tensor]) -> Tensors:
+        return _backward(stepped, weight_net, gradient, joint)
+
+    return VirtualStep({name: value.detach() for name, value in stepped.items()}, gradient_at)
+
+
+def with_double_backward(
+    model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool
+) -> VirtualStep:
+    """Unroll the step with ``functional_call`` and differentiate its gradient."""
+    images, labels = support
+    params = leaves(trainable(model))
+    held = {**params, **copied_buffers(model)}
+
+    def step() -> Tensors:
+        losses = example_losses(model(images), labels)
+        loss = _objective(losses, weight_net, joint)
+        found = torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
+        gradients = _added(found, params.values()) if joint else found
+        return {name: value - lr * grad for (name, value), grad in zip(params.items(), gradients, strict=True)}
+
+    stepped = holding(model, held, step)
+
+    def gradient_at(gradient: Mapping[str, Tensor]) -> Tensors:
+        found = holding(model, held, lambda: _backward(stepped, weight_net, gradient, joint))
+        held.clear()
+        return found
+
+    return VirtualStep({name: value.detach() for name, value in stepped.items()}, gradient_at)
+
+
+def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool) -> VirtualStep:
+    """Replace the double backward by one directional derivative."""
+    images, labels = support
+    params = leaves(trainable(model))
+    devices = [images.device] if images.is_cuda else []
+    random_states = torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)
+
+    def slopes_and_gradients() -> tuple[Tensor, tuple[Tensor, ...]]:
+        losses = example_losses(model(images), labels)
+        slopes = _slopes(losses, weight_net, joint)
+        # differentiated with respect to w by one backward pass, to v below
+        return slopes, torch.autograd.grad(losses, list(params.values()), slopes.detach(), materialize_grads=True)
+
+    slopes, found = holding(model, {**params, **copied_buffers(model)}, slopes_and_gradients)
+    gradients = summed(found) if joint else found
+
+    def gradient_at(gradient: Mapping[str, Tensor]) -> Tensors:
+        with torch.random.fork_rng(devices):  # dropout as in the losses above
+            torch.set_rng_state(random_states[0])
+            for device, state in zip(devices, random_states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            inner = _directional_derivative(model, params, gradient, support)  # <grad_w l_i, g>, shape (B,)
+        mapped = trainable(weight_net)
+        values = torch.autograd.grad(
+            -lr * (slopes * inner.to(slopes.dtype)).sum(), list(mapped.values()), materialize_grads=True
+        )
+        return dict(zip(mapped, summed(values) if joint else values, strict=True))
+
+    stepped = {
+        name: (value - lr * grad).detach() for (name, value), grad in zip(params.items(), gradients, strict=True)
+    }
+    return VirtualStep(stepped, gradient_at)
+
+
+WAYS: dict[str, Callable[[nn.Module, nn.Module, Batch, float, bool], VirtualStep]] = {
+    "higher": with_higher,
+    "functional": with_double_backward,
+    "forward": with_forward_mode,
+}
+
+
+def _objective(losses: Tensor, weight_net: nn.Module, joint: bool) -> Tensor:
+    """Return what the virtual step minimises, with its graph to w and to v."""
+    if not joint:
+        return weighted_loss(losses, weight_net(losses))
+    # of equal gradient: the other ranks' losses are no function of this rank's graph, only of w
+    return (losses * _slopes(losses, weight_net, joint)).sum()
+
+
+def _slopes(losses: Tensor, weight_net: nn.Module, joint: bool) -> Tensor:
+    """Return d L_S / d l_i of this rank's examples as a function of v, shape (B,)."""
+    constant, mine = gathered(losses) if joint else (losses.detach(), slice(None))
+    constant.requires_grad_()
+    (slopes,) = torch.autograd.grad(weighted_loss(constant, weight_net(constant)), constant, create_graph=True)
+    return slopes[mine] if joint else slopes
+
+
+def _added(found: Iterable[Tensor | None], params: Iterable[Tensor]) -> list[Tensor]:
+    """Add the gradients of all ranks; the graph is that of this rank's part."""
+    own = [torch.zeros_like(at) if grad is None else grad for grad, at in zip(found, params, strict=True)]
+    return [part - part.detach() + total for part, total in zip(own, summed(own), strict=True)]
+
+
+def _backward(stepped: Tensors, weight_net: nn.Module, gradient: Mapping[str, Tensor], joint: bool) -> Tensors:
+    """Compute h by back-propagation of g through the unrolled step."""
+    reached = {name: value for name, value in stepped.items() if value.grad_fn is not None}
+    params = trainable(weight_net)
+    values = torch.autograd.grad(
+        list(reached.values()),
+        list(params.values()),
+        [gradient[name].to(value.dtype) for name, value in reached.items()],
+        materialize_grads=True,
+    )
+    stepped.clear()  # ends the life of the graph
+    return dict(zip(params, summed(values) if joint else values, strict=True))
+
+
+def _directional_derivative(
+    model: nn.Module, params: Tensors, direction: Mapping[str, Tensor], support: Batch
+) -> Tensor:
+    """Derivative of the per-example losses at ``params`` in a direction, by dual numbers, shape (B,).
+
+    ``torch.func.jvp`` refuses networks that update a buffer in place, as BatchNorm does; dual numbers do not.
+    """
+    images, labels = support
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        forward_ad.dual_level(),
+    ):
+        # torch registers its own forward-mode rules through the deprecated torch.jit.script
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
+        duals = {
+            name: forward_ad.make_dual(value.detach(), direction[name].to(value.dtype))  # type: ignore[no-untyped-call]
+            for name, value in params.items()
+        }
+        losses, tangents = forward_ad.unpack_dual(  # type: ignore[no-untyped-call]
+            holding(model, {**duals, **copied_buffers(model)}, lambda: example_losses(model(images), labels))
+        )
+    return torch.zeros_like(losses) if tangents is None else tangents
+
+
+class _Holding(nn.Module):
+    """Calls a function, so that ``functional_call`` swaps the network's tensors for all the time of it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], Outcome]) -> Outcome:
+        return function()
+
+
+def holding(model: nn.Module, tensors: Mapping[str, Tensor], function: Callable[[], Outcome]) -> Outcome:
+    """Call a function while a network holds other parameters and buffers; afterwards it has its own again.
+
+    A backward pass belongs into the function: where blocks are checkpointed it runs the network again.
+    """
+    held = {f"model.{name}": value for name, value in tensors.items()}
+    outcome: Outcome = functional_call(_Holding(model), held, (function,))
+    return outcome
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require a gradient, by name."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+
+def leaves(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return detached tensors of the same values that require a gradient."""
+    return {name: value.detach().requires_grad_() for name, value in tensors.items()}
+
+
+def copied_buffers(module: nn.Module) -> Tensors:
+    """Return copies, so that BatchNorm moves nobody's statistics."""
+    return {name: value.clone() for name, value in module.named_buffers()}
