@@ -4,7 +4,8 @@
 
 Trains on the images inside the package (imbalance factor 0.1, all ten clients in each of 15 rounds, 2 local epochs).
 Clients 0 and 1 either return w - 10 (w_k - w), their update reversed and ten times as long, or add Gaussian noise of
-standard deviation 1 to every floating-point entry. About half an hour on two cores.
+standard deviation 1 to every floating-point entry; variances stay 0 or more, or the update would be refused. About half an
+hour on two cores.
 """
 
 import argparse
@@ -51,6 +52,11 @@ def noise(payload: State, sent: State, seed: int) -> State:
     }
 
 
+def sound(payload: State) -> State:
+    """Return a payload whose variances are 0 or more."""
+    return {name: value.clamp(min=0) if name.endswith("running_var") else value for name, value in payload.items()}
+
+
 ATTACKS: dict[str, Attack | None] = {"none": None, "reversed": reverse, "noise": noise}
 
 
@@ -88,7 +94,7 @@ class AttackedRunner(Runner):
         for outcome in self.honest.run(broadcast, tasks, kept):
             if self.attack and isinstance(outcome, ClientResult) and outcome.client_id in ATTACKERS:
                 payload = self.attack(outcome.payload, broadcast.payload, seeds[outcome.client_id])
-                outcome = dataclasses.replace(outcome, payload=payload)
+                outcome = dataclasses.replace(outcome, payload=sound(payload))
             yield outcome
 
 

@@ -15,6 +15,7 @@ from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 DUAL, LOSS = "dual", "global_loss"
+MAX_LOSS = torch.finfo(torch.float32).max
 
 
 class Climb(FederatedModule):
@@ -79,11 +80,13 @@ class Climb(FederatedModule):
         """Scale the client's update; its loss becomes its column of a table (2, K) of losses and of who has measured one.
 
         Raises:
-            ValueError: If the loss is below 0.
+            ValueError: If the loss is below 0, or beyond the numbers that the model is made of.
         """
         client, loss = result.client_id, float(result.payload[LOSS])
         if loss < 0:
             raise ValueError(f"its {LOSS} is {loss:g}, a cross-entropy is 0 or more")
+        if loss > MAX_LOSS:  # scaled by it, every client's update would overflow
+            raise ValueError(f"its {LOSS} is {loss:g}, beyond the largest number of float32")
         dual = self._dual(server)
         scale = float((1 + dual - dual.mean())[client])
         trained = {name for name, _ in self.named_parameters()}

@@ -22,6 +22,8 @@ GRADIENTS, PRESENT, FEATURES, WEIGHT, BIAS = (
     "retrained.weight",
     "retrained.bias",
 )
+MAX_LENGTH = 1e15
+"""The longest that a client's class gradients may be: the squares of their sum are numbers of float32."""
 
 
 class CReFF(FederatedModule):
@@ -116,12 +118,18 @@ class CReFF(FederatedModule):
         """Return the model and, to be summed in float64, the class gradients.
 
         Raises:
-            ValueError: If it is not 0 or 1 for each class whether the client holds it.
+            ValueError: If it is not 0 or 1 for each class whether the client holds it, or its gradients are of classes that it
+                does not hold, or so long that float32 cannot compare them with others.
         """
         present = result.payload[PRESENT]
         if ((present != 0) & (present != 1)).any():
             raise ValueError(f"{PRESENT} holds other values than 0 and 1")
-        return {**result.payload, GRADIENTS: result.payload[GRADIENTS].cpu().double()}
+        gradients = result.payload[GRADIENTS].cpu().double()
+        if (length := float(gradients.norm())) > MAX_LENGTH:
+            raise ValueError(f"its {GRADIENTS} are of length {length:g}, beyond {MAX_LENGTH:g}")
+        if gradients[present.cpu() == 0].any():
+            raise ValueError(f"its {GRADIENTS} are of classes that it does not hold")
+        return {**result.payload, GRADIENTS: gradients}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
         """Take the averaged model, match the features, re-train the classifier."""

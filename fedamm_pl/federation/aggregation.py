@@ -193,19 +193,23 @@ def num_trimmed(num_states: int, trim_fraction: float) -> int:
     return min(math.ceil(trim_fraction * num_states - 1e-9), (num_states - 1) // 2)
 
 
-def update_norm(payload: State, sent: State) -> float:
+def update_norm(payload: State, sent: State) -> Tensor:
     """Return the Euclidean length of an update over all floating-point entries; NaN or infinite if an entry is.
 
     Args:
         payload: What a client returned.
         sent: What it received, by the same names.
+
+    Returns:
+        A scalar in float64, where the update is; nobody has waited for it.
     """
     lengths = []
     for name, before in sent.items():
         if before.is_floating_point():
             after = _float64(payload[name])
             lengths.append(torch.linalg.vector_norm(after - _float64(before).to(after.device)))
-    return float(torch.linalg.vector_norm(torch.stack(lengths))) if lengths else 0.0
+    length: Tensor = torch.linalg.vector_norm(torch.stack(lengths)) if lengths else torch.zeros((), dtype=torch.float64)
+    return length
 
 
 def clip_update(payload: State, sent: State, scale: float) -> State:

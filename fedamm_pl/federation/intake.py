@@ -3,23 +3,25 @@
 import dataclasses
 import logging
 import math
-import numbers
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
-from fedamm_pl.federation.aggregation import clip_update, update_norm
+from fedamm_pl.federation.aggregation import clip_update
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
-from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State
+from fedamm_pl.federation.soundness import (
+    MAX_WHOLE,
+    Expected,
+    check_failure,
+    check_result,
+    first_negative,
+    first_nonfinite,
+    nonnegative,
+    shown,
+)
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State, printable
 from fedamm_pl.protocol.module import FederatedModule
 
 log = logging.getLogger(__name__)
-
-MAX_EXAMPLES = 2**53
-"""The largest number up to which all whole numbers are exact in float64."""
 
 OUTLIER = 10.0
 """An update so many times as long as the median of the others is reported."""
@@ -29,87 +31,21 @@ class RoundFailedError(Exception):
     """Too little came back from the clients of a round; the server keeps its state."""
 
 
-def check_result(result: ClientResult, expected: State, shared: tuple[str, ...] = ("",)) -> float:
-    """Check what a client returned.
-
-    Args:
-        result: The result.
-        expected: The names, shapes and types that the payload must have.
-        shared: Prefixes of the entries that are the client's model; its update is the difference from the expected values.
-
-    Returns:
-        The Euclidean length of the update.
-
-    Raises:
-        ValueError: If an entry is missing, unknown, of another shape or type, NaN or infinite, if a metric is no number,
-            or the number of examples is not a positive integer. The message says which, in one line.
-    """
-    if type(result.num_examples) is not int or not 1 <= result.num_examples <= MAX_EXAMPLES:
-        raise ValueError(f"it reports {result.num_examples!r:.40} examples")
-    for part in ("payload", "metrics"):
-        if not isinstance(getattr(result, part), Mapping):
-            raise ValueError(f"its {part} is a {type(getattr(result, part)).__name__}, no mapping")
-    for name, metric in result.metrics.items():
-        if not isinstance(metric, numbers.Real) or (type(metric) is int and abs(metric) > sys.float_info.max):
-            raise ValueError(f"its metric {name} is {metric!r:.40}, no number")
-    check_tensors(result.payload, expected)
-    # one number to wait for on a GPU, not one for each entry
-    norm = update_norm(result.payload, {name: value for name, value in expected.items() if name.startswith(shared)})
-    beside = {name: value for name, value in result.payload.items() if not name.startswith(shared)}
-    if not math.isfinite(norm) or first_nonfinite(beside):
-        raise ValueError(f"{first_nonfinite(result.payload) or 'its length'} is NaN or infinite")
-    return norm
-
-
-def check_tensors(payload: Mapping[str, Tensor], expected: State) -> None:
-    """Check names, shapes and types of what came back.
-
-    Raises:
-        ValueError: If an entry is missing, unknown or of another shape or type.
-    """
-    if missing := sorted(expected.keys() - payload.keys()):
-        raise ValueError(f"it lacks {_some(missing)}")
-    if extra := sorted(map(str, payload.keys() - expected.keys())):
-        raise ValueError(f"it holds what was not asked for: {_some(extra)}")
-    for name, value in payload.items():
-        wanted = expected[name]
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is a {type(value).__name__}, no tensor")
-        if value.shape != wanted.shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
-        if value.layout is not torch.strided or value.is_meta:
-            raise ValueError(f"{name} is no dense tensor")
-        if value.dtype != wanted.dtype:
-            raise ValueError(f"{name} is of type {value.dtype}, expected {wanted.dtype}")
-
-
-def check_tallies(tallies: Mapping[str, Tensor], expected: State) -> None:
-    """Check the tallies of a client.
-
-    Raises:
-        ValueError: If an entry is missing, unknown, of another shape or type, NaN or infinite.
-    """
-    if not isinstance(tallies, Mapping):
-        raise ValueError(f"its tallies are a {type(tallies).__name__}, no mapping")
-    check_tensors(tallies, expected)
-    if name := first_nonfinite(tallies):
-        raise ValueError(f"its tally {name} is NaN or infinite")
-
-
-def require_finite(state: State) -> State:
+def require_sound(state: State, nonnegative: Iterable[str] = ()) -> State:
     """Check the server's next state, and return it.
 
+    Args:
+        state: The state.
+        nonnegative: Entries of it that cannot be below 0, see :func:`~fedamm_pl.federation.soundness.nonnegative`.
+
     Raises:
-        RoundFailedError: If a tensor of it holds NaN or infinity.
+        RoundFailedError: If a tensor of it holds NaN or infinity, or a number below 0 that cannot be.
     """
     if name := first_nonfinite(state):
         raise RoundFailedError(f"the server's update made {name} NaN or infinite")
+    if name := first_negative(state, (name for name in nonnegative if name in state)):
+        raise RoundFailedError(f"the server's update put {name} below 0, where no variance and no count is")
     return state
-
-
-def first_nonfinite(state: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity, or None."""
-    return next((name for name, value in state.items() if not value.isfinite().all()), None)
 
 
 def outlier(norms: Mapping[int, float]) -> tuple[int, float] | None:
@@ -134,24 +70,28 @@ def outlier(norms: Mapping[int, float]) -> tuple[int, float] | None:
 def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
     """Average the metrics of a round's clients, weighted by their examples, and the bytes that a client exchanged.
 
+    NaN is what a client could not measure: it is left out of the mean and counted. A mean of nothing else is NaN.
+
     Returns:
         ``client/<name>`` for each metric, ``client/loss_std`` (the spread of the loss over the clients, in the same weights),
-        ``client/bytes_received`` and ``client/bytes_sent`` (means over clients); empty without results.
+        ``client/bytes_received`` and ``client/bytes_sent`` (means over clients); ``client/nan_metrics``, how many metrics
+        were NaN, if any was; empty without results.
     """
-    total = sum(result.num_examples for result in results)
-    if not total:
+    if not results:
         return {}
     means = {}
     for name in sorted({name for result in results for name in result.metrics}):
-        having = [result for result in results if name in result.metrics]
-        weighted = sum(result.metrics[name] * result.num_examples for result in having)
+        having = [result for result in results if not math.isnan(result.metrics.get(name, math.nan))]
         examples = sum(result.num_examples for result in having)
-        means[f"client/{name}"] = mean = weighted / examples
+        weighted = sum(result.metrics[name] * result.num_examples for result in having)
+        means[f"client/{name}"] = mean = weighted / examples if having else math.nan
         if name == "loss":
-            variance = sum((result.metrics[name] - mean) ** 2 * result.num_examples for result in having) / examples
-            means["client/loss_std"] = math.sqrt(variance)
+            variance = sum((result.metrics[name] - mean) ** 2 * result.num_examples for result in having)
+            means["client/loss_std"] = math.sqrt(variance / examples) if having else math.nan
     means["client/bytes_received"] = sum(result.bytes_received for result in results) / len(results)
     means["client/bytes_sent"] = sum(result.bytes_sent for result in results) / len(results)
+    if unmeasured := sum(math.isnan(value) for result in results for value in result.metrics.values()):
+        means["client/nan_metrics"] = float(unmeasured)
     return means
 
 
@@ -161,8 +101,8 @@ class Intake:
     Args:
         round_num: The round, for the log.
         tasks: What was asked, each of a different client.
-        expected: What each must return, see :func:`check_result`.
-        module: The method: what of a payload is the model, and what tallies look like.
+        expected: What each must return, see :class:`~fedamm_pl.federation.soundness.Expected`.
+        module: The method: what of a payload is the model, what of it cannot be below 0, and what tallies look like.
         config: How many must succeed, and how long an update may be.
 
     Attributes:
@@ -182,8 +122,12 @@ class Intake:
     ) -> None:
         self.round_num = round_num
         self.tasks = {task.client_id: task for task in tasks}
-        self.expected = expected or {}
-        self.shared = module.shared if module else ("",)
+        self.expected = Expected(
+            expected or {},
+            module.shared if module else ("",),
+            module.tallies() if module else {},
+            nonnegative(module) if module else (),
+        )
         config = config or FederationConfig(0, min_success_fraction=0)
         least = MIN_ROBUST_CLIENTS if config.robust else 1
         self.required = max(least, math.ceil(config.min_success_fraction * len(tasks) - 1e-9))
@@ -193,7 +137,6 @@ class Intake:
         self.failures: list[ClientFailure] = []
         self.norms: dict[int, float] = {}
         self.tallies: State = {}
-        self._expected_tallies = module.tallies() if module else {}
 
     def accept(
         self,
@@ -213,27 +156,18 @@ class Intake:
         """
         waiting = dict(self.tasks)
         for outcome in outcomes:
-            task = waiting.pop(outcome.client_id, None)
-            if isinstance(outcome, ClientFailure):
-                self._fail(outcome)
+            checked = self._checked(outcome, waiting)
+            if isinstance(checked, ClientResult):
+                checked = self._contributed(checked, contribution)
+            if isinstance(checked, ClientFailure):
+                self._fail(checked)
+            if not isinstance(checked, ClientResult):
                 continue
-            try:
-                if task is None:
-                    raise ValueError("it was not asked for, or came twice")
-                norm = check_result(outcome, self.expected, self.shared)
-                check_tallies(outcome.tallies, self._expected_tallies)
-                metrics = {str(name): float(metric) for name, metric in outcome.metrics.items()}
-                outcome = dataclasses.replace(outcome, metrics=metrics, payload=self._shortened(outcome.payload, norm))
-                contributed = contribution(outcome)
-            except ValueError as error:
-                reason = " ".join(str(error).split())
-                self._fail(ClientFailure(outcome.client_id, "update", f"{reason:.300}"))
-                continue
-            self.norms[outcome.client_id] = norm
-            yield contributed
-            self.tallies = {name: self.tallies.get(name, 0) + value for name, value in outcome.tallies.items()}
-            self.results.append(dataclasses.replace(outcome, payload={}, kept={}, tallies={}))
-            on_client(dataclasses.replace(outcome, payload={}, tallies={}))
+            yield checked
+            self.tallies = {name: self.tallies.get(name, 0) + value for name, value in checked.tallies.items()}
+            told = dataclasses.replace(checked, payload={}, tallies={})
+            self.results.append(dataclasses.replace(told, kept={}))
+            on_client(told)
         for client in waiting:
             self._fail(ClientFailure(client, "lost", "nothing came back"))
         if len(self.results) < self.required:
@@ -245,11 +179,51 @@ class Intake:
                 *(self.round_num, *found),
             )
 
+    def _checked(self, outcome: object, waiting: dict[int, ClientTask]) -> ClientResult | ClientFailure | None:
+        """Check an outcome of any kind: return it in plain types, the failure that it is, or None if it is nobody's."""
+        # by its type: what is of an odd kind may raise as soon as it is asked for its class
+        if type(outcome) is not ClientResult and type(outcome) is not ClientFailure:
+            log.warning(
+                "round %d: what came back is a %s, no result", self.round_num, printable(type(outcome).__name__)
+            )
+            return None
+        client = outcome.client_id
+        if type(client) is not int or not 0 <= client <= MAX_WHOLE:
+            log.warning("round %d: what came back names no client but %s", self.round_num, shown(client))
+            return None
+        try:
+            if waiting.pop(client, None) is None:
+                raise ValueError("it was not asked for, or came twice")
+            if isinstance(outcome, ClientFailure):
+                return check_failure(outcome)
+            result, norm = check_result(outcome, self.expected)
+        except ValueError as error:
+            return ClientFailure(client, "update", printable(str(error)))
+        except Exception as error:  # what is of an odd kind may raise anything when it is looked at
+            return ClientFailure(client, "update", f"it cannot be read, {type(error).__name__}")
+        self.norms[client] = norm
+        return result
+
+    def _contributed(
+        self, result: ClientResult, contribution: Callable[[ClientResult], ClientResult]
+    ) -> ClientResult | ClientFailure:
+        """Return a result with what of it is reduced as its payload, or the failure if the method refuses it."""
+        shortened = dataclasses.replace(result, payload=self._shortened(result.payload, self.norms[result.client_id]))
+        try:
+            contributed = contribution(shortened)
+            # what was measured as it came needs no second look
+            if contributed.payload is not result.payload and (name := first_nonfinite(contributed.payload)):
+                raise ValueError(f"what it contributes to {name} is NaN or infinite")
+        except (ValueError, ArithmeticError) as error:
+            del self.norms[result.client_id]
+            return ClientFailure(result.client_id, "update", printable(str(error)))
+        return contributed
+
     def _shortened(self, payload: State, norm: float) -> State:
         if self.max_update_norm is None or norm <= self.max_update_norm:
             return payload
-        update = {name: value for name, value in payload.items() if name.startswith(self.shared)}
-        return {**payload, **clip_update(update, self.expected, self.max_update_norm / norm)}
+        update = {name: value for name, value in payload.items() if name.startswith(self.expected.shared)}
+        return {**payload, **clip_update(update, self.expected.payload, self.max_update_norm / norm)}
 
     def _fail(self, failure: ClientFailure) -> None:
         self.failures.append(failure)
@@ -260,7 +234,3 @@ class Intake:
             return "none of its clients holds examples"
         counted = f"{len(self.results)} of {len(self.tasks)} clients succeeded, {self.required} or more must"
         return f"{counted}; the last to fail: {self.failures[-1]}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -20,7 +20,7 @@ from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec, Sequential
 from fedamm_pl.federation.executors.base import copied
-from fedamm_pl.federation.intake import Intake, RoundFailedError, require_finite
+from fedamm_pl.federation.intake import Intake, RoundFailedError, require_sound
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.server import Server
@@ -178,7 +178,7 @@ class Orchestrator:
             intake = Intake(round_num, tasks, server.expected_payload(), server.module, config)
             results = intake.accept(outcomes, server.contribution, partial(self._accepted, run, observers, kept))
             try:
-                state.shared = require_finite(server.update(state.shared, results))
+                state.shared = require_sound(server.update(state.shared, results), intake.expected.nonnegative)
                 kept.commit()
             except RoundFailedError as error:
                 failed = str(error)

@@ -1,11 +1,13 @@
 """Messages as bytes and back: tensors by safetensors, the rest as JSON. Reading them executes nothing."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fedamm_pl.protocol.messages import Answer, Broadcast, ClientFailure, ClientResult, ClientTask, Question, State
@@ -76,6 +78,16 @@ def pack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None = None) 
         return bytes(safetensors.torch.save(written, header))
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise ValueError(f"Expected tensors that can be sent, got {' '.join(str(error).split()):.200}.") from error
+
+
+@functools.cache
+def sendable(dtype: torch.dtype) -> bool:
+    """Whether tensors of a type can be packed."""
+    try:
+        pack({"": torch.empty(0, dtype=dtype)})
+    except (ValueError, RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def unpack(content: bytes) -> tuple[State, dict[str, Any]]:

@@ -1,0 +1,246 @@
+"""What a client's result must be like: kind and range of every field, checked before anything of it is used."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fedamm_pl.federation.aggregation import update_norm
+from fedamm_pl.protocol.codec import sendable
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, Stage, State, payload_bytes, printable
+
+MAX_WHOLE = 2**53
+"""The largest number of examples or bytes: up to it all whole numbers are exact in float64."""
+MAX_SECONDS = 366 * 24 * 3600.0
+"""The longest that a client's round may have taken: a year."""
+MAX_METRICS = 256
+"""Metrics of a client: a hundred classes with two each."""
+MAX_NAME = 200
+"""Characters of the name of a metric, or of what a client keeps."""
+MAX_METRIC = torch.finfo(torch.float32).max
+"""The largest size of a metric: the largest number of float32."""
+OWN_METRICS = ("loss_std", "nan_metrics", "bytes_received", "bytes_sent")
+"""Names under which the server reports numbers of its own."""
+KEPT_MODELS, KEPT_ROOM = 10, 2**30
+"""What a client keeps to itself may be as large as so many times what it sends back, and so many bytes beside."""
+MAX_KEPT = 100_000
+"""Entries of what a client keeps to itself."""
+MAX_EXTRA = 1000
+"""Entries beyond what was asked for that are looked at."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What each client of a round must return.
+
+    Attributes:
+        payload: The names, shapes and types that its payload must have.
+        shared: Prefixes of the entries that are the model; a client's update is the difference from the values in ``payload``.
+        tallies: The same of its tallies.
+        nonnegative: Entries of the payload that cannot be below 0, see :func:`nonnegative`.
+    """
+
+    payload: State = field(default_factory=dict)
+    shared: tuple[str, ...] = ("",)
+    tallies: State = field(default_factory=dict)
+    nonnegative: tuple[str, ...] = ()
+
+
+def nonnegative(module: nn.Module) -> tuple[str, ...]:
+    """Return the entries of a module's state that cannot be below 0: variances and counters of layers with running statistics.
+
+    These layers are torch's BatchNorm and InstanceNorm, and all others that keep a running mean and variance as buffers.
+    """
+    found = []
+    for name, layer in module.named_modules(remove_duplicate=False):
+        buffers = dict(layer.named_buffers(recurse=False))
+        if {"running_mean", "running_var"} <= buffers.keys():
+            found += [f"{name}.{own}" for own in ("running_var", "num_batches_tracked") if own in buffers]
+    return tuple(found)
+
+
+def check_result(result: ClientResult, expected: Expected) -> tuple[ClientResult, float]:
+    """Check what a client returned.
+
+    Args:
+        result: The result. Its fields may be of any kind, and need not stay as they are.
+        expected: What it must be like.
+
+    Returns:
+        The same in plain types, tensors detached, and the Euclidean length of the update.
+
+    Raises:
+        ValueError: If a field is of another kind or out of its range; the message says which. Whatever else a result of an
+            odd kind raises is meant for the caller, too.
+    """
+    if type(result.num_examples) is not int or not 1 <= result.num_examples <= MAX_WHOLE:
+        raise ValueError(f"it reports {shown(result.num_examples)} examples")
+    for name in ("bytes_received", "bytes_sent"):
+        if type(value := getattr(result, name)) is not int or not 0 <= value <= MAX_WHOLE:
+            raise ValueError(f"its {name} is {shown(value)}, no whole number from 0 to 2**53")
+    seconds = [_seconds(name, getattr(result, name)) for name in ("train_seconds", "meta_seconds")]
+    payload, tallies = (
+        _tensors(part, getattr(result, part), len(getattr(expected, part)) + MAX_EXTRA)
+        for part in ("payload", "tallies")
+    )
+    metrics = _metrics(result.metrics)
+    check_tensors(payload, expected.payload)
+    check_tensors(tallies, expected.tallies)
+    kept = _kept(result.kept, KEPT_MODELS * payload_bytes(expected.payload) + KEPT_ROOM)
+    norm = _check_values(payload, expected)
+    if tally := first_nonfinite(tallies):
+        raise ValueError(f"its tally {tally} is NaN or infinite")
+    result = replace(result, payload=payload, metrics=metrics, kept=kept, tallies=tallies)
+    return replace(result, train_seconds=seconds[0], meta_seconds=seconds[1]), norm
+
+
+def check_failure(failure: ClientFailure) -> ClientFailure:
+    """Return a failure with a reason that fits a line.
+
+    Raises:
+        ValueError: If its stage or its reason is of another kind.
+    """
+    if type(failure.stage) is not str or failure.stage not in get_args(Stage):
+        raise ValueError(f"it reports a failure at the stage {shown(failure.stage)}, which there is not")
+    if not isinstance(failure.reason, str):
+        raise ValueError(f"it reports a failure whose reason is {shown(failure.reason)}, no text")
+    return ClientFailure(failure.client_id, failure.stage, printable(failure.reason))
+
+
+def check_tensors(payload: Mapping[str, Any], expected: State) -> None:
+    """Check names, shapes and types of what came back.
+
+    Raises:
+        ValueError: If an entry is missing, unknown or of another shape or type.
+    """
+    if missing := sorted(expected.keys() - payload.keys()):
+        raise ValueError(f"it lacks {_some(missing)}")
+    if extra := sorted(map(str, payload.keys() - expected.keys())):
+        raise ValueError(f"it holds what was not asked for: {_some(extra)}")
+    for name, value in payload.items():
+        wanted = expected[name]
+        if value.shape != wanted.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
+        if value.dtype != wanted.dtype:
+            raise ValueError(f"{name} is of type {value.dtype}, expected {wanted.dtype}")
+
+
+def first_nonfinite(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None."""
+    finite = [value.isfinite().all() for value in state.values()]
+    if not finite or torch.stack([flag.to(finite[0].device) for flag in finite]).all():  # one wait on a GPU
+        return None
+    return next(name for name, flag in zip(state, finite, strict=True) if not flag)
+
+
+def first_negative(state: Mapping[str, Tensor], names: Iterable[str]) -> str | None:
+    """Return the name of the first of some tensors that holds a number below 0, or None."""
+    return next((name for name in names if (state[name] < 0).any()), None)
+
+
+def shown(value: Any) -> str:
+    """Return a few characters that show a value of any kind."""
+    try:
+        return printable(repr(value), 40)
+    except Exception:  # whatever it raises, it is nothing that can be shown
+        return f"<{type(value).__name__}>"
+
+
+def _check_values(payload: State, expected: Expected) -> float:
+    """Check the numbers of a payload, and return the length of its update.
+
+    Raises:
+        ValueError: If an entry is NaN or infinite, or below 0 where it cannot be.
+    """
+    sent = {name: value for name, value in expected.payload.items() if name.startswith(expected.shared)}
+    norm = update_norm(payload, sent)
+    beside = [value for name, value in payload.items() if not name.startswith(expected.shared)]
+    bounded = [payload[name].reshape(-1).to(norm.device) for name in expected.nonnegative if name in payload]
+    found = [norm, *(value.isfinite().all().to(norm) for value in beside)]
+    if bounded:
+        found.append((torch.cat(bounded) >= 0).all().to(norm))
+    length, *sound = torch.stack(found).tolist()  # one wait on a GPU, not one for each entry
+    if not math.isfinite(length) or not all(sound):
+        if name := first_nonfinite(payload):
+            raise ValueError(f"{name} is NaN or infinite")
+        if name := first_negative(payload, (name for name in expected.nonnegative if name in payload)):
+            raise ValueError(f"{name} holds a number below 0, which no variance and no count is")
+        raise ValueError("its length is NaN or infinite")
+    return float(length)
+
+
+def _tensors(part: str, given: Any, most: int) -> State:
+    """Return tensors by name as a dict, detached.
+
+    Raises:
+        ValueError: If they are no mapping, of more entries, or not all of them plain, dense tensors.
+    """
+    entries = _entries(part, given, most)
+    for name, value in entries.items():
+        if type(value) is not Tensor and type(value) is not nn.Parameter:
+            raise ValueError(f"{name} is a {type(value).__name__}, no tensor")
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise ValueError(f"{name} is no dense tensor")
+    return {name: value.detach() for name, value in entries.items()}
+
+
+def _metrics(given: Any) -> dict[str, float]:
+    metrics = {}
+    for name, value in _entries("metrics", given, MAX_METRICS).items():
+        _check_name("metric", name)
+        if name in OWN_METRICS:
+            raise ValueError(f"its metric {name} has a name that the server uses itself")
+        if not isinstance(value, Real):
+            raise ValueError(f"its metric {name} is {shown(value)}, no number")
+        metrics[name] = number = _float(value)
+        if not math.isnan(number) and not abs(number) <= MAX_METRIC:  # NaN is what could not be measured
+            raise ValueError(f"its metric {name} is {shown(value)}, beyond the largest number of float32")
+    return metrics
+
+
+def _seconds(name: str, value: Any) -> float:
+    number = _float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= MAX_SECONDS:
+        raise ValueError(f"its {name} is {shown(value)}, no number of seconds from 0 to a year")
+    return number
+
+
+def _float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond float64
+        return math.inf
+
+
+def _kept(given: Any, most: int) -> State:
+    kept = _tensors("kept", given, MAX_KEPT)
+    for name, value in kept.items():
+        _check_name("kept entry", name)
+        if not sendable(value.dtype):
+            raise ValueError(f"its kept entry {name} is of type {value.dtype}, which cannot be stored")
+    if (size := payload_bytes(kept)) > most:
+        raise ValueError(f"it keeps {size} bytes, more than {most}")
+    return kept
+
+
+def _entries(part: str, given: Any, most: int) -> dict[Any, Any]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"its {part} is a {type(given).__name__}, no mapping")
+    entries = dict(itertools.islice(given.items(), most + 1))
+    if len(entries) > most:
+        raise ValueError(f"its {part} has more than {most} entries")
+    return entries
+
+
+def _check_name(kind: str, name: Any) -> None:
+    if type(name) is not str or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+        raise ValueError(f"its {kind} {shown(name)} has no name of 1 to {MAX_NAME} printable characters")
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
