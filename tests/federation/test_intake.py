@@ -1,6 +1,7 @@
 """What the server takes in from clients, and what it refuses."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from fedamm_pl import FedAMM
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, outlier, require_sound
+from fedamm_pl.federation.soundness import MAX_METRIC, MAX_WHOLE
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State
 from tests.federation.small import make
 from tests.tiny import tiny_data
@@ -19,7 +21,7 @@ SOUND: State = {"model.w": torch.tensor([3.0, 4.0]), "model.n": torch.tensor(9),
 SHARED = ("model.",)
 
 
-def result(client: int = 0, num_examples: Any = 4, payload: Any = None, **more: Any) -> ClientResult:
+def result(client: Any = 0, num_examples: Any = 4, payload: Any = None, **more: Any) -> ClientResult:
     return ClientResult(client, num_examples, SOUND if payload is None else payload, **more)
 
 
@@ -97,6 +99,91 @@ def test_a_contribution_that_the_method_refuses_is_a_refused_update() -> None:
     intake, passed = accepted([result(client) for client in range(4)], contribution=contribution)
     assert [list(one.payload) for one in passed] == [["x"]] * 3
     assert intake.failures == [ClientFailure(1, "update", "out of range")]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by no step"), OverflowError("by no step")])
+def test_arithmetic_that_a_result_makes_impossible_is_a_refused_update(error: Exception) -> None:
+    def contribution(result: ClientResult) -> ClientResult:
+        if result.client_id == 1:
+            raise error
+        return result
+
+    intake, passed = accepted([result(client) for client in range(4)], contribution=contribution)
+    assert [one.client_id for one in passed] == [0, 2, 3]
+    assert intake.failures == [ClientFailure(1, "update", "by no step")]
+    assert intake.norms.keys() == {0, 2, 3}
+
+
+def test_what_overflows_when_it_is_scaled_is_a_refused_update() -> None:
+    def contribution(result: ClientResult) -> ClientResult:
+        scale = 1e39 if result.client_id == 1 else 1.0
+        return dataclasses.replace(result, payload={name: value * scale for name, value in result.payload.items()})
+
+    intake, passed = accepted([result(client) for client in range(4)], contribution=contribution)
+    assert [one.client_id for one in passed] == [0, 2, 3]
+    assert intake.failures == [ClientFailure(1, "update", "what it contributes to model.w is NaN or infinite")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, OSError, KeyboardInterrupt])
+def test_errors_of_the_programs_own_are_no_failure_of_a_client(error: type[BaseException]) -> None:
+    def fail(result: ClientResult) -> ClientResult:
+        raise error("no space left")
+
+    for contribution, on_client in ((fail, lambda told: None), (lambda result: result, fail)):
+        intake = Intake(1, [ClientTask(0, 0)], EXPECTED, Method(), FederationConfig(1))  # type: ignore[arg-type]
+        with pytest.raises(error, match="no space left"):
+            list(intake.accept([result(0)], contribution, on_client))
+        assert intake.failures == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        (None, "what came back is a NoneType, no result"),
+        ("a result", "what came back is a str, no result"),
+        (ClientTask(2, 2), "what came back is a ClientTask, no result"),
+        (result([2]), "what came back names no client but [2]"),
+        (result(True), "what came back names no client but True"),
+        (result(2.0), "what came back names no client but 2.0"),
+        (result(-2), "what came back names no client but -2"),
+        (result(10**5000), "what came back names no client but <int>"),
+        (result("2\x1b[2J\n"), r"what came back names no client but '2\x1b[2J\n'"),
+        (ClientFailure(None, "data", "rain"), "what came back names no client but None"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_nobodys_costs_the_client_of_which_nobody_heard(
+    outcome: Any, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    intake, passed = accepted([result(0), result(1), outcome, result(3)])
+    assert [one.client_id for one in passed] == [0, 1, 3]
+    assert intake.failures == [ClientFailure(2, "lost", "nothing came back")]
+    lost = "round 7: client 2 failed (lost): nothing came back"
+    assert [record.getMessage() for record in caplog.records] == [f"round 7: {line}", lost]
+
+
+def test_a_failure_counts_once_and_only_if_it_was_asked() -> None:
+    failure = ClientFailure(0, "data", "rain")
+    intake, _ = accepted(
+        [failure, failure, result(1), ClientFailure(1, "data", "rain"), ClientFailure(9, "data", "rain")]
+    )
+    reason = "it was not asked for, or came twice"
+    assert intake.failures[:4] == [failure, *(ClientFailure(client, "update", reason) for client in (0, 1, 9))]
+    assert [one.client_id for one in intake.results] == [1]
+
+
+def test_what_a_client_writes_is_one_line_without_control_characters(caplog: pytest.LogCaptureFixture) -> None:
+    name = "x\nround 9: \x1b[31mall is well\u202e"
+    outcomes = [
+        ClientFailure(0, "data", name),
+        result(1, payload={**SOUND, name: torch.zeros(1)}),
+        result(2, metrics={name: 1.0}),
+        ClientFailure(3, name, "rain"),  # type: ignore[arg-type]
+    ]
+    with pytest.raises(RoundFailedError) as failed:
+        accepted(outcomes)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 4
+    assert all(line.isprintable() for line in [*lines, str(failed.value)])
 
 
 def test_an_update_is_shortened_but_not_what_is_beside_the_model() -> None:
@@ -197,3 +284,23 @@ def test_client_metrics_are_weighted_by_examples() -> None:
     assert client_metrics([]) == {}
     some = [ClientResult(0, 30, {}, {"loss": 1.0, "extra": 5.0}), ClientResult(1, 10, {}, {"loss": 1.0})]
     assert client_metrics(some)["client/extra"] == 5.0
+
+
+def test_what_a_client_could_not_measure_is_left_out_and_counted() -> None:
+    results = [
+        ClientResult(0, 30, {}, {"loss": 1.0, "meta_loss": torch.nan}),
+        ClientResult(1, 10, {}, {"loss": 3.0}),
+        ClientResult(2, 1000, {}, {"loss": torch.nan}),
+    ]
+    metrics = client_metrics(results)
+    assert (metrics["client/loss"], metrics["client/loss_std"]) == (1.5, 0.75**0.5)
+    assert math.isnan(metrics["client/meta_loss"])  # nobody has measured it
+    assert metrics["client/nan_metrics"] == 2
+    assert math.isnan(client_metrics(results[2:])["client/loss_std"])
+
+
+def test_metrics_at_their_bounds_overflow_nothing() -> None:
+    results = [ClientResult(client, MAX_WHOLE, {}, {"loss": sign * MAX_METRIC}) for client, sign in ((0, 1), (1, -1))]
+    metrics = client_metrics(results)
+    assert metrics["client/loss"] == 0
+    assert metrics["client/loss_std"] == pytest.approx(MAX_METRIC)
