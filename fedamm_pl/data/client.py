@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ class BatchLoader:
     Each pass shuffles and augments anew from one stream of random numbers; two loaders made with the same seed yield
     the same batches. A last batch of one example, on which BatchNorm may be undefined, joins the batch before it.
 
+    In a training in several processes each rank takes its part of every batch of ``num_ranks * batch_size`` examples, drawn
+    and augmented as one. All ranks have equally many batches; with a seed also equally large ones, so that up to
+    ``num_ranks - 1`` examples, others in each pass, are left out. Without a seed each example is visited once.
+
     Attributes:
         images: uint8 images (N, C, H, W), on any device; batches come from there.
         labels: int64 labels (N,).
@@ -27,6 +32,11 @@ class BatchLoader:
         batch_size: Examples a batch.
         augmentation: What to do to the images, see :mod:`fedamm_pl.data.transforms`.
         seed: Seed of shuffling and augmentation; None visits the examples in order, unaugmented.
+        rank: Which of the processes this is.
+        num_ranks: How many there are.
+
+    Raises:
+        ValueError: If there are fewer examples than ranks.
     """
 
     images: Tensor
@@ -35,13 +45,24 @@ class BatchLoader:
     batch_size: int
     augmentation: Augmentation = "none"
     seed: int | None = None
+    rank: int = 0
+    num_ranks: int = 1
 
     def __post_init__(self) -> None:
         self._generator = None if self.seed is None else torch_generator(self.seed)
+        if 0 < len(self.indices) < self.num_ranks:
+            raise ValueError(
+                f"Expected `devices` to be at most the {len(self.indices)} examples of a loader, got {self.num_ranks}."
+            )
+
+    @property
+    def left_out(self) -> int:
+        """Examples that no rank visits in a pass."""
+        return 0 if self.seed is None else len(self.indices) % self.num_ranks
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.indices), self.batch_size)
-        return whole + (rest > 1 or (rest == 1 and whole == 0))
+        whole, rest = divmod(len(self.indices) - self.left_out, self.batch_size * self.num_ranks)
+        return whole + (rest >= 2 * self.num_ranks or (rest > 0 and whole == 0))
 
     def __iter__(self) -> Iterator[Batch]:
         order, draws = self.indices, None
@@ -50,11 +71,32 @@ class BatchLoader:
             if self.augmentation != "none":
                 draws = draw_augmentation(len(order), self._generator, self.augmentation).to(self.images.device)
         order = order.to(self.images.device)
+        size, end = self.batch_size * self.num_ranks, len(order) - self.left_out
         for step in range(len(self)):
-            last = step + 1 == len(self)
-            chosen = slice(step * self.batch_size, None if last else (step + 1) * self.batch_size)
+            start, stop = step * size, end if step + 1 == len(self) else (step + 1) * size
+            share = [start + (stop - start) * rank // self.num_ranks for rank in (self.rank, self.rank + 1)]
+            chosen = slice(*share)
             images, labels = self.images[order[chosen]], self.labels[order[chosen]]
             yield images if draws is None else augment(images, draws[chosen]), labels
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Pass after pass over the batches of a loader, up to a number of batches.
+
+    Attributes:
+        loader: Yields the batches.
+        length: How many.
+    """
+
+    loader: BatchLoader
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(chain.from_iterable(repeat(self.loader)), self.length)
 
 
 @dataclass(frozen=True)

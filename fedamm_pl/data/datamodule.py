@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedamm_pl.data.client import Batch, BatchLoader, ClientData, augmented_batch
+from fedamm_pl.data.client import Batch, BatchLoader, ClientData, Passes, augmented_batch
 from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
 from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, class_histogram, iid
+from fedamm_pl.data.ranks import place_among_ranks, say_left_out
 from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, check_images, load_images
 from fedamm_pl.data.transforms import Augmentation, channel_statistics, draw_augmentation
 from fedamm_pl.metrics import ShotRule, shot_groups
@@ -266,28 +267,35 @@ class FederatedDataModule(StoredData):
             raise ValueError("Expected `num_meta_per_class` to be 1 or more for a meta set, got 0.")
 
     def _loader(self, indices: Tensor, purpose: str, batch_size: int) -> BatchLoader:
-        images, seed = self.images, derive_seed(self.hparams["seed"], purpose)
-        return BatchLoader(
-            images.train_images, images.train_labels, indices, batch_size, self.hparams["augmentation"], seed
-        )
+        images, augmentation = self.images, self.hparams["augmentation"]
+        overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # always on the same batches
+        seed = None if overfits else derive_seed(self.hparams["seed"], purpose)
+        place = place_among_ranks(self.trainer)
+        return BatchLoader(images.train_images, images.train_labels, indices, batch_size, augmentation, seed, *place)
 
-    def train_dataloader(self) -> BatchLoader | dict[str, BatchLoader]:
-        """Return the union of all clients; with the meta set beside it for a module that asks for one."""
+    def train_dataloader(self) -> BatchLoader | dict[str, BatchLoader | Passes]:
+        """Return the union of all clients; with the meta set beside it for a module that asks for one.
+
+        In a training in several processes each gets its part.
+        """
         self.setup()
         train = self._loader(self._train, "centralized", self.hparams["batch_size"])
+        say_left_out(train, "training")
         if not getattr(self.trainer and self.trainer.lightning_module, "trains_on_meta_set", False):
             return train
         self._require_meta_set()
-        return {"train": train, "meta": self._loader(self._meta, "meta", len(self._meta))}
+        meta = self._loader(self._meta, "meta", len(self._meta))
+        say_left_out(meta, "meta")
+        return {"train": train, "meta": Passes(meta, len(train))}  # as long, so that a share is one of both
 
     def test_dataloader(self) -> BatchLoader:
-        """Return the test set in order."""
-        images = self.images
-        order = torch.arange(len(images.test_labels))
-        return BatchLoader(images.test_images, images.test_labels, order, self.hparams["test_batch_size"])
+        """Return the test set in order; each of several processes gets its part."""
+        images, place = self.images, place_among_ranks(self.trainer)
+        order, size = torch.arange(len(images.test_labels)), self.hparams["test_batch_size"]
+        return BatchLoader(images.test_images, images.test_labels, order, size, "none", None, *place)
 
     def predict_dataloader(self) -> BatchLoader:
-        """Return the test set in order."""
+        """Return the test set in order; each of several processes gets its part."""
         return self.test_dataloader()
 
 
