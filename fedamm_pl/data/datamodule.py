@@ -8,17 +8,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from fedamm_pl.data.client import Batch, BatchLoader, ClientData, Passes, augmented_batch
+from fedamm_pl.data.client import Batch, ClientData, augmented_batch
+from fedamm_pl.data.loaders import CentralLoaders
 from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
 from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, class_histogram, iid
-from fedamm_pl.data.ranks import place_among_ranks, say_left_out
 from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, check_images, load_images
 from fedamm_pl.data.transforms import Augmentation, channel_statistics, draw_augmentation
 from fedamm_pl.metrics import ShotRule, shot_groups
-from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator
-from fedamm_pl.stored import StoredData
+from fedamm_pl.seeding import numpy_generator, torch_generator
 
 Partition = Literal["by_num_classes", "by_dirichlet", "by_shards", "iid"]
 log = logging.getLogger(__name__)
@@ -27,7 +25,7 @@ SET_UP = ("_images", "_clients", "_train", "_meta", "_client_indices", "_info", 
 """Attributes that ``setup`` makes, or that follow from them."""
 
 
-class FederatedDataModule(StoredData):
+class FederatedDataModule(CentralLoaders):
     """A training set with a long tail, split over clients, with a balanced meta set at the server and a test set.
 
     The meta set is taken out first, then the tail is cut, then the rest is partitioned. All three depend on the data
@@ -257,46 +255,10 @@ class FederatedDataModule(StoredData):
             ValueError: If ``num_meta_per_class`` is 0.
         """
         images = self.images
-        self._require_meta_set()
+        self.require_meta_set()
         return augmented_batch(
             images.train_images, images.train_labels, self._meta, self.hparams["augmentation"], torch_generator(seed)
         )
-
-    def _require_meta_set(self) -> None:
-        if not len(self._meta):
-            raise ValueError("Expected `num_meta_per_class` to be 1 or more for a meta set, got 0.")
-
-    def _loader(self, indices: Tensor, purpose: str, batch_size: int) -> BatchLoader:
-        images, augmentation = self.images, self.hparams["augmentation"]
-        overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # always on the same batches
-        seed = None if overfits else derive_seed(self.hparams["seed"], purpose)
-        place = place_among_ranks(self.trainer)
-        return BatchLoader(images.train_images, images.train_labels, indices, batch_size, augmentation, seed, *place)
-
-    def train_dataloader(self) -> BatchLoader | dict[str, BatchLoader | Passes]:
-        """Return the union of all clients; with the meta set beside it for a module that asks for one.
-
-        In a training in several processes each gets its part.
-        """
-        self.setup()
-        train = self._loader(self._train, "centralized", self.hparams["batch_size"])
-        say_left_out(train, "training")
-        if not getattr(self.trainer and self.trainer.lightning_module, "trains_on_meta_set", False):
-            return train
-        self._require_meta_set()
-        meta = self._loader(self._meta, "meta", len(self._meta))
-        say_left_out(meta, "meta")
-        return {"train": train, "meta": Passes(meta, len(train))}  # as long, so that a share is one of both
-
-    def test_dataloader(self) -> BatchLoader:
-        """Return the test set in order; each of several processes gets its part."""
-        images, place = self.images, place_among_ranks(self.trainer)
-        order, size = torch.arange(len(images.test_labels)), self.hparams["test_batch_size"]
-        return BatchLoader(images.test_images, images.test_labels, order, size, "none", None, *place)
-
-    def predict_dataloader(self) -> BatchLoader:
-        """Return the test set in order; each of several processes gets its part."""
-        return self.test_dataloader()
 
 
 def shortened(clients: list[int], shown: int = 10) -> str:
