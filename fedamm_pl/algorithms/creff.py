@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.models import features_and_logits, last_linear
+from fedamm_pl.models import features_and_logits
 from fedamm_pl.protocol.classifier import require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
@@ -58,6 +58,7 @@ class CReFF(FederatedModule):
     """
 
     returned: ClassVar[Mapping[str, Reduction]] = {GRADIENTS: "sum", PRESENT: "sum"}
+    uses_features: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -80,12 +81,13 @@ class CReFF(FederatedModule):
         require_range("match_lr", match_lr, least=0)
         require_range("retrain_steps", retrain_steps, least=0)
         require_range("retrain_lr", retrain_lr, least=0)
-        layer = last_linear(self.model)
-        if layer.bias is None or layer is self.model:
+        name = self.classifier_name()
+        self._classifier = f"model.{name}"
+        if not name or not {f"{self._classifier}.weight", f"{self._classifier}.bias"} <= self.state_dict().keys():
             raise ValueError(
-                "Expected `model` to have layers before its last linear one, and that one a bias, for CReFF."
+                "Expected `model` to have layers before its last linear one, and that one a plain weight and a bias, "
+                f"for CReFF, got {type(self.model).__name__}."
             )
-        self._classifier = next("model." + name for name, module in self.model.named_modules() if module is layer)
 
     # Client
 

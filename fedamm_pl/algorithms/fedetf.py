@@ -7,7 +7,6 @@ from torch.nn import functional
 from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import logit_adjusted_losses
-from fedamm_pl.models import last_linear
 from fedamm_pl.protocol.classifier import require_range
 
 
@@ -70,14 +69,15 @@ class FedETF(ClassPriorModule):
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
         require_range("scale", scale, above=0)
-        replaced = last_linear(self.model)
+        name = self.classifier_name()
+        parent, _, child = name.rpartition(".")
+        replaced = self.model.get_submodule(name)
+        assert isinstance(replaced, nn.Linear)
         head = ETFHead(replaced.in_features, num_classes, scale)
-        if replaced is self.model:
+        if child:
+            setattr(self.model.get_submodule(parent), child, head)
+        else:
             self.model = head
-        for module in list(self.model.modules()):
-            for name, child in module.named_children():
-                if child is replaced:
-                    setattr(module, name, head)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the balanced softmax loss of each example."""

@@ -63,6 +63,7 @@ class RatioLoss(FederatedModule):
     """
 
     uses_meta_set = True
+    uses_features = True
 
     def __init__(
         self,

@@ -3,11 +3,13 @@
 import copy
 
 import torch
+from torch import Tensor, nn
 
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.executors.base import Executor
 from fedamm_pl.federation.sampling import num_sampled
+from fedamm_pl.models import attempt, features_and_logits, logits_of
 from fedamm_pl.protocol.module import FederatedModule
 
 
@@ -32,12 +34,9 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
             f"Expected `shared` and `personal` of {type(module).__name__} to cover the whole state, got {covered} without "
             f"{private[0]}: it would leak from one client to the next. What stays at a client is `personal`."
         )
-    image = data.images.train_images[:1].to(module.device)
-    name = str(module.hparams.get("model", type(module.model).__name__))
-    _check_logits(module, image, name, data.num_classes)
+    _check_parameters(module)
     sizes = [data.client_size(client) for client in range(data.num_clients)]
-    if 1 in sizes:
-        _check_single_example(module, image, name, sizes.index(1))
+    _check_network(module, data.images.train_images[:1], data.num_classes, sizes.index(1) if 1 in sizes else None)
     module.check((data.images.train_images[:8], data.images.train_labels[:8]))
 
 
@@ -89,31 +88,67 @@ def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
         module.train(was_training)
 
 
-def _check_logits(module: FederatedModule, image: torch.Tensor, name: str, num_classes: int) -> None:
-    was_training = module.training
-    try:
-        with torch.no_grad():
-            logits = module.eval().model(module.prepare(image))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+def _check_parameters(module: FederatedModule) -> None:
+    parameters = dict(module.model.named_parameters())
+    if not any(value.requires_grad for value in parameters.values()):
         raise ValueError(
-            f"Expected `model` to take images of shape {tuple(image.shape[1:])} (channels, height, width), "
-            f"got {name}, which does not: {reason}"
-        ) from error
-    finally:
-        module.train(was_training)
-    if logits.shape != (1, num_classes):
+            f"Expected `model` to have parameters that train, got {module.network_name} with {len(parameters)}, none of them."
+        )
+    if others := [name for name, value in parameters.items() if not value.is_floating_point()]:
         raise ValueError(
-            f"Expected `model` to give logits of shape (B, {num_classes}), got {name} with {tuple(logits.shape)}."
+            f"Expected `model` to have real parameters, got {module.network_name} with {others[0]} of "
+            f"{str(parameters[others[0]].dtype).removeprefix('torch.')}."
         )
 
 
-def _check_single_example(module: FederatedModule, image: torch.Tensor, name: str, client: int) -> None:
+def _check_network(module: FederatedModule, image: Tensor, num_classes: int, single: int | None) -> None:
+    """Pass images through a copy of the network, in both modes, forwards and backwards; random states stay as they are.
+
+    Args:
+        module: Has the network.
+        image: An image of the data, shape (1, in_channels, H, W).
+        num_classes: Number of classes C.
+        single: A client that holds one example, if there is one.
+    """
+    device = module.device
+    image = module.prepare(image.to(device))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        network = copy.deepcopy(module.model).eval()
+        with torch.no_grad():
+            _check_logits(_logits(module, network, image, "take"), module, num_classes)
+            if module.uses_features:
+                features_and_logits(network, image)
+        network.train()
+        with torch.enable_grad():
+            logits = _logits(module, network, torch.cat([image, image]), "train on")
+            attempt(logits.sum().backward, image, module.network_name, "train on")
+        if single is not None:
+            _check_single_example(module, network, image, single)
+
+
+def _logits(module: FederatedModule, network: nn.Module, images: Tensor, verb: str) -> Tensor:
+    return logits_of(attempt(lambda: network(images), images, module.network_name, verb))
+
+
+def _check_logits(logits: Tensor, module: FederatedModule, num_classes: int) -> None:
+    if logits.shape != (1, num_classes):
+        raise ValueError(
+            f"Expected `model` to give logits of shape (B, {num_classes}), got {module.network_name} with {tuple(logits.shape)}."
+        )
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"Expected `model` to give floating-point logits, got {module.network_name} with {logits.dtype}."
+        )
+    if not logits.isfinite().all():
+        raise ValueError(f"Expected `model` to give finite logits, got {module.network_name} with NaN or infinity.")
+
+
+def _check_single_example(module: FederatedModule, network: nn.Module, image: Tensor, client: int) -> None:
     try:
         with torch.no_grad():
-            copy.deepcopy(module.model).train()(module.prepare(image))
+            network(image)
     except ValueError as error:  # BatchNorm over single values
         raise ValueError(
-            f"Expected `min_client_size` to be 2 or more for {name}, which cannot train on one example ({error}), "
-            f"got client {client} with one."
+            f"Expected `min_client_size` to be 2 or more for {module.network_name}, which cannot train on one example "
+            f"({error}), got client {client} with one."
         ) from error

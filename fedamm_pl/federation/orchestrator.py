@@ -92,7 +92,7 @@ class Orchestrator:
         self.server = Server(copied(module), data, self.trainer, seed, self.config)
         check_options(module, data, self.config, self.executor)
         check_fit(self.server.module, data)
-        if self.trainer.compile:
+        if self.server.module.compiled:
             with self.trainer.precision_plugin.forward_context():
                 check_compiles(self.server.module, data)
         self.evaluator = Evaluator(self.server.module, data, self.trainer)

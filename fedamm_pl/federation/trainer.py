@@ -141,7 +141,7 @@ class TrainerConfig:
         if self.memory_format != "auto":
             module.memory_format = getattr(torch, self.memory_format)
         # in a function, so that the compiled network is no second submodule
-        module.compiled = partial(torch.compile(module.model)) if self.compile else None
+        module.compiled = partial(torch.compile(module.model)) if self.compile or module.compiles else None
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

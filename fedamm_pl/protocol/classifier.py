@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from fedamm_pl.data.client import Batch
@@ -13,11 +14,15 @@ from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.data.transforms import normalize
 from fedamm_pl.losses import example_losses
 from fedamm_pl.metrics import ShotAccuracy
-from fedamm_pl.models import build_model
+from fedamm_pl.models import build_model, classifier_of, complete_lazy_layers, logits_of
 from fedamm_pl.protocol.stored import StoredModule
 
 CONFUSION_CLASSES = 200
 """Up to so many classes, a test counts which class is taken for which."""
+
+
+MAX_PIXELS = 2**24
+"""Of an image; a size that a file gives is also that of a first forward pass."""
 
 
 def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
@@ -40,11 +45,17 @@ def check_info(info: ImageInfo, num_classes: int, in_channels: int) -> None:
     """
     known: dict[str, Any] = dict(info)
     sizes = {"mean": in_channels, "std": in_channels, "class_names": num_classes, "class_counts": num_classes}
+    sizes["image_size"] = 2
     for name, size in sizes.items():
         if name in known and len(known[name]) != size:
             raise ValueError(f"Expected `info` to hold {size} {name}, got {len(known[name])}.")
     if not all(0 < value < float("inf") for value in known.get("std", ())):
         raise ValueError(f"Expected `info` to hold std above 0, got {known['std']}.")
+    height, width = known.get("image_size", (1, 1))
+    if not (height >= 1 and width >= 1 and height * width <= MAX_PIXELS):
+        raise ValueError(
+            f"Expected `info` to hold an image_size of 1 to {MAX_PIXELS} pixels, got {known['image_size']}."
+        )
     groups = known.get("shot_groups", {}).values()
     # not so many that a small file, which can hold the same list many times, fills the memory
     if sum(map(len, groups)) > 100 * num_classes or not all(0 <= c < num_classes for group in groups for c in group):
@@ -67,8 +78,10 @@ class Classifier(StoredModule):
     Attributes:
         memory_format: Layout of the images that the network gets: channels-last for networks that say
             ``channels_last = True``, which compute faster in it; else contiguous. A federation's trainer may set another.
-        compiled: A compiled form of the network for plain forward passes, set by a federation's trainer; None: the network
-            itself. What needs second or forward-mode derivatives, or the network's features, calls ``model``.
+        compiled: A compiled form of the network for plain forward passes, given as ``torch.compile(network)`` or set by a
+            federation's trainer; None: the network itself. What needs second or forward-mode derivatives, or the network's
+            features, calls ``model``.
+        compiles: Whether the network was given compiled; a federation then compiles its copies too.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -94,13 +107,16 @@ class Classifier(StoredModule):
         require_range("momentum", momentum, least=0)
         require_range("weight_decay", weight_decay, least=0)
         self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
-        self.model = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
+        self.info: ImageInfo = info or {}
+        check_info(self.info, num_classes, in_channels)
+        network = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
+        self.model: nn.Module = getattr(network, "_orig_mod", network)  # its state has the names of the network itself
+        self.compiles = self.model is not network
+        self.compiled: Callable[[Tensor], Any] | None = partial(network) if self.compiles else None
         self.memory_format = (
             torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
         )
-        self.compiled: Callable[[Tensor], Tensor] | None = None
-        self.info: ImageInfo = info or {}
-        check_info(self.info, num_classes, in_channels)
+        complete_lazy_layers(self.model, self._example())
         mean = torch.tensor(self.info["mean"]) if "mean" in self.info else torch.zeros(in_channels)
         std = torch.tensor(self.info["std"]) if "std" in self.info else torch.ones(in_channels)
         self.register_buffer("mean", mean, persistent=False)
@@ -134,8 +150,28 @@ class Classifier(StoredModule):
 
     def logits(self, prepared: Tensor) -> Tensor:
         """Map prepared images to logits of shape (B, num_classes), by the compiled network if there is one."""
-        logits: Tensor = (self.compiled or self.model)(prepared)
-        return logits
+        return logits_of((self.compiled or self.model)(prepared))
+
+    def classifier_name(self) -> str:
+        """Return the name within the network of the linear layer that gives its logits.
+
+        Raises:
+            ValueError: If no linear layer does, or it is used elsewhere too; or if the images' size is not known and it is not
+                clear which one it is.
+        """
+        return classifier_of(self.model, self._example(), self.hparams["num_classes"])
+
+    def _example(self) -> Tensor | None:
+        """Return an image of zeros as the network takes it, if the images' size is known."""
+        if "image_size" not in self.info:
+            return None
+        like = next((value for value in self.model.parameters() if not is_lazy(value)), torch.zeros(()))
+        return torch.zeros(1, self.hparams["in_channels"], *self.info["image_size"]).to(like)
+
+    @property
+    def network_name(self) -> str:
+        """What the network is called in messages: the name that it was given by, or its class."""
+        return str(self.hparams.get("model", type(self.model).__name__))
 
     # Training
 

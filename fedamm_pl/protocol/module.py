@@ -38,6 +38,9 @@ class FederatedModule(Classifier):
     trains_on_meta_set: ClassVar[bool] = False
     """Whether a plain Trainer must give it the meta set beside the training set."""
 
+    uses_features: ClassVar[bool] = False
+    """Whether the method needs the features that enter the linear layer which gives the network's logits."""
+
     session: ClientSession | None = None
     """The round, for the time of a client's fit."""
 

@@ -19,7 +19,7 @@ from fedamm_pl.data.client import Batch
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.trainer import TrainerConfig
-from fedamm_pl.models import features_and_logits, last_linear
+from fedamm_pl.models import classifier_of, features_and_logits
 from fedamm_pl.protocol.messages import ClientResult, ClientTask
 from fedamm_pl.protocol.session import ClientSession, ServerSession
 from fedamm_pl.seeding import derive_seed
@@ -725,11 +725,11 @@ def test_server_of_metafinetune_takes_plain_steps_on_the_meta_set(build: Callabl
     torch.testing.assert_close(run.state.shared, module.shared_state(), rtol=1e-9, atol=1e-10)
 
 
-def test_last_linear_layer_of_the_shipped_networks_is_their_classifier() -> None:
+def test_the_classifier_of_the_shipped_networks_is_found() -> None:
     network = tiny_resnet(NUM_CLASSES, 1)
-    assert last_linear(network) is network.classifier
     images = torch.randn(3, 1, 8, 8)
+    assert classifier_of(network, images, NUM_CLASSES) == "classifier"
     network.eval()
     features, logits = features_and_logits(network, images)
     torch.testing.assert_close(network.classifier(features), logits)
-    assert not network.classifier._forward_pre_hooks
+    assert not network.classifier._forward_hooks

@@ -134,7 +134,7 @@ def test_model_can_be_an_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("fedamm_pl.models.Missing", "has no attribute 'Missing'"),
         ("./network.Net", r"got '\./network\.Net'"),
         ("os.path", "cannot be called so"),
-        ("torch.nn.Sequential", "cannot be called so"),
+        ("torch.nn.ReLU", "cannot be called so"),
         ("builtins.max", "returned int"),
     ],
 )

@@ -1,0 +1,108 @@
+"""Networks by name: found, called as their signature says, and what they raise said in a line."""
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedamm_pl.models.cnn import SmallCNN
+from fedamm_pl.models.resnet_cifar import ResNetCIFAR
+
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "small_cnn": SmallCNN,
+    **{f"resnet{depth}": partial(ResNetCIFAR, depth=depth) for depth in (20, 32, 44, 56)},
+}
+KNOWN = f"Expected `model` to be one of {', '.join(MODELS)} or an import path of a callable(num_classes, in_channels)"
+NOT_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen importlib")
+"""Where the code lies that calls networks."""
+TAKEN = ("weights", "pretrained")
+"""What a number of classes must not be taken for: it would ask for weights from the network."""
+
+
+def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """Build a network by name.
+
+    It is called with ``num_classes`` and ``in_channels`` by these names where its signature has them, also where it takes the
+    first by ``**kwargs`` as torchvision's do, otherwise by position. Weights are never asked for.
+
+    Args:
+        name: A key of ``MODELS``, or the import path of a callable(num_classes, in_channels) -> Module.
+        num_classes: Number of classes C.
+        in_channels: Image channels.
+
+    Returns:
+        The network, freshly initialised from torch's global random state.
+
+    Raises:
+        ValueError: If there is no such name, the callable cannot be called so, raises, or does not return a network.
+    """
+    build = MODELS.get(name) or _imported(name)
+    try:
+        words, named = _arguments(build, num_classes, in_channels)
+    except TypeError as error:
+        raise ValueError(f"{KNOWN}, got {name!r}, which cannot be called so ({error}).") from error
+    try:
+        model = build(*words, **named)
+    except Exception as error:  # whatever its author's code does
+        raise ValueError(
+            f"Expected `model` to build a network, got {name!r}, which raises {failure(error)}."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{KNOWN}, got {name!r}, which returned {type(model).__name__}.")
+    return model
+
+
+def failure(error: BaseException) -> str:
+    """Return type and message of an error in a line, and the innermost place that is neither torch's nor this package's."""
+    summary = traceback.TracebackException.from_exception(error)  # also where str(error) itself raises
+    text = " ".join(str(summary).split())
+    own = [frame for frame in summary.stack if not frame.filename.startswith(NOT_OWN)]
+    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}{f': {text:.300}' if text else ''}{place}"
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    path, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"{KNOWN}, got {name!r}" + (f" ({error})." if path else ".")) from error
+    except Exception as error:  # whatever its author's file does
+        raise ValueError(f"{KNOWN}, got {name!r}, whose import raises {failure(error)}.") from error
+    if not callable(found):
+        raise ValueError(f"{KNOWN}, got {name!r}, which cannot be called so (it is a {type(found).__name__}).")
+    return found  # type: ignore[no-any-return]
+
+
+def _arguments(build: Callable[..., Any], num_classes: int, in_channels: int) -> tuple[list[int], dict[str, int]]:
+    """Return what to call a network's builder with, by position and by name.
+
+    Raises:
+        TypeError: If it cannot be called with the number of classes.
+    """
+    try:
+        signature = inspect.signature(build)
+    except (TypeError, ValueError):  # builtins may have none
+        return [num_classes, in_channels], {}
+    parameters = signature.parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    by_name = [
+        name for name, found in parameters.items() if found.kind in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY)
+    ]
+    required = [found for found in parameters.values() if found.default is found.empty and found.name in by_name]
+    words, named = [], {"in_channels": in_channels} if "in_channels" in by_name else {}
+    takes_any_name = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
+    if "num_classes" in by_name or (takes_any_name and not required):
+        named["num_classes"] = num_classes
+    else:
+        words = [num_classes] if named else [num_classes, in_channels]
+    bound = signature.bind(*words, **named)
+    if taken := [name for name in TAKEN if name in bound.arguments]:
+        raise TypeError(f"its signature has no num_classes, which would be taken for {taken[0]}")
+    return words, named

@@ -1,0 +1,99 @@
+"""What a network does with an image, found by trying it: on a copy, or before anybody has its state."""
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fedamm_pl.models.build import failure
+from fedamm_pl.models.outputs import last_linear_call
+
+ResultT = TypeVar("ResultT")
+
+
+def attempt(call: Callable[[], ResultT], images: Tensor, name: str, verb: str = "take") -> ResultT:
+    """Return what a call of somebody's network returns.
+
+    Args:
+        call: Calls it.
+        images: What it is called on, shape (B, in_channels, H, W), for the message.
+        name: What messages call the network.
+        verb: What it is expected to do with images, for the message.
+
+    Raises:
+        ValueError: If it raises, whatever that is.
+    """
+    try:
+        return call()
+    except Exception as error:
+        raise ValueError(
+            f"Expected `model` to {verb} images of shape {tuple(images.shape[1:])} (channels, height, width), "
+            f"got {name}, which raises {failure(error)}."
+        ) from error
+
+
+def complete_lazy_layers(model: nn.Module, image: Tensor | None) -> None:
+    """Let layers that take their sizes from the first images do so now, before their state is copied.
+
+    Args:
+        model: The network; without such layers nothing happens.
+        image: Of the kind that it takes, shape (1, in_channels, H, W), or None if that is not known.
+
+    Raises:
+        ValueError: If it is not known, or the network does not take it.
+    """
+    lazy = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]
+    if not lazy:
+        return
+    if image is None:
+        raise ValueError(
+            f"Expected `info` to hold image_size for a network with lazy layers, got none: call the network once before, since "
+            f"the size of {lazy[0]} follows from the images."
+        )
+    modes = [(part, part.training) for part in model.modules()]
+    with torch.no_grad():
+        attempt(lambda: model.eval()(image), image, type(model).__name__)
+    for part, mode in modes:
+        part.training = mode
+
+
+def classifier_of(model: nn.Module, image: Tensor | None, num_classes: int) -> str:
+    """Return the name of the linear layer that gives a network's logits, found by a forward pass of a copy.
+
+    Args:
+        model: The network.
+        image: Of the kind that it takes, shape (1, in_channels, H, W). None if that is not known: then the layer must be the
+            last that the network registered, and the only one with as many outputs as classes.
+        num_classes: Number of classes C.
+
+    Raises:
+        ValueError: If no linear layer gives the logits, or it is not clear which, or it or its weights are used elsewhere too.
+    """
+    network = type(model).__name__
+    if image is None:
+        layers = [(name, part.out_features) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+        if not layers:
+            raise ValueError(f"Expected `model` to end in a linear layer, got {network} without any.")
+        able = [name for name, size in layers if size == num_classes]
+        if len(able) != 1 or able[0] != layers[-1][0]:
+            raise ValueError(
+                f"Expected `info` to hold image_size, which shows what layer of {network} gives its logits, got none, and "
+                f"{len(able)} linear layers with {num_classes} outputs among {len(layers)}."
+            )
+        return str(able[0])
+    probe = copy.deepcopy(model).eval()
+    with torch.no_grad(), torch.random.fork_rng([image.device] if image.is_cuda else []):
+        attempt(lambda: probe(image), image, network)
+        (layer, *_), times = last_linear_call(probe, image)
+    (name, *others) = (name for name, part in probe.named_modules(remove_duplicate=False) if part is layer)
+    own = {id(value) for value in layer.parameters()}
+    shared = [entry for entry, value in probe.named_parameters(remove_duplicate=False) if id(value) in own]
+    if times > 1 or others or len(shared) > len(own):
+        raise ValueError(
+            f"Expected `model` to use the linear layer that gives its logits for nothing else, got {network}, which uses "
+            f"{name or 'itself'} {'more than once' if times > 1 else 'under other names too: ' + ', '.join(others or shared)}."
+        )
+    return str(name)
