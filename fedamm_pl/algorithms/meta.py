@@ -37,6 +37,7 @@ from fedamm_pl.algorithms.virtual_steps import (
 )
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses
+from fedamm_pl.models import logits_of
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # second derivatives are not compiled
@@ -98,7 +99,7 @@ def meta_gradient(
     size = int(summed([torch.tensor(len(labels), device=labels.device)])[0]) if joint else len(labels)
 
     def loss_and_gradients() -> list[Tensor]:
-        losses = example_losses(model(images), labels)
+        losses = example_losses(logits_of(model(images)), labels)
         loss = losses.sum() / size if joint else losses.mean()
         return [loss.detach(), *torch.autograd.grad(loss, list(moved.values()), materialize_grads=True)]
 

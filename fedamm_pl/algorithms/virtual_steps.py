@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedamm_pl.algorithms.ranks import gathered, summed
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
+from fedamm_pl.models import logits_of
 
 Differentiation = Literal["higher", "functional", "forward"]
 Tensors = dict[str, Tensor]
@@ -44,7 +45,7 @@ def with_higher(model: nn.Module, weight_net: nn.Module, support: Batch, lr: flo
     images, labels = support
     optimizer = torch.optim.SGD(trainable(model).values(), lr=lr)
     with higher.innerloop_ctx(model, optimizer) as (functional_model, inner_optimizer):
-        losses = example_losses(functional_model(images), labels)
+        losses = example_losses(logits_of(functional_model(images)), labels)
         before = list(functional_model.parameters())
         inner_optimizer.step(
             _objective(losses, weight_net, joint),
@@ -71,7 +72,7 @@ def with_double_backward(
     held = {**params, **copied_buffers(model)}
 
     def step() -> Tensors:
-        losses = example_losses(model(images), labels)
+        losses = example_losses(logits_of(model(images)), labels)
         loss = _objective(losses, weight_net, joint)
         found = torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
         gradients = _added(found, params.values()) if joint else found
@@ -95,7 +96,7 @@ def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, l
     random_states = torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)
 
     def slopes_and_gradients() -> tuple[Tensor, tuple[Tensor, ...]]:
-        losses = example_losses(model(images), labels)
+        losses = example_losses(logits_of(model(images)), labels)
         slopes = _slopes(losses, weight_net, joint)
         # differentiated with respect to w by one backward pass, to v below
         return slopes, torch.autograd.grad(losses, list(params.values()), slopes.detach(), materialize_grads=True)
@@ -185,7 +186,7 @@ def _directional_derivative(
             for name, value in params.items()
         }
         losses, tangents = forward_ad.unpack_dual(  # type: ignore[no-untyped-call]
-            holding(model, {**duals, **copied_buffers(model)}, lambda: example_losses(model(images), labels))
+            holding(model, {**duals, **copied_buffers(model)}, lambda: example_losses(logits_of(model(images)), labels))
         )
     return torch.zeros_like(losses) if tangents is None else tangents
 
