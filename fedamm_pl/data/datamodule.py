@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +11,22 @@ import torch
 
 from fedamm_pl.data.client import Batch, ClientData, augmented_batch
 from fedamm_pl.data.loaders import CentralLoaders
-from fedamm_pl.data.long_tail import Indices, Profile, long_tail_split
-from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, class_histogram, iid
-from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, check_images, load_images
-from fedamm_pl.data.transforms import Augmentation, channel_statistics, draw_augmentation
+from fedamm_pl.data.long_tail import Profile
+from fedamm_pl.data.partition import class_histogram
+from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, image_data, load_images
+from fedamm_pl.data.split import Partition, federated_split
+from fedamm_pl.data.transforms import (
+    Augmentation,
+    channel_statistics,
+    draw_augmentation,
+    require_larger_than_padding,
+)
 from fedamm_pl.metrics import ShotRule, shot_groups
-from fedamm_pl.seeding import numpy_generator, torch_generator
+from fedamm_pl.seeding import torch_generator
 
-Partition = Literal["by_num_classes", "by_dirichlet", "by_shards", "iid"]
 log = logging.getLogger(__name__)
 
-SET_UP = ("_images", "_clients", "_train", "_meta", "_client_indices", "_info", "content_hash")
+SET_UP = ("_images", "_split", "_train", "_meta", "_client_indices", "_info", "content_hash")
 """Attributes that ``setup`` makes, or that follow from them."""
 
 
@@ -36,12 +41,13 @@ class FederatedDataModule(CentralLoaders):
     Args:
         dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini (in the package), image_folder, or the name of an
             npz file or folder in ``root``.
-        root: Folder of the data; downloads go there.
+        root: Folder of the data; downloads go there. A leading ``~`` is your home.
         num_clients: Number of clients K.
         partition: How the training set is split over the clients, see :mod:`fedamm_pl.data.partition`.
         imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
         imbalance_profile: Shape of the tail: exponential, step, or none (all images kept).
         shuffle_ranks: Draw which class is how frequent; without it class 0 is the largest.
+        ranks_by_size: The class with the most images stays the largest; for data that are long-tailed already.
         num_meta_per_class: Balanced images m a class that the server holds and no client does; 0 for none.
         batch_size: Training images a batch.
         test_batch_size: Test images a batch; 250 stay in the caches of a CPU, a GPU takes more.
@@ -67,6 +73,7 @@ class FederatedDataModule(CentralLoaders):
         imbalance_factor: float = 0.01,
         imbalance_profile: Profile = "exponential",
         shuffle_ranks: bool = False,
+        ranks_by_size: bool = False,
         num_meta_per_class: int = 10,
         batch_size: int = 64,
         test_batch_size: int = 250,
@@ -107,50 +114,21 @@ class FederatedDataModule(CentralLoaders):
         """Load the images, take out the meta set, cut the tail and split the rest over the clients; once only."""
         if self._images is not None:
             return
-        options: dict[str, Any] = dict(self.hparams)
-        images = self.load_images()
-        check_images(images)
-        labels = images.train_labels.numpy()
-        split = long_tail_split(
-            labels,
-            len(images.class_names),
-            numpy_generator(options["seed"], "long_tail"),
-            num_meta_per_class=options["num_meta_per_class"],
-            imbalance_factor=options["imbalance_factor"],
-            profile=options["imbalance_profile"],
-            shuffle_ranks=options["shuffle_ranks"],
-            class_names=images.class_names,
-        )
-        self._clients = self._partition(labels[split.train])
+        images = image_data(self.load_images())
+        height, width = images.train_images.shape[2:]
+        require_larger_than_padding(height, width, self.hparams["augmentation"])
+        split = federated_split(images.train_labels.numpy(), images.class_names, self.hparams)
+        self._split = split
         self._train, self._meta = (torch.from_numpy(part) for part in (split.train, split.meta))
-        self._client_indices = [self._train[torch.from_numpy(mine)] for mine in self._clients]
-        if empty := [client for client, mine in enumerate(self._clients) if not len(mine)]:
-            log.warning("%d clients hold no images and take part in no round: %s", len(empty), shortened(empty))
+        self._client_indices = [torch.from_numpy(mine) for mine in split.clients]
         self._info = self._describe(images, split.class_counts)
         self._images = images
-
-    def _partition(self, labels: npt.NDArray[np.int64]) -> list[Indices]:
-        options = self.hparams
-        num_clients, rng = options["num_clients"], numpy_generator(options["seed"], "partition")
-        match options["partition"]:
-            case "by_num_classes":
-                return by_num_classes(labels, num_clients, rng, min_classes=options["min_classes_per_client"])
-            case "by_dirichlet":
-                alpha, smallest = options["dirichlet_alpha"], options["min_client_size"]
-                return by_dirichlet(labels, num_clients, rng, alpha=alpha, min_size=smallest)
-            case "by_shards":
-                return by_shards(labels, num_clients, rng, shards_per_client=options["shards_per_client"])
-            case "iid":
-                return iid(labels, num_clients, rng)
-        raise ValueError(
-            f"Expected `partition` to be by_num_classes, by_dirichlet, by_shards or iid, got {options['partition']!r}."
-        )
 
     def _describe(self, images: ImageData, class_counts: list[int]) -> ImageInfo:
         options = self.hparams
         mean, std = NORMALIZATION.get(options["dataset"], ((), ()))
         if len(mean) != images.train_images.shape[1]:  # not one of the published sets
-            mean, std = channel_statistics(images.train_images[self._train])
+            mean, std = channel_statistics(images.train_images, self._train)
         ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
         return ImageInfo(
             image_size=list(images.train_images.shape[2:]),
@@ -202,19 +180,27 @@ class FederatedDataModule(CentralLoaders):
 
     @property
     def imbalance_factor(self) -> float:
-        """Smallest over largest class: the option, or for the profile none what the images themselves have."""
+        """Smallest over largest class among the images that clients hold; 0 where a class has none."""
         counts = self.info["class_counts"]
-        return float(
-            self.hparams["imbalance_factor"]
-            if self.hparams["imbalance_profile"] != "none"
-            else min(counts) / max(counts)
-        )
+        return min(counts) / max(counts)
+
+    @property
+    def unused_images(self) -> int:
+        """Training images that the partition leaves over, so that nobody uses them."""
+        self.setup()
+        return sum(self._split.unused)
+
+    @property
+    def left_over(self) -> str:
+        """The same in words; empty where nothing is left over."""
+        self.setup()
+        return self._split.left_over
 
     @property
     def client_class_counts(self) -> npt.NDArray[np.int64]:
         """Examples of each class at each client, shape (K, C)."""
-        labels = self.images.train_labels[self._train].cpu().numpy()
-        return class_histogram(labels, self._clients, self.num_classes)
+        labels = self.images.train_labels.cpu().numpy()
+        return class_histogram(labels, self._split.clients, self.num_classes)
 
     def to(self, device: torch.device) -> None:
         """Keep all images on this device, where they fit into half of its free memory."""
@@ -259,8 +245,3 @@ class FederatedDataModule(CentralLoaders):
         return augmented_batch(
             images.train_images, images.train_labels, self._meta, self.hparams["augmentation"], torch_generator(seed)
         )
-
-
-def shortened(clients: list[int], shown: int = 10) -> str:
-    """Format a list of clients of which the first few are shown."""
-    return ", ".join(map(str, clients[:shown])) + (", ..." if len(clients) > shown else "")

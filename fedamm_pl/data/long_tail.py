@@ -71,6 +71,7 @@ def long_tail_split(
     imbalance_factor: float = 0.01,
     profile: Profile = "exponential",
     shuffle_ranks: bool = False,
+    ranks_by_size: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> LongTailSplit:
     """Take the meta set out of a training set and give the rest a long tail.
@@ -83,6 +84,7 @@ def long_tail_split(
         imbalance_factor: Smallest over largest class, in (0, 1].
         profile: The shape of the tail, see :func:`long_tail_counts`.
         shuffle_ranks: Draw which class is how frequent; without it rank = class index.
+        ranks_by_size: Rank classes by their own sizes, largest first (ties by index).
         class_names: Names for error messages.
 
     Returns:
@@ -93,6 +95,8 @@ def long_tail_split(
     """
     if num_meta_per_class < 0:
         raise ValueError(f"Expected `num_meta_per_class` to be 0 or more, got {num_meta_per_class}.")
+    if shuffle_ranks and ranks_by_size:
+        raise ValueError("Expected `shuffle_ranks` and `ranks_by_size` not to be given both, got true for both.")
     available = np.bincount(labels, minlength=num_classes)
     smallest = int(available.argmin())
     if available[smallest] < num_meta_per_class + 1:
@@ -109,6 +113,8 @@ def long_tail_split(
             f"{int(largest)} images in the largest class."
         )
     ranks = rng.permutation(num_classes) if shuffle_ranks else np.arange(num_classes)
+    if ranks_by_size:
+        ranks[np.argsort(-available, kind="stable")] = np.arange(num_classes)
     meta, train = [], []
     for label in range(num_classes):
         order = rng.permutation(np.flatnonzero(labels == label))

@@ -31,7 +31,7 @@ def by_num_classes(
 
     In client order: draw s from U{min_classes..C} and s distinct classes; while these hold fewer than
     n = floor(N / K) unassigned examples, add a random further class; draw n of their unassigned examples without
-    replacement. The N - K * n examples left over stay unused. How many classes were added is logged.
+    replacement. The N - K * n examples left over stay unused. How many classes were added is logged (debug).
 
     Args:
         labels: Labels of the training set, shape (N,).
@@ -65,7 +65,11 @@ def by_num_classes(
             unassigned[label] = np.setdiff1d(unassigned[label], mine, assume_unique=True)
         clients.append(mine)
     if added:
-        log.info("by_num_classes: %d classes were added beyond those drawn, over %d clients", added, num_clients)
+        log.debug(
+            "by_num_classes: the classes drawn for a client held too few images that were still free, so clients got further "
+            "classes, %d in all for %d clients; this is how the partition works",
+            *(added, num_clients),
+        )
     return clients
 
 

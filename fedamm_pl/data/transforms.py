@@ -66,15 +66,38 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images.to(mean.dtype) / 255 - mean[:, None, None]) / std[:, None, None]
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def require_larger_than_padding(height: int, width: int, augmentation: Augmentation) -> None:
+    """Refuse a crop that can shift an image away whole, as it would the features of a table in the form of images.
+
+    Raises:
+        ValueError: If ``augmentation`` crops and an image is not larger than the padding, in both directions.
+    """
+    if augmentation != "none" and min(height, width) <= PADDING:
+        raise ValueError(
+            f"Expected `augmentation` to be none for images of {height} x {width} pixels, which a crop with padding {PADDING} "
+            f"can shift away whole, got {augmentation}."
+        )
+
+
+def channel_statistics(images: Tensor, indices: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to [0, 1].
 
     A constant channel gets a standard deviation of 1, so that normalising it divides by no zero.
+
+    Args:
+        images: The images.
+        indices: Those that count, shape (n,); by default all.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
+    indices = torch.arange(len(images)) if indices is None else indices
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    at_once = max(1, 2**22 // images[0, 0].numel())  # 32 MB as int64
+    for chosen in torch.split(indices, at_once):
+        for count, channel in zip(counts, images[chosen].unbind(1), strict=True):
+            count += torch.bincount(channel.flatten(), minlength=256)
     means, stds = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+    for count in counts:
+        share = count.double() / count.sum()
         mean = float(share @ levels)
         std = float((share @ (levels - mean) ** 2).sqrt())
         means.append(mean)

@@ -2,21 +2,20 @@
 
 from pathlib import Path
 
+from fedamm_pl.data.sources.image_data import ImageData, ImageInfo, image_data
 from fedamm_pl.data.sources.image_files import read_image_folder
 from fedamm_pl.data.sources.in_memory import (
     CLASS_NAMES,
     DOWNLOADABLE,
     NORMALIZATION,
     SHIPPED,
-    ImageData,
-    ImageInfo,
-    check_images,
-    read_npz,
     read_shipped,
     read_torchvision,
 )
+from fedamm_pl.data.sources.npz import read_npz
+from fedamm_pl.data.sources.reading import one_line
 
-__all__ = ["NORMALIZATION", "ImageData", "ImageInfo", "check_images", "load_images", "read_image_folder", "read_npz"]
+__all__ = ["NORMALIZATION", "ImageData", "ImageInfo", "image_data", "load_images", "read_image_folder", "read_npz"]
 
 
 def load_images(dataset: str, root: str | Path) -> ImageData:
@@ -29,7 +28,7 @@ def load_images(dataset: str, root: str | Path) -> ImageData:
     Args:
         dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``image_folder``, or the name of
             an npz file or folder in ``root``.
-        root: The folder that holds the data.
+        root: The folder that holds the data; a leading ``~`` is the home of the user. Environment variables are left as they are.
 
     Returns:
         The images in memory.
@@ -37,23 +36,27 @@ def load_images(dataset: str, root: str | Path) -> ImageData:
     Raises:
         ValueError: If nothing of that name is found or can be downloaded, or a file cannot be used.
     """
-    root = Path(root)
+    if not dataset or not str(root):
+        raise ValueError(f"Expected `dataset` and `root` to be names, got {dataset!r} and {str(root)!r}.")
     if dataset == SHIPPED:
         return read_shipped()
-    npz, folder = root / f"{dataset}.npz", root if dataset == "image_folder" else root / dataset
     try:
-        has_npz, has_folder = npz.exists(), (folder / "train").is_dir()
-    except (OSError, ValueError) as error:  # too long, or with a character that no name may have
+        folder = Path(root).expanduser()
+        npz, images = folder / f"{dataset}.npz", folder if dataset == "image_folder" else folder / dataset
+        has_npz, has_images = npz.exists(), (images / "train").is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a character that no name may have, an unknown user
         raise ValueError(
-            f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} ({error})."
+            f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} in {str(root)!r:.60} "
+            f"({one_line(error):.200})."
         ) from error
     if has_npz:
         return read_npz(npz, CLASS_NAMES.get(dataset))
-    if has_folder:
-        return read_image_folder(folder)
+    if has_images:
+        return read_image_folder(images)
     if dataset in DOWNLOADABLE:
-        return read_torchvision(dataset, root)
+        return read_torchvision(dataset, folder)
+    hint = " (variables such as $HOME are not replaced)" if "$" in str(root) else ""
     raise ValueError(
         f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, or `root` to hold {npz} or "
-        f"{folder}/train/<class>/*.png, got {dataset!r} and no such file."
+        f"{images}/train/<class>/*.png, got {dataset!r} and no such file{hint}."
     )

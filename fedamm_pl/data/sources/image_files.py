@@ -1,93 +1,160 @@
 """Image folders: one file an image, one folder a class."""
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from fedamm_pl.data.sources.in_memory import ImageData, image_tensor, one_line, require_regular_file
+from fedamm_pl.data.sources.image_data import ImageData, check_images, check_names
+from fedamm_pl.data.sources.listing import (
+    BESIDE,
+    FRAMES,
+    PassedOver,
+    class_folders,
+    entries,
+    image_files,
+)
+from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What Pillow may open, whatever the suffix: for others it starts programs, such as Ghostscript for EPS."""
+GREY = {"1", "L", "LA"}
+COLOURED = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+BYTES_PER_PIXEL = 16
+"""While one image is decoded: its channels, with alpha, in up to four copies."""
 
 
 def read_image_folder(folder: Path) -> ImageData:
     """Read ``<folder>/{train,test}/<class>/*.png`` (or .jpg, .bmp, .gif, .tif, .webp).
 
-    A file's suffix says that it is an image, its content which of these formats it has.
+    A file's suffix says that it is an image, its content which of these formats it has. Images are turned upright as their
+    EXIF orientation says. Palettes, 1-bit and CMYK images become grey levels or RGB (CMYK by the plain formula, without a
+    colour profile); of several frames or pages the first is taken. Hidden and system names, other files and further folders
+    are passed over; what is passed over is logged in one line. Links are followed, also out of the folder, which is logged too.
 
     Args:
-        folder: The folder. All images are of one size; if all training images are grey they stay grey, else all become RGB.
+        folder: The folder. All images are of one size; if those of both parts are grey they stay grey, else all become RGB.
 
     Returns:
         The images in memory, classes in alphabetical order of their folders.
 
     Raises:
-        ValueError: If a folder is empty or missing, a file is no image of these formats, or sizes differ. The message names
-            the file.
+        ValueError: If a folder is empty or missing, a file is no image of these formats, is transparent or has 16 bits a
+            channel, sizes differ, or the images do not fit into memory. The message names the file.
     """
-    classes = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
+    passed = PassedOver(folder)
+    classes = class_folders(folder / "train", passed)
     if not classes:
-        raise ValueError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
-    unknown = {entry.name for entry in (folder / "test").glob("*") if entry.is_dir()} - set(classes)
-    if unknown:
-        raise ValueError(
+        raise UnusableFileError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
+    check_names(classes, f" in {folder / 'train'}")
+    has_test = (folder / "test").is_dir()
+    if unknown := set(class_folders(folder / "test", passed) if has_test else ()) - set(classes):
+        raise UnusableFileError(
             f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}."
         )
-    train_files, train_labels = _image_files(folder / "train", classes)
-    test_files, test_labels = _image_files(folder / "test", classes)
-    mode = "L" if all(_mode_and_size(path)[0] in ("1", "L") for path in train_files) else "RGB"
-    first = train_files[0]
-    return ImageData(
-        _read_files(train_files, mode, first), train_labels, _read_files(test_files, mode, first), test_labels, classes
-    )
-
-
-def _image_files(folder: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise ValueError(f"Expected {folder} to hold images as <class>/*.png, got none.")
-    return [path for path, _ in files], torch.tensor([label for _, label in files])
+    train, test = (image_files(folder / part, classes, passed) for part in ("train", "test"))
+    if empty := set(range(len(classes))) - {label for _, label in train}:
+        raise UnusableFileError(
+            f"Expected {folder / 'train' / classes[min(empty)]} to hold images, got none: leave the class out."
+        )
+    for entry in entries(folder, passed):
+        if entry.is_dir() and entry.name not in ("train", "test"):
+            passed.add(BESIDE, folder / entry.name)
+    images = _read_files([path for path, _ in train + test], passed)
+    labels = torch.tensor([label for _, label in train + test])
+    passed.log()
+    split = len(train)
+    data = ImageData(images[:split], labels[:split], images[split:], labels[split:], classes)
+    check_images(data, f" of {folder}")
+    return data
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        require_regular_file(path)
+    expected = "a PNG, JPEG, WebP, BMP, GIF or TIFF image, got a file that cannot be decoded"
+    with reading(path, expected), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it needs is compared with what there is
         with Image.open(path, formats=FORMATS) as image:
             yield image
-    except Exception as error:  # a damaged image may raise anything
-        raise ValueError(
-            f"Expected {path} to be a PNG, JPEG, WebP, BMP, GIF or TIFF image, got a file that cannot be decoded "
-            f"({one_line(error)})."
-        ) from error
 
 
-def _mode_and_size(path: Path) -> tuple[str, tuple[int, int]]:
-    with _opened(path) as image:
-        return image.mode, image.size
-
-
-def _read_files(paths: list[Path], mode: str, first: Path) -> Tensor:
-    (_, size), pixels = _mode_and_size(first), []
+def _read_files(paths: list[Path], passed: PassedOver) -> Tensor:
+    """Read images (N, C, H, W) of one size; headers first, so that nothing is decoded that does not fit."""
+    first = _upright(paths[0], None).shape[:2]
+    coloured, largest = False, 0
     for path in paths:
-        with _opened(path) as image:
-            pixels.append(np.asarray(image.convert(mode)))
-        if image.mode[0] in "IF":
-            raise ValueError(f"Expected {path} to have 8 bits a channel, got mode {image.mode}: convert it first.")
-        if image.size != size:
-            raise ValueError(
-                f"Expected all images to be of one size, {size[0]} x {size[1]} as {first.name}, "
-                f"got {image.size[0]} x {image.size[1]} for {path}: resize them first."
-            )
-    return image_tensor(np.stack(pixels), "images")
+        mode, size, frames = _header(path)
+        coloured |= mode not in GREY
+        largest = max(largest, size[0] * size[1])
+        if sorted(size) != sorted(first):
+            raise _of_another_size(paths[0], path, first, (size[1], size[0]))
+        if frames > 1:
+            passed.add(FRAMES, path)
+    mode, channels = ("RGB", 3) if coloured else ("L", 1)
+    require_memory(
+        len(paths) * channels * first[0] * first[1] + BYTES_PER_PIXEL * largest,
+        f"{len(paths)} images of {first[1]} x {first[0]} pixels in {passed.root}",
+    )
+    with reading(passed.root, "a folder of images, got one that cannot be read"):
+        images = torch.empty((len(paths), channels, *first), dtype=torch.uint8)
+    for image, path in zip(images, paths, strict=True):
+        pixels = _upright(path, mode)
+        if pixels.shape[:2] != first:
+            raise _of_another_size(paths[0], path, first, pixels.shape[:2])
+        image.copy_(torch.from_numpy(pixels.reshape(*first, channels)).permute(2, 0, 1))
+    return images
+
+
+def _of_another_size(first_path: Path, path: Path, first: tuple[int, ...], size: tuple[int, ...]) -> UnusableFileError:
+    return UnusableFileError(
+        f"Expected all images to be of one size, {first[1]} x {first[0]} as {first_path.name}, "
+        f"got {size[1]} x {size[0]} for {path}: resize them first."
+    )
+
+
+def _header(path: Path) -> tuple[str, tuple[int, int], int]:
+    """Return mode, width and height as stored, and the number of frames."""
+    with _opened(path) as image:
+        _require_eight_bits(image, path)
+        return image.mode, image.size, getattr(image, "n_frames", 1)
+
+
+def _require_eight_bits(image: Image.Image, path: Path) -> None:
+    # the raw modes of files with 16 bits a channel, of which Pillow keeps 8; those of a BMP are 16 bits for three channels
+    raw = [
+        str(part)
+        for tile in getattr(image, "tile", ())
+        for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))
+    ]
+    deep = next((part for part in raw if re.match(r"(?!BGR).*;1[26]", part)), None)
+    if deep or image.mode not in GREY | COLOURED:
+        got = image.mode if image.mode not in GREY | COLOURED else deep
+        raise UnusableFileError(
+            f"Expected {path} to have 8 bits a channel, grey or in colour, got mode {got}: convert it first."
+        )
+
+
+def _upright(path: Path, mode: str | None) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an image as it is seen, (H, W) or (H, W, C), in this mode or as they are stored."""
+    with _opened(path) as image:
+        _require_eight_bits(image, path)
+        if mode is None:
+            width, height = image.size
+            require_memory(BYTES_PER_PIXEL * width * height, f"{path} of {width} x {height} pixels")
+        ImageOps.exif_transpose(image, in_place=True)
+        seen: Image.Image = image
+        if image.has_transparency_data:
+            seen = image.convert("RGBA")
+            if seen.getchannel("A").getextrema() != (255, 255):
+                raise UnusableFileError(
+                    f"Expected {path} to be opaque, got transparent pixels: put it on a background first, for example by "
+                    f"`magick {path.name} -background white -flatten {path.name}`."
+                )
+        return np.array(seen.convert(mode) if mode else seen)

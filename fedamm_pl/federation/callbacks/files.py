@@ -182,10 +182,11 @@ def summary(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "dataset": data.hparams["dataset"],
         "class_counts": info["class_counts"],
+        "unused_images": data.unused_images,
         "shot_rule": info["shot_rule"],
         "shot_groups": info["shot_groups"],
         "imbalance_factor": data.imbalance_factor,
-        "IF": 1 / data.imbalance_factor,
+        "IF": 1 / data.imbalance_factor if data.imbalance_factor else None,
         "normalization": {"mean": info["mean"], "std": info["std"]},
         "bytes_per_round": {
             **{name: value / rounds for name, value in state.bytes_total.items()},

@@ -1,0 +1,227 @@
+"""``ImageData``: a labelled image data set in memory, and what is asked of one."""
+
+import logging
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that reorder the text around them."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled image data set.
+
+    Attributes:
+        train_images: uint8, shape (N, C, H, W).
+        train_labels: int64, shape (N,).
+        test_images: uint8, shape (M, C, H, W).
+        test_labels: int64, shape (M,).
+        class_names: One name a class, in the order of the labels.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    class_names: list[str]
+
+
+class ImageInfo(TypedDict, total=False):
+    """What a trained module must know of its images, in primitive types, so that a checkpoint of it stands alone.
+
+    Attributes:
+        image_size: Height and width in pixels.
+        mean: Channel means in [0, 1].
+        std: Channel standard deviations.
+        class_names: One name a class.
+        class_counts: Training images a class that clients hold.
+        shot_rule: The rule that made the shot groups.
+        shot_groups: Group name -> class indices.
+    """
+
+    image_size: list[int]
+    mean: list[float]
+    std: list[float]
+    class_names: list[str]
+    class_counts: list[int]
+    shot_rule: str
+    shot_groups: dict[str, list[int]]
+
+
+def check_images(data: ImageData, where: str = "") -> None:
+    """Check what a data set may get wrong, before it fails in the middle of a run.
+
+    Args:
+        data: The data set.
+        where: Where it comes from, for the messages, for example " of <file>".
+
+    Raises:
+        ValueError: If images are not uint8 of shape (N, C, H, W), labels are not one int64 an image in 0..C - 1, training and
+            test images differ in shape, a class has no training image, or a name is empty, twice there or cannot be printed.
+    """
+    for part, images, labels in (
+        ("train", data.train_images, data.train_labels),
+        ("test", data.test_images, data.test_labels),
+    ):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+            raise ValueError(
+                f"Expected {part}_images{where} to be uint8 of shape (N, C, H, W), got {images.dtype} of shape "
+                f"{tuple(images.shape)}."
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"Expected {part}_labels{where} to be {len(images)} of int64, got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}."
+            )
+        least, largest, bound = int(labels.min()), int(labels.max()), len(data.class_names)
+        if least < 0 or largest >= bound:
+            raise ValueError(f"Expected {part}_labels{where} to be in 0..{bound - 1}, got {least} to {largest}.")
+    if data.train_images.shape[1:] != data.test_images.shape[1:]:
+        raise ValueError(
+            f"Expected training and test images{where} to be of one shape (C, H, W), "
+            f"got {tuple(data.train_images.shape[1:])} and {tuple(data.test_images.shape[1:])}."
+        )
+    check_names(data.class_names, where)
+    absent = (data.train_labels.bincount(minlength=bound) == 0).nonzero().flatten().tolist()
+    if absent:
+        more = f" and {len(absent) - 1} more of {bound}" if len(absent) > 1 else ""
+        raise ValueError(
+            f"Expected every class{where} to have training images, got none for class {data.class_names[absent[0]]}{more}: "
+            "leave it out, or number the classes without gaps."
+        )
+
+
+def check_names(names: Sequence[str], where: str = "") -> None:
+    """Check that names of classes can be told apart and printed.
+
+    Raises:
+        ValueError: If a name is empty, twice there, or holds line breaks or other control characters.
+    """
+    seen = set()
+    for name in names:
+        if not name.strip() or any(
+            unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in BIDIRECTIONAL
+            for character in name
+        ):
+            raise ValueError(
+                f"Expected class_names{where} to be names without line breaks and control characters, got {name!a}."
+            )
+        same = unicodedata.normalize("NFC", name)
+        if same in seen:
+            raise ValueError(f"Expected class_names{where} to differ, got {name!r} twice.")
+        seen.add(same)
+
+
+def image_data(loaded: Any, where: str = "") -> ImageData:
+    """Take the images that somebody's own code has loaded, converted where it is clear what they are.
+
+    Clear are: an :class:`ImageData` or its parts as a tuple in the same order, with or without the names; arrays or tensors of
+    uint8 images, also as (N, H, W), and as (N, H, W, C) with 1 or 3 channels; labels as any list, array or tensor of whole
+    numbers, also as a column; names as any list of texts or whole numbers, or None for the numbers of the classes.
+
+    Args:
+        loaded: What the code returned.
+        where: Where it comes from, for the messages, for example " of <file>".
+
+    Returns:
+        The images, checked by :func:`check_images`.
+
+    Raises:
+        ValueError: If it is something else. The message names the part, what it is and what is expected.
+    """
+    names = [field.name for field in fields(ImageData)]
+    parts = [getattr(loaded, name) for name in names] if isinstance(loaded, ImageData) else loaded
+    if isinstance(parts, list | tuple) and [len(part) if isinstance(part, tuple) else 0 for part in parts] == [2, 2]:
+        parts = [*parts[0], *parts[1]]  # as Keras returns them
+    if not isinstance(parts, list | tuple) or len(parts) not in (4, 5):
+        raise ValueError(f"Expected `load_images` to return ImageData({', '.join(names)}), got {_kind(loaded)}.")
+    train_images, test_images = _images(parts[0], "train_images"), _images(parts[2], "test_images")
+    train_labels, test_labels = _labels(parts[1], "train_labels"), _labels(parts[3], "test_labels")
+    largest = max((int(labels.max()) for labels in (train_labels, test_labels) if labels.numel()), default=-1)
+    class_names = _names(parts[4] if len(parts) == 5 else None, largest + 1)
+    data = ImageData(train_images, train_labels, test_images, test_labels, class_names)
+    check_images(data, where)
+    return data
+
+
+def _images(value: Any, field: str) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim not in (3, 4):
+        raise ValueError(
+            f"Expected {field} to be a tensor or array of uint8 of shape (N, C, H, W), got {_kind(value)}: pixels are whole "
+            "numbers from 0 to 255."
+        )
+    if value.ndim == 3:
+        return value[:, None]
+    if value.shape[3] in (1, 3) and min(value.shape[1:3]) > 4:
+        log.warning("%s of shape %s are taken for (N, H, W, C), channels last", field, tuple(value.shape))
+        return value.permute(0, 3, 1, 2).contiguous()
+    return value
+
+
+def _labels(value: Any, field: str) -> Tensor:
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(np.int64) if array.dtype.kind in "biuf" and array.ndim == 1 else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        whole = None
+    if whole is None or (whole != array).any():
+        raise ValueError(f"Expected {field} to be one whole number an image, got {_kind(value)}.")
+    return torch.from_numpy(whole)
+
+
+def _names(value: Any, num_classes: int) -> list[str]:
+    if value is None:
+        return [str(label) for label in range(num_classes)]
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(listed, list | tuple) or not all(
+        isinstance(name, str | int | np.integer) and not isinstance(name, bool) for name in listed
+    ):
+        raise ValueError(f"Expected class_names to be a list of texts, one a class, got {_kind(value)}.")
+    return [str(name) for name in listed]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple) and value:
+        kinds = sorted({type(item).__name__ for item in value})
+        return f"a {type(value).__name__} of {len(value)} {' and '.join(kinds)}"
+    return type(value).__name__
+
+
+def require_images(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+    """Check that an array is uint8 images, (N, H, W) or (N, H, W, C).
+
+    Raises:
+        ValueError: If it is another array; the message begins with ``what``.
+    """
+    channels = shape[3] if len(shape) == 4 else 1
+    if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape or channels not in (1, 3):
+        raise ValueError(
+            f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, got {dtype} of shape {shape}."
+        )
+
+
+def image_tensor(array: npt.NDArray[Any], what: str) -> Tensor:
+    """Turn an array of uint8 images, (N, H, W) or (N, H, W, C), into a tensor (N, C, H, W), of the same memory where it can.
+
+    Raises:
+        ValueError: If it is another array; the message begins with ``what``.
+    """
+    require_images(array.shape, array.dtype, what)
+    array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

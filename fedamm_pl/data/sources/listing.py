@@ -1,0 +1,111 @@
+"""Which files of an image folder are its images, and what is passed over."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedamm_pl.data.sources.reading import UnusableFileError, some
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+SYSTEM_NAMES = {
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"),
+    *("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
+}
+"""What operating systems and storage devices leave in folders, in lower case; hidden names, with a dot, are left out too."""
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PassedOver:
+    """What an image folder holds and nobody uses.
+
+    Attributes:
+        root: The folder.
+        found: Kind -> the places below ``root``.
+    """
+
+    root: Path
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, path: Path) -> None:
+        """Note a place."""
+        self.found.setdefault(kind, []).append(ascii(str(path.relative_to(self.root)))[1:-1])
+
+    def log(self) -> None:
+        """Log one line that counts all of them and names some; a warning where it may be more than what systems leave."""
+        kinds = "; ".join(f"{len(places)} {kind} ({some(places)})" for kind, places in self.found.items())
+        if kinds:
+            level = logging.WARNING if set(self.found) - {HIDDEN, LINKS} else logging.INFO
+            log.log(level, "%s: %s", self.root, kinds)
+
+
+HIDDEN = "hidden or system names are not used"
+LINKS = "links to other places are followed"
+OTHERS = "files without the suffix of an image are not used"
+LOOSE = "files outside of the class folders are not used"
+NESTED = "folders inside class folders are not used"
+BESIDE = "folders beside train and test are not used"
+FRAMES = "files have further frames or pages, which are not used"
+
+
+def class_folders(folder: Path, passed: PassedOver) -> list[str]:
+    """Return the names of the class folders in a part (train or test) in alphabetical order."""
+    names = []
+    for entry in entries(folder, passed):
+        if entry.is_dir():
+            names.append(entry.name)
+        else:
+            passed.add(LOOSE, folder / entry.name)
+    return names
+
+
+def image_files(folder: Path, classes: list[str], passed: PassedOver) -> list[tuple[Path, int]]:
+    """Return the images of a part (train or test) with their labels, in alphabetical order of classes and names.
+
+    Raises:
+        ValueError: If there is none, or a folder cannot be read.
+    """
+    files = []
+    for label, name in enumerate(classes):
+        if not (folder / name).is_dir():
+            continue  # a class may be missing from the test set
+        for entry in entries(folder / name, passed):
+            path = folder / name / entry.name
+            if path.suffix.lower() in SUFFIXES:
+                files.append((path, label))  # whatever it is: it wants to be an image
+            else:
+                passed.add(NESTED if entry.is_dir() else OTHERS, path)
+    if not files:
+        raise UnusableFileError(f"Expected {folder} to hold images as <class>/*.png, got none.")
+    return files
+
+
+def entries(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
+    """Return what is in a folder, in alphabetical order, without hidden and system names.
+
+    Raises:
+        ValueError: If the folder cannot be read, or a link in it leads nowhere.
+    """
+    try:
+        with os.scandir(folder) as found:
+            listed = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UnusableFileError(f"Expected {folder} to be a folder that can be read, got {error.strerror}.") from error
+    kept = []
+    for entry in listed:
+        path = folder / entry.name
+        if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
+            passed.add(HIDDEN, path)
+            continue
+        if entry.is_symlink():
+            try:
+                inside = path.resolve(strict=True).is_relative_to(passed.root.resolve())
+            except (OSError, RuntimeError) as error:  # it leads nowhere, or in a circle
+                raise UnusableFileError(
+                    f"Expected {path} to be a file or folder, got a link that leads nowhere."
+                ) from error
+            if not inside:
+                passed.add(LINKS, path)
+        kept.append(entry)
+    return kept
