@@ -41,6 +41,8 @@ def load_images(dataset: str, root: str | Path) -> ImageData:
     if dataset == SHIPPED:
         return read_shipped()
     try:
+        if "\0" in f"{dataset}{root}":
+            raise ValueError("no name may have a null character")
         folder = Path(root).expanduser()
         npz, images = folder / f"{dataset}.npz", folder if dataset == "image_folder" else folder / dataset
         has_npz, has_images = npz.exists(), (images / "train").is_dir()

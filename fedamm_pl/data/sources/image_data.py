@@ -187,7 +187,7 @@ def _names(value: Any, num_classes: int) -> list[str]:
     if value is None:
         return [str(label) for label in range(num_classes)]
     listed = value.tolist() if isinstance(value, np.ndarray) else value
-    if not isinstance(listed, list | tuple) or not all(
+    if not isinstance(listed, list | tuple | range) or not all(
         isinstance(name, str | int | np.integer) and not isinstance(name, bool) for name in listed
     ):
         raise ValueError(f"Expected class_names to be a list of texts, one a class, got {_kind(value)}.")

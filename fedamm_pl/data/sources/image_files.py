@@ -21,7 +21,7 @@ from fedamm_pl.data.sources.listing import (
     entries,
     image_files,
 )
-from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory
+from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory, too_large
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What Pillow may open, whatever the suffix: for others it starts programs, such as Ghostscript for EPS."""
@@ -98,18 +98,18 @@ def _read_files(paths: list[Path], passed: PassedOver) -> Tensor:
         if frames > 1:
             passed.add(FRAMES, path)
     mode, channels = ("RGB", 3) if coloured else ("L", 1)
-    require_memory(
-        len(paths) * channels * first[0] * first[1] + BYTES_PER_PIXEL * largest,
-        f"{len(paths)} images of {first[1]} x {first[0]} pixels in {passed.root}",
-    )
-    with reading(passed.root, "a folder of images, got one that cannot be read"):
-        images = torch.empty((len(paths), channels, *first), dtype=torch.uint8)
+    what = f"{len(paths)} images of {first[1]} x {first[0]} pixels in {passed.root}"
+    require_memory(len(paths) * channels * first[0] * first[1] + BYTES_PER_PIXEL * largest, what)
+    try:
+        images = np.empty((len(paths), channels, *first), dtype=np.uint8)
+    except MemoryError as error:
+        raise too_large(what) from error
     for image, path in zip(images, paths, strict=True):
         pixels = _upright(path, mode)
         if pixels.shape[:2] != first:
             raise _of_another_size(paths[0], path, first, pixels.shape[:2])
-        image.copy_(torch.from_numpy(pixels.reshape(*first, channels)).permute(2, 0, 1))
-    return images
+        image[:] = pixels.reshape(*first, channels).transpose(2, 0, 1)
+    return torch.from_numpy(images)
 
 
 def _of_another_size(first_path: Path, path: Path, first: tuple[int, ...], size: tuple[int, ...]) -> UnusableFileError:

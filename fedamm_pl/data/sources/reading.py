@@ -35,9 +35,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     except UnusableFileError:
         raise
     except MemoryError as error:
-        free = available_memory()
-        there = "there is" if free is None else f"the {amount(free)} available"
-        raise UnusableFileError(f"Expected {path} to fit into memory, got more needed than {there}.") from error
+        raise too_large(path) from error
     except Exception as error:  # a damaged file may raise anything
         raise UnusableFileError(f"Expected {path} to be {expected} ({one_line(error)}).") from error
 
@@ -50,6 +48,13 @@ def require_regular_file(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise OSError("it is no regular file")
+
+
+def too_large(what: object) -> UnusableFileError:
+    """Return what to raise where the memory is used up."""
+    free = available_memory()
+    there = "there is" if free is None else f"the {amount(free)} available"
+    return UnusableFileError(f"Expected {what} to fit into memory, got more needed than {there}.")
 
 
 def require_memory(needed: int, what: str) -> None:

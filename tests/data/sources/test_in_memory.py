@@ -1,5 +1,6 @@
 """Arrays: every npz file and torchvision data set that can be read, and the message for every one that cannot."""
 
+import errno
 import os
 import pickle
 import struct
@@ -26,6 +27,11 @@ def pixels(*shape: int) -> np.ndarray:
 def arrays(keys: tuple[str, ...] = KERAS, **replaced: Any) -> dict[str, Any]:
     """Six training and three test images of 5 x 4 grey pixels in three classes, with some arrays replaced."""
     return {**dict(zip(keys, (pixels(6, 5, 4), TRAIN_LABELS, pixels(3, 5, 4), TEST_LABELS), strict=True)), **replaced}
+
+
+def ten_classes(**replaced: Any) -> dict[str, Any]:
+    """A training image of each of ten classes."""
+    return arrays(**{"x_train": pixels(10, 5, 4), "y_train": np.arange(10), **replaced})
 
 
 def save_npz(folder: Path, content: dict[str, Any], name: str = "mine") -> Path:
@@ -116,22 +122,23 @@ def test_labels_may_be_a_column_of_any_integers(tmp_path: Path, dtype: type) -> 
     assert images.train_labels.dtype == torch.int64
 
 
-def test_a_class_of_the_test_set_alone_counts(tmp_path: Path) -> None:
-    assert read_npz(save_npz(tmp_path, arrays(y_test=np.array([0, 1, 4])))).class_names == ["0", "1", "2", "3", "4"]
+def test_a_class_of_the_test_set_alone_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="to have training images, got none for class 3: leave it out"):
+        read_npz(save_npz(tmp_path, arrays(y_test=np.array([0, 1, 3]))))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
 def test_npz_stands_in_for_the_download(tmp_path: Path, network: type[FakeDownload], name: str) -> None:
-    save_npz(tmp_path, arrays(), name)
+    save_npz(tmp_path, ten_classes(), name)
     images = load_images(name, str(tmp_path))
-    assert len(images.train_images) == 6
+    assert len(images.train_images) == 10
     assert network.calls == []
 
 
 def test_npz_of_a_known_data_set_has_its_class_names(tmp_path: Path) -> None:
-    save_npz(tmp_path, arrays(), "cifar10")
+    save_npz(tmp_path, ten_classes(), "cifar10")
     assert load_images("cifar10", tmp_path).class_names[:3] == ["airplane", "automobile", "bird"]
-    save_npz(tmp_path, arrays(y_test=np.array([0, 1, 10])), "cifar10")
+    save_npz(tmp_path, ten_classes(y_test=np.array([0, 1, 10])), "cifar10")
     with pytest.raises(ValueError, match=r"Expected test_labels of .*cifar10\.npz to be in 0..9, got 0 to 10"):
         load_images("cifar10", tmp_path)
 
@@ -164,6 +171,87 @@ def test_damaged_torchvision_file_is_refused(tmp_path: Path, monkeypatch: pytest
     (save_fashion_mnist(tmp_path) / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(ValueError, match="Expected fashion_mnist under `root`"):
         load_images("fashion_mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_incomplete_files_of_torchvision_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def offline(self: object) -> None:
+        raise URLError("no network in this test")
+
+    kind = DOWNLOADABLE[name]
+    monkeypatch.setattr(kind, "download", offline)
+    folder = save_fashion_mnist(tmp_path).parent if name == "fashion_mnist" else tmp_path / kind.base_folder
+    if name == "fashion_mnist":
+        (folder / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    else:
+        folder.mkdir()
+        (folder / "data_batch_1").write_bytes(b"half of it")
+    expected = (
+        rf"^Expected {name} under `root` = .*, got files of it that are damaged or not complete: remove {folder} \("
+    )
+    with pytest.raises(ValueError, match=expected) as caught:
+        load_images(name, tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_old_files_of_torchvision_that_are_no_tensors_are_refused_and_not_executed(tmp_path: Path) -> None:
+    folder, marker = tmp_path / "FashionMNIST" / "processed", tmp_path / "executed"
+    folder.mkdir(parents=True)
+    for name in ("training.pt", "test.pt"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(
+        ValueError, match=r"^Expected fashion_mnist under `root` = [^\n]*damaged or not complete[^\n]*$"
+    ):
+        load_images("fashion_mnist", tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS])
+def test_root_that_may_not_be_written_is_said(tmp_path: Path, network: type[FakeDownload], error: int) -> None:
+    class ReadOnly(network):  # type: ignore[misc, valid-type]
+        def __init__(self, root: Path, train: bool, download: bool) -> None:
+            super().__init__(root, train, False) if not download else None
+            raise OSError(error, os.strerror(error))
+
+    DOWNLOADABLE["cifar10"] = ReadOnly  # the fixture puts the true one back
+    with pytest.raises(ValueError, match=r"got a folder that may not be read or written \(.*\)\. Three ways"):
+        load_images("cifar10", tmp_path)
+
+
+def test_root_may_begin_with_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sub").mkdir()
+    save_npz(tmp_path / "sub", arrays())
+    for root in ("~/sub", Path("~/sub")):
+        assert len(load_images("mine", root).train_images) == 6
+    with pytest.raises(ValueError, match=rf"`root` to hold {tmp_path}/none/mine\.npz"):
+        load_images("mine", "~/none")
+
+
+def test_home_of_an_unknown_user_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"to be names of files, got 'mine' in '~nobody_of_that_name/x' \("):
+        load_images("mine", "~nobody_of_that_name/x")
+
+
+def test_environment_variables_are_left_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no such file \(variables such as \$HOME are not replaced\)\.$"):
+        load_images("mine", "$HOME/x")
+    (tmp_path / "$HOME").mkdir()
+    save_npz(tmp_path / "$HOME", arrays())
+    assert len(load_images("mine", tmp_path / "$HOME").train_images) == 6
+
+
+@pytest.mark.parametrize(("dataset", "root"), [("", "data"), ("mine", "")])
+def test_empty_name_is_refused(dataset: str, root: str) -> None:
+    with pytest.raises(ValueError, match=rf"Expected `dataset` and `root` to be names, got '{dataset}' and '{root}'\."):
+        load_images(dataset, root)
+
+
+@pytest.mark.parametrize("root", ["a\0b", "a" * 5000, "~" + "a" * 5000])
+def test_root_that_no_file_can_have_is_refused_in_one_line(root: str) -> None:
+    with pytest.raises(ValueError, match=r"^Expected `dataset` and `root` to be [^\n]*$") as caught:
+        load_images("mine", root)
+    assert len(str(caught.value)) < 400 or "\0" not in root
 
 
 def test_missing_images_are_downloaded_once_asked_for(tmp_path: Path, network: type[FakeDownload]) -> None:

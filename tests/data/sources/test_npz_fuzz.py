@@ -3,9 +3,14 @@
 import base64
 import io
 import itertools
+import os
 import pickle
 import resource
+import shutil
+import stat
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +23,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedamm_pl.data.sources import ImageData, load_images, read_image_folder, read_npz
-from fedamm_pl.data.sources.in_memory import DOWNLOADABLE, MAX_CLASSES
+from fedamm_pl.data.sources import ImageData, load_images, read_image_folder, read_npz, reading
+from fedamm_pl.data.sources.in_memory import DOWNLOADABLE
+from fedamm_pl.data.sources.npz import MAX_CLASSES
 
 # numpy and Pillow may warn of odd headers before they read or refuse them: the outcome is what counts here
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -341,11 +347,14 @@ VALUES = [-1, 3, 99_999, 100_000, 2**31, 2**32, 2**63 - 1, -(2**63), 2**63, 2**6
 def test_labels_are_whole_numbers_from_0_on(name: str, value: float, check: Check) -> None:
     labels = np.array([0, value] if name == "y_test" else [0, 1, value])
     data = check(with_member(name, npy(labels)), (name, value))
-    if isinstance(value, int) and 0 <= value < MAX_CLASSES:
-        assert data is not None
-        assert len(data.class_names) == max(2, value) + 1
-    else:
-        assert data is None
+    assert data is None  # 3 and 99,999, too: the classes below have no image
+
+
+def test_classes_have_training_images(path: Path) -> None:
+    path.write_bytes(with_member("y_test", npy(np.array([0, MAX_CLASSES - 1]))))
+    expected = rf"^Expected every class of {path} to have training images, got none for class 3 and 99996 more of 100000: leave it out"
+    with pytest.raises(ValueError, match=expected):
+        read_npz(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
@@ -410,7 +419,7 @@ def test_data_beyond_what_a_header_declares_are_not_unpacked(check: Check) -> No
                 for _ in range(300 if name == "x_train" else 0):  # MiB
                     member.write(bytes(2**20))
     assert len(file.getvalue()) < 2**20
-    assert check(file.getvalue(), "bomb") is not None
+    assert check(file.getvalue(), "bomb") is None
 
 
 @pytest.mark.parametrize("declared", [2**31 - 1, 2**32 - 2])
@@ -419,6 +428,105 @@ def test_sizes_that_the_directory_only_claims_are_not_allocated(declared: int, c
     size = struct.pack("<I", len(MEMBERS["x_train"]))
     assert whole.count(size) >= 4  # compressed and plain size, beside the data and in the directory
     check(whole.replace(size, struct.pack("<I", declared)), declared)
+
+
+def blank(num_images: int, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """An archive whose training images are true zeros, a thousandth of their size; labels as many as there should be."""
+    file = io.BytesIO()
+    shape = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({num_images}, 1024, 1024), }}"
+    members = {**MEMBERS, "y_train": npy(np.zeros(num_images, dtype=np.uint8))}
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in members.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                member.write(npy_of(shape, b"") if name == "x_train" else content)
+                for _ in range(num_images if name == "x_train" else 0):
+                    member.write(bytes(2**20))
+    return file.getvalue()
+
+
+@pytest.mark.usefixtures("no_large_allocation")
+def test_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(path: Path) -> None:
+    path.write_bytes(blank(300))
+    expected = (
+        rf"Expected {path} to hold images, got a file of 0\.3 MB that unpacks to 314\.6 MB, more than 500 times as much"
+    )
+    with pytest.raises(ValueError, match=expected):
+        read_npz(path)
+
+
+@pytest.mark.usefixtures("no_large_allocation")
+def test_archive_is_compared_with_the_memory_before_it_is_unpacked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "available_memory", lambda: 10**8)
+    path.write_bytes(blank(100, zipfile.ZIP_STORED))
+    expected = rf"Expected the images of {path} to fit into memory, got 104\.9 MB needed and 100\.0 MB available\."
+    with pytest.raises(ValueError, match=expected):
+        read_npz(path)
+
+
+def test_memory_that_runs_out_is_not_called_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> NoReturn:
+        raise np._core._exceptions._ArrayMemoryError((10**9,), np.dtype(np.uint8))
+
+    path.write_bytes(archive(MEMBERS))
+    monkeypatch.setattr(np.lib.format, "read_array", fails)
+    with pytest.raises(
+        ValueError, match=rf"^Expected {path} to fit into memory, got more needed than the .* available\.$"
+    ):
+        read_npz(path)
+
+
+LIMITED = """
+import resource, sys
+import torch
+from fedamm_pl.data.sources import read_npz
+from pathlib import Path
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26,) * 2)
+read_npz(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_limit_of_the_process_is_respected(path: Path) -> None:
+    path.write_bytes(blank(100, zipfile.ZIP_STORED))
+    ended = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    line = ended.stderr.splitlines()[-1]
+    assert f"Expected the images of {path} to fit into memory, got 104.9 MB needed and 6" in line
+
+
+def test_available_memory_is_known_here() -> None:
+    free = reading.available_memory()
+    assert free is None or 0 < free < 2**60
+
+
+def test_doubled_array_is_refused(path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path.write_bytes(archive([*MEMBERS.items(), ("x_train", MEMBERS["x_train"])]))
+    with pytest.raises(ValueError, match=rf"Expected {path} to hold x_train once, got it several times\."):
+        read_npz(path)
+
+
+def test_other_arrays_are_counted_and_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_bytes(archive({**MEMBERS, "val_images": MEMBERS["x_test"], "val\nlabels": MEMBERS["y_test"]}))
+    read_npz(path)
+    assert caplog.messages == [f"{path}: 2 other arrays are not used: val_images, val\\nlabels"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(np.array([{}, {}, {}], dtype=object)),
+        npy_of("{'descr': '|u1', " + " " * 20_000, version=(2, 0)),
+    ],
+)
+def test_advice_of_numpy_is_not_passed_on(content: bytes, path: Path) -> None:
+    for damaged in (with_member("y_train", content), content, pickle.dumps([1])):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"^Expected {path} to be a") as caught:
+            read_npz(path)
+        assert "allow_pickle" not in str(caught.value)
+        assert "max_header_size" not in str(caught.value)
 
 
 # By name
@@ -586,3 +694,81 @@ def test_picture_that_would_fill_the_memory_is_refused(check_image: CheckImage) 
     # width and height follow the signature, the length and the name of the first chunk; its checksum is left as it is
     sizes = struct.pack(">II", 2**31 - 1, 2**31 - 1)
     assert check_image(whole[:16] + sizes + whole[24:], "png", "huge") is None
+
+
+# Folders of junk
+
+JUNK_NAMES = st.sampled_from(
+    [
+        *("0.png", "1.PNG", "2.gif", "3.jpg", "4.tif", "5.webp", "notes.txt", "no_suffix", ".hidden.png", "Thumbs.db"),
+        *(
+            "__MACOSX",
+            "@eaDir",
+            "two\nlines.png",
+            "\x1b[31m.png",
+            "\u202egnp.png",
+            "\udcff.png",
+            "a" * 200 + ".png",
+            "-rf.png",
+        ),
+    ]
+)
+JUNK_KINDS = st.sampled_from(
+    [
+        *("good", "good", "good", "empty", "text", "truncated", "huge", "alpha", "deep", "other size"),
+        *("pipe", "socket", "folder", "loop", "broken link", "link", "device"),
+    ]
+)
+
+
+def put(path: Path, kind: str, good: bytes) -> None:
+    """Put something that is called like an image, and may be one."""
+    huge = good[:16] + struct.pack(">II", 30_000, 5_000) + good[24:]
+    contents = {"good": good, "empty": b"", "text": b"no image", "truncated": good[: len(good) // 2], "huge": huge}
+    match kind:
+        case "alpha":
+            Image.new("RGBA", (3, 3), (0, 0, 0, 9)).save(path, "PNG")
+        case "deep":
+            path.write_bytes(encoded("png", np.full((3, 4), 40_000, dtype=np.uint16)))
+        case "other size":
+            path.write_bytes(encoded("png", PIXELS[:2]))
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path)
+        case "broken link":
+            path.symlink_to(path.parent / "nowhere")
+        case "link":
+            path.symlink_to("/etc/hostname")
+        case "device":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.write_bytes(contents[kind])
+
+
+@pytest.mark.usefixtures("no_large_allocation")
+@given(
+    junk=st.dictionaries(
+        st.tuples(st.sampled_from(["train", "train/a", "train/b", "test", "test/a", "."]), JUNK_NAMES),
+        JUNK_KINDS,
+        max_size=6,
+    )
+)
+@settings(DEFAULT, max_examples=150)
+def test_folder_of_junk_is_read_or_refused_and_left_as_it_is(
+    junk: dict[tuple[str, str], str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, good = tmp_path_factory.mktemp("junk"), encoded("png")
+    for place in ("train/a", "train/b", "test/a"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "good.png").write_bytes(good)
+    for (place, name), kind in junk.items():
+        put(folder / place / name, kind, good)
+    before = sorted(map(str, folder.rglob("*")))
+    read_or_refused(lambda: read_image_folder(folder), folder, junk)
+    assert sorted(map(str, folder.rglob("*"))) == before
+    shutil.rmtree(folder)
