@@ -1,6 +1,7 @@
 """The data module: one split for every method, clients apart from the meta set, and batches that can be repeated."""
 
 import copy
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fedamm_pl.data import FederatedDataModule, ImageData
 from fedamm_pl.data.client import BatchLoader
+from fedamm_pl.metrics import shot_groups
 from tests.data.numbered import labels_of, numbered, numbers, same
 
 NUM_TRAIN, NUM_CLASSES, NUM_META = 500, 5, 4  # 100 images a class, 4 of them in the meta set
@@ -204,7 +206,7 @@ def primitive(value: object) -> bool:
 
 
 def test_info_describes_the_images_in_primitive_types(root: Path) -> None:
-    info = module(root, shot_rule="share").info
+    info = module(root, shot_rule="share", partition="iid").info
     assert primitive(info)
     assert json.loads(json.dumps(info)) == info
     assert info["image_size"] == [6, 6]
@@ -387,3 +389,140 @@ def test_option_that_needs_the_data_is_refused_at_setup(root: Path, options: dic
 def test_unknown_augmentation_is_refused_before_training(root: Path) -> None:
     with pytest.raises(ValueError, match="`augmentation` to be crop_flip, crop or none, got 'flip'"):
         module(root, augmentation="flip").setup()
+
+
+# What is reported is what is trained on
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_counts_groups_and_statistics_are_of_what_clients_hold(root: Path, partition: str) -> None:
+    data = module(root, partition=partition, num_clients=14)
+    clients, meta = split_of(data)
+    held = sorted(number for mine in clients for number in mine)
+    counts = np.bincount(TRAIN_LABELS[held], minlength=NUM_CLASSES).tolist()
+    assert data.info["class_counts"] == counts == data.client_class_counts.sum(0).tolist()
+    assert data.info["shot_groups"] == shot_groups(counts, "share")
+    assert data.unused_images == sum(COUNTS) - len(held)
+    assert (data.unused_images > 0) == (partition in ("by_num_classes", "by_shards"))
+    assert data.imbalance_factor == min(counts) / max(counts)
+    scaled = numbered(NUM_TRAIN)[held] / 255
+    assert data.info["mean"] == pytest.approx([scaled.mean()], rel=1e-9)
+    assert data.info["std"] == pytest.approx([scaled.std()], rel=1e-9)
+    loader = data.train_dataloader()
+    assert isinstance(loader, BatchLoader)
+    assert sorted(number for images, _ in loader for number in numbers(images)) == held
+    assert not set(held) & set(meta)
+
+
+def test_what_a_partition_leaves_over_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = module(root, partition="by_shards", num_clients=50, shards_per_client=3)  # 150 of 205
+    assert data.unused_images == 55
+    expected = "55 of 205 training images (27 %) are left over, since all clients hold equally many, and used by nobody"
+    assert data.left_over == expected
+    assert caplog.messages == [f"partition by_shards: {expected}"]
+
+
+def test_class_that_nobody_holds_is_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = module(root, partition="by_shards", num_clients=50, imbalance_factor=0.011)  # 100 of 141
+    assert data.info["class_counts"] == [66, 22, 9, 3, 0]
+    assert data.left_over.endswith("; classes that nobody holds: 4")
+    assert data.left_over in caplog.text
+    assert data.imbalance_factor == 0
+    assert sum(map(len, data.info["shot_groups"].values())) == NUM_CLASSES
+
+
+def test_little_that_is_left_over_is_no_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = module(root)  # 205 = 4 * 51 + 1
+    assert data.left_over.startswith("1 of 205 training images (0.49 %) are left over")
+    assert caplog.messages == []
+    assert module(root, partition="iid").left_over == ""
+
+
+def skewed(root: Path, counts: list[int], **options: Any) -> FederatedDataModule:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = numbered(len(labels))
+    np.savez(root / "skewed.npz", x_train=images, y_train=labels, x_test=images[:3], y_test=[0, 1, 2])
+    return module(root, dataset="skewed", num_meta_per_class=2, partition="iid", **options)
+
+
+def test_tail_that_is_cut_a_second_time_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = skewed(tmp_path, [12, 100, 20])  # 126 without the meta set, 42 a class
+    assert data.info["class_counts"] == [10, 13, 4]  # 42, 42 * 0.1 ** 0.5, 4.2
+    assert data.imbalance_factor == 4 / 13
+    assert caplog.messages == [
+        "the classes differ in size already (class 1 has 100 images, class 0 has 12): imbalance_profile exponential, which "
+        "ranks classes by index, throws 99 of 132 images away; imbalance_profile none keeps them all"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "options"),
+    [
+        ([12, 100, 20], {"imbalance_profile": "none"}),
+        ([50, 100, 100], {}),  # up to twice as many: balanced
+    ],
+)
+def test_no_second_cut_is_no_warning(
+    tmp_path: Path, counts: list[int], options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = skewed(tmp_path, counts, **options)
+    assert data.info["class_counts"]
+    assert caplog.messages == []
+
+
+def test_largest_class_stays_the_largest_by_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = skewed(tmp_path, [12, 100, 20], ranks_by_size=True)
+    assert data.info["class_counts"] == [4, 42, 13]
+    assert "ranks classes by size, throws 67 of 132 images away" in caplog.text
+
+
+def test_home_of_the_user_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    data = FederatedDataModule("tiny", root=f"~/{root.name}", num_clients=2, num_meta_per_class=1, imbalance_factor=0.1)
+    assert data.num_classes == NUM_CLASSES
+    assert data.hparams["root"] == f"~/{root.name}"
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "crop_flip"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 64), (2, 64, 1), (3, 4, 5)])
+def test_crop_that_would_shift_images_away_is_refused(shape: tuple[int, int, int], augmentation: str) -> None:
+    labels = torch.arange(40) % 2
+
+    class Features(FederatedDataModule):
+        def load_images(self) -> ImageData:
+            images = torch.zeros(40, *shape, dtype=torch.uint8)
+            return ImageData(images, labels, images, labels, ["no", "yes"])
+
+    options = {"num_clients": 2, "num_meta_per_class": 1, "imbalance_factor": 1.0}
+    expected = (
+        rf"Expected `augmentation` to be none for images of {shape[1]} x {shape[2]} pixels, .* got {augmentation}\."
+    )
+    with pytest.raises(ValueError, match=expected):
+        Features(augmentation=augmentation, **options).setup()
+    assert Features(augmentation="none", **options).num_classes == 2
+
+
+def changed(images: ImageData, part: str) -> ImageData:
+    """The same images, but for one thing."""
+    order = torch.arange(len(images.train_labels)).roll(1)
+    return {
+        "a pixel": lambda: dataclasses.replace(images, train_images=images.train_images.flip(3)),
+        "a test pixel": lambda: dataclasses.replace(images, test_images=images.test_images.flip(3)),
+        "a label": lambda: dataclasses.replace(images, train_labels=images.train_labels.roll(1)),
+        "a test label": lambda: dataclasses.replace(images, test_labels=images.test_labels.roll(1)),
+        "a name": lambda: dataclasses.replace(images, class_names=["zero", *images.class_names[1:]]),
+        "the names": lambda: dataclasses.replace(images, class_names=images.class_names[::-1]),
+        "the order": lambda: dataclasses.replace(
+            images, train_images=images.train_images[order], train_labels=images.train_labels[order]
+        ),
+    }[part]()
+
+
+@pytest.mark.parametrize(
+    "part", ["a pixel", "a test pixel", "a label", "a test label", "a name", "the names", "the order"]
+)
+def test_content_hash_covers_everything_that_is_used(root: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, other = module(root), module(root)
+    images = data.images
+    monkeypatch.setattr(other, "load_images", lambda: changed(images, part))
+    assert other.content_hash != data.content_hash

@@ -1,6 +1,7 @@
 """Long tails: the class counts that papers print, and the balanced meta set."""
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +128,31 @@ def test_shuffled_ranks_are_a_seeded_permutation_of_the_counts() -> None:
     again = long_tail_split(LABELS, 5, rng(7), imbalance_factor=0.2, shuffle_ranks=True)
     assert again.class_counts == shuffled[7].class_counts
     assert np.bincount(LABELS[again.train]).tolist() == again.class_counts
+
+
+@pytest.mark.parametrize("profile", ["exponential", "step"])
+def test_ranks_follow_the_sizes_of_the_classes_by_option(profile: Any) -> None:
+    labels = np.repeat(np.arange(5), [40, 90, 60, 90, 20])  # m = 0: largest = 300 / 5 = 60
+    counts = long_tail_counts(5, 60, 0.1, profile)
+    split = long_tail_split(
+        labels, 5, rng(), num_meta_per_class=0, imbalance_factor=0.1, profile=profile, ranks_by_size=True
+    )
+    ranks = [3, 0, 2, 1, 4]  # of two equal classes the first goes before
+    assert split.class_counts == [
+        min(int(size), counts[rank]) for size, rank in zip(np.bincount(labels), ranks, strict=True)
+    ]
+    assert np.bincount(labels[split.train]).tolist() == split.class_counts
+
+
+def test_ranks_by_size_of_equal_classes_are_those_by_index() -> None:
+    plain, by_size = (long_tail_split(CIFAR10, 10, rng(), ranks_by_size=by_size) for by_size in (False, True))
+    assert np.array_equal(plain.train, by_size.train)
+    assert np.array_equal(plain.meta, by_size.meta)
+
+
+def test_ranks_are_by_chance_or_by_size_not_both() -> None:
+    with pytest.raises(ValueError, match="Expected `shuffle_ranks` and `ranks_by_size` not to be given both, got true"):
+        long_tail_split(LABELS, 5, rng(), shuffle_ranks=True, ranks_by_size=True)
 
 
 def test_labels_are_left_as_they_are() -> None:

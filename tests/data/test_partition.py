@@ -131,12 +131,15 @@ def test_by_num_classes_draws_examples_uniformly_from_the_classes_drawn() -> Non
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_by_num_classes_logs_how_many_classes_were_added(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_by_num_classes_says_how_many_classes_were_added_to_who_asks(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     drawn = int(rng(seed).integers(1, 4, endpoint=True))  # the first draw; the only client needs all 4 classes
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         by_num_classes(labels_of([5] * 4), 1, rng(seed), min_classes=1)
-    expected = [f"{4 - drawn} classes were added beyond those drawn, over 1 clients"] if drawn < 4 else []
-    assert [message.partition(": ")[2] for message in caplog.messages] == expected
+    expected = [f"so clients got further classes, {4 - drawn} in all for 1 clients"] if drawn < 4 else []
+    assert [message[message.index("so clients") :].partition(";")[0] for message in caplog.messages] == expected
+    assert all(record.levelno == logging.DEBUG for record in caplog.records)  # it needs no action
 
 
 @pytest.mark.parametrize("min_size", [0, 1, 10])

@@ -144,3 +144,16 @@ def test_constant_channel_has_deviation_1() -> None:
     mean, std = channel_statistics(levels.view(1, 256, 1, 1).expand(3, 256, 2, 2))
     assert list(mean) == pytest.approx([level / 255 for level in range(256)])
     assert list(std) == [1.0] * 256
+
+
+def test_channel_statistics_of_chosen_images_are_those_of_these_images_alone() -> None:
+    images, chosen = pixels(7, 3, 6, 5), torch.tensor([1, 2, 5])
+    assert channel_statistics(images, chosen) == channel_statistics(images[chosen])
+
+
+def test_channel_statistics_of_many_large_images_equal_numpy() -> None:
+    images = pixels(9, 2, 1024, 1024)  # read in parts
+    mean, std = channel_statistics(images)
+    scaled = images.numpy() / 255
+    assert mean == pytest.approx(scaled.mean((0, 2, 3)), rel=1e-12)
+    assert std == pytest.approx(scaled.std((0, 2, 3)), rel=1e-12)
