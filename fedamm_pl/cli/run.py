@@ -208,7 +208,7 @@ def describe(orchestrator: Orchestrator) -> str:
             f"{type(module).__name__} with {network} ({parameters:,} parameters) on {module.device}, "
             f"{orchestrator.trainer.resolved_precision}",
             f"{data.hparams['dataset']}: {sum(counts)} training images, imbalance factor {factor:.3g} "
-            f"({'some classes have none' if not factor else f'IF {1 / factor:.4g}'}), "
+            f"({'a class has no images' if not factor else f'IF {1 / factor:.4g}'}), "
             f"{data.num_clients} clients of {f'{least} images each' if least == most else f'{least} to {most} images'}",
             f"images per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",
             f"shot groups by {info['shot_rule']}: {groups}",

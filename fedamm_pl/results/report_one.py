@@ -52,9 +52,18 @@ def single(run: Run) -> tuple[str, str]:
     """Return title and body of the page of one run."""
     title = f"{run.method} on {run.dataset}" if run.dataset else run.method
     seed = None if run.seed is None else f"seed {run.seed}"
-    factor = f"imbalance factor {run.summary['imbalance_factor']:g} (IF {run.summary['IF']:g})" if run.summary else None
-    below = ", ".join(filter(None, [seed, factor, str(run.path)]))
+    below = ", ".join(filter(None, [seed, imbalance(run), str(run.path)]))
     return title, f'<h1>{escape(title)}</h1>\n<p class="soft">{escape(below)}</p>\n{sections(run)}'
+
+
+def imbalance(run: Run) -> str | None:
+    """Return smallest over largest class of what was trained on; a class without images has no reciprocal."""
+    if run.summary is None:
+        return None
+    factor, reciprocal = run.summary["imbalance_factor"], run.summary["IF"]
+    return (
+        f"imbalance factor {factor:.3g} ({'a class has no images' if reciprocal is None else f'IF {reciprocal:.4g}'})"
+    )
 
 
 def sections(run: Run, with_figures: bool = True) -> str:
@@ -133,7 +142,11 @@ def facts(run: Run) -> dict[str, str]:
     found = {
         "Method": joined(run.method, meta),
         "Model": joined(known("{}", model), known("{:,} parameters", parameters)),
-        "Data": joined(run.dataset, *([f"{sum(counts)} training images in {len(counts)} classes"] if counts else [])),
+        "Data": joined(
+            run.dataset,
+            f"{sum(counts)} training images in {len(counts)} classes" if counts else None,
+            known("{} left over by the partition", summary.get("unused_images") or None),
+        ),
         "Clients": joined(
             known("{}", flat.get("data.num_clients")),
             known("{:.0%} of them a round", flat.get("federation.client_fraction")),

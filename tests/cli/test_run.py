@@ -80,10 +80,33 @@ def test_elsewhere_than_on_a_terminal_each_evaluation_is_a_line(
 def test_a_run_says_what_it_is_about(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(command("FedAvg", tmp_path, "--federation.num_rounds", "0"))
     head = capsys.readouterr().out.split("round 0/0")[0]
-    parts = ["FedAvg with small_cnn (94,246 parameters) on cpu", "tiny: 136 training images", "IF 10"]
+    parts = [
+        "FedAvg with small_cnn (94,246 parameters) on cpu",
+        "tiny: 136 training images",
+        "imbalance factor 0.0909 (IF 11), ",
+    ]
     parts += ["4 clients of 34 images each\n"]
     parts += ["55 34 21 13 8 5", "share", "many [0, 1]; medium [2, 3]; few [4, 5]"]
     assert not [part for part in parts if part not in head]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_run_says_which_images_nobody_uses(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], dry: bool
+) -> None:
+    options = ["--data.partition", "by_shards", "--data.num_clients", "5", "--data.shards_per_client", "20"]
+    main(command("FedAvg", tmp_path, "--federation.num_rounds", "0", *options, *(["--dry_run"] if dry else [])))
+    found = capsys.readouterr()
+    assert "tiny: 100 training images, " in found.out
+    assert "5 clients of 20 images each" in found.out
+    left_over = (
+        "36 of 136 training images (26 %) are left over, since all clients hold equally many, and used by nobody"
+    )
+    assert found.out.count(left_over) == 1
+    assert f"partition by_shards: {left_over}" in found.err
+    if not dry:
+        written = json.loads((tmp_path / "summary.json").read_text())
+        assert (written["unused_images"], sum(written["class_counts"])) == (36, 100)
 
 
 def test_clients_of_different_sizes_are_told_as_a_range(

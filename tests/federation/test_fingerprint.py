@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "data.imbalance_factor": 0.3,
     "data.imbalance_profile": "step",
     "data.shuffle_ranks": True,
+    "data.ranks_by_size": True,
     "data.num_meta_per_class": 3,
     "data.batch_size": 15,
     "data.test_batch_size": 7,

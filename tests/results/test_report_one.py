@@ -41,7 +41,7 @@ def test_title_and_facts(fedamm_run: Path) -> None:
     megabytes = (content["bytes_per_round"]["received"] + content["bytes_per_round"]["sent"]) / 1e6
     seconds = content["seconds_per_round"]
     assert found.texts["title"] == found.texts["h1"] == ["FedAMM on tiny"]
-    assert found.texts["p"][0] == f"seed 0, imbalance factor 0.1 (IF 10), {fedamm_run}"
+    assert found.texts["p"][0] == f"seed 0, imbalance factor 0.0909 (IF 11), {fedamm_run}"
     assert found.facts["Method"] == "FedAMM, uses the server's balanced images"
     assert found.facts["Model"] == f"small_cnn, {content['num_parameters']:,} parameters"
     assert found.facts["Data"] == "tiny, 136 training images in 6 classes"
@@ -55,6 +55,14 @@ def test_title_and_facts(fedamm_run: Path) -> None:
     assert "Incidents" not in found.facts
     assert f"torch {content['versions']['torch']}" in found.facts["Versions"]
     assert "accelerator cpu" in found.facts["Hardware"]
+
+
+def test_what_nobody_uses_and_a_class_without_images_are_said(copied: Callable[..., Path]) -> None:
+    folder = copied("FedAMM", "left_over")
+    change(folder, "summary.json", unused_images=3, imbalance_factor=0.0, IF=None)
+    found = page(folder)
+    assert found.texts["p"][0] == f"seed 0, imbalance factor 0 (a class has no images), {folder}"
+    assert found.facts["Data"] == "tiny, 136 training images in 6 classes, 3 left over by the partition"
 
 
 def test_configuration_and_command_are_there(fedamm_run: Path) -> None:

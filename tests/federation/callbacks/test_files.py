@@ -16,6 +16,7 @@ from fedamm_pl.federation.callbacks.files import diagnostics, summary
 from fedamm_pl.federation.run import Run
 from tests.federation.executors.methods import HalfReadable
 from tests.federation.small import Recorder, assert_equal, federation
+from tests.tiny import tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,10 @@ def test_the_summary_says_what_a_round_costs_in_two_figures(tmp_path: Path) -> N
     assert found["hardware"]["threads"] == torch.get_num_threads()
     assert found["model"] == "tests.tiny.tiny_resnet"
     assert found["num_parameters"] == sum(value.numel() for value in run.module.model.parameters())
-    assert found["IF"] == 1 / found["imbalance_factor"] == 5.0
+    assert found["class_counts"] == [57, 33, 19, 11]  # of 58, 33, 19, 11, by clients of 30 each
+    assert found["imbalance_factor"] == 11 / 57  # of those, not the 0.2 that was asked for
+    assert found["IF"] == pytest.approx(57 / 11)
+    assert found["unused_images"] == 1
     assert set(found["versions"]) >= {"fedamm_pl", "python", "torch"}
 
 
@@ -147,13 +151,22 @@ def test_a_summary_needs_no_folder() -> None:
         assert summary(seen)["num_rounds"] == 0
 
 
+def test_a_class_that_nobody_holds_has_no_reciprocal() -> None:
+    options = {"num_clients": 40, "partition": "by_shards", "shards_per_client": 1, "imbalance_factor": 0.02, "seed": 5}
+    run = federation(data=tiny_data(**options), num_rounds=0)
+    run.run()
+    with run.opened() as seen:
+        found = json.loads(json.dumps(summary(seen), allow_nan=False))
+    assert found["class_counts"] == [27, 10, 3, 0]
+    assert (found["imbalance_factor"], found["IF"], found["unused_images"]) == (0.0, None, 38)
+
+
 # diagnostics.json
 
 
 def test_the_file_describes_data_and_rounds(finished: Path) -> None:
     content = read(finished / "diagnostics.json")
-    held = np.array(content["client_class_counts"]).sum(0)
-    assert (np.array(content["class_counts"]) - held).tolist() == [1, 0, 0, 0]  # what is left over after equal shares
+    assert content["class_counts"] == np.array(content["client_class_counts"]).sum(0).tolist()
     assert content["losses"] == pytest.approx(LOSS_GRID)
     assert [row["round"] for row in content["rounds"]] == [0, 2, 4, 5]
     total = read(finished / "summary.json")["bytes_per_round"]
