@@ -127,7 +127,8 @@ class FederatedDataModule(CentralLoaders):
     def _describe(self, images: ImageData, class_counts: list[int]) -> ImageInfo:
         options = self.hparams
         mean, std = NORMALIZATION.get(options["dataset"], ((), ()))
-        if len(mean) != images.train_images.shape[1]:  # not one of the published sets
+        own = type(self).load_images is not FederatedDataModule.load_images  # whatever the option says
+        if own or len(mean) != images.train_images.shape[1]:  # not one of the published sets
             mean, std = channel_statistics(images.train_images, self._train)
         ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
         return ImageInfo(

@@ -108,6 +108,12 @@ def test_images_of_ones_own_come_in_by_overriding_load_images() -> None:
     assert (data.num_classes, data.in_channels) == (2, 2)
 
 
+def test_images_of_ones_own_are_not_normalised_as_the_data_set_that_is_the_default() -> None:
+    data = Striped([0, 255], num_clients=2, num_meta_per_class=1, imbalance_factor=1)
+    assert data.hparams["dataset"] == "fashion_mnist_mini"
+    assert (data.info["mean"], data.info["std"]) == ([0.5], [0.5])
+
+
 class Striped(FederatedDataModule):
     """Images of its own, made of an attribute that is no option."""
 
