@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     **{f"resnet{depth}": partial(ResNetCIFAR, depth=depth) for depth in (20, 32, 44, 56)},
 }
 KNOWN = f"Expected `model` to be one of {', '.join(MODELS)} or an import path of a callable(num_classes, in_channels)"
-NOT_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen importlib")
+NOT_OWN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<frozen importlib")
 """Where the code lies that calls networks."""
 TAKEN = ("weights", "pretrained")
 """What a number of classes must not be taken for: it would ask for weights from the network."""

@@ -10,7 +10,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from fedamm_pl.cli.main import main
 from fedamm_pl.data.sources.in_memory import DOWNLOADABLE
@@ -79,6 +79,34 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["--algorithm.model", f"{__name__}.TwoClasses"],
         ["--algorithm.model", "TwoClasses", "(B, 6)", "(1, 2)"],
     ),
+    "network that returns a pair": (
+        ["--algorithm.model", f"{__name__}.Pair"],
+        ["--algorithm.model", "logits", "tuple of float32 (1, 6), float32 (1, 6)"],
+    ),
+    "network for other sizes": (
+        ["--algorithm.model", f"{__name__}.Asserts"],
+        ["--algorithm.model", "(3, 12, 12)", "Asserts", "AssertionError: Wrong image height!", "test_user_errors.py:"],
+    ),
+    "network of torchvision for other sizes": (
+        ["--algorithm.model", "torchvision.models.squeezenet1_0"],
+        ["--algorithm.model", "(3, 12, 12)", "squeezenet1_0", "RuntimeError"],
+    ),
+    "network that fails in training": (
+        ["--algorithm.model", f"{__name__}.FailsInTraining"],
+        ["--algorithm.model", "train on", "IndexError: no such layer", "test_user_errors.py:"],
+    ),
+    "weights that are missing": (
+        ["--algorithm.model", f"{__name__}.without_weights"],
+        ["--algorithm.model", "without_weights", "OSError: weights.pth not found", "test_user_errors.py:"],
+    ),
+    "builder that looks up what is not there": (
+        ["--algorithm.model", f"{__name__}.looks_up"],
+        ["--algorithm.model", "looks_up", "KeyError: 6", "test_user_errors.py:"],
+    ),
+    "number of classes where weights are asked for": (
+        ["--algorithm.model", f"{__name__}.pretrained_first"],
+        ["--algorithm.model", "pretrained_first", "cannot be called so", "taken for pretrained"],
+    ),
     "unknown data set": (["--data.dataset", "nothing"], ["--data.dataset", "cifar10", "nothing.npz", "'nothing'"]),
     "missing configuration": (["--config", "nowhere.yaml"], ["--config", "nowhere.yaml"]),
     "folder as configuration": (["--config", "run"], ["--config", "run"]),
@@ -107,6 +135,47 @@ class TwoClasses(nn.Sequential):
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, 2))
+
+
+class Pair(TwoClasses):
+    """Returns its logits twice."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, in_channels)
+        self[2] = nn.Linear(in_channels, num_classes)
+
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        return logits, logits
+
+
+class Asserts(Pair):
+    """Takes images of one size alone."""
+
+    def forward(self, images: Tensor) -> Any:
+        if images.shape[-1] != 224:
+            raise AssertionError("Wrong image height!\nExpected 224")
+
+
+class FailsInTraining(Pair):
+    """Fails in training mode alone."""
+
+    def forward(self, images: Tensor) -> Any:
+        if self.training:
+            raise IndexError("no such layer")
+        return super().forward(images)[0]
+
+
+def without_weights(num_classes: int, in_channels: int) -> nn.Module:
+    raise OSError("weights.pth not found")
+
+
+def looks_up(num_classes: int, in_channels: int) -> nn.Module:
+    return {1: nn.Flatten()}[num_classes]
+
+
+def pretrained_first(pretrained: bool = False, progress: bool = True) -> nn.Module:
+    raise URLError("asked for weights")
 
 
 def snapshot(folder: Path) -> dict[Path, bytes | None]:

@@ -1,12 +1,14 @@
 """What would fail, or go wrong unseen, in the middle of a run is said before the first round."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg
-from fedamm_pl.algorithms import CReFF
+from fedamm_pl.algorithms import CReFF, FedETF, Moon, RatioLoss
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec
 from fedamm_pl.federation.orchestrator import Orchestrator
 from tests.federation.small import federation, make
@@ -98,3 +100,250 @@ def test_checks_leave_the_mode_of_the_module_alone() -> None:
         module = make(FedAvg, data).train(training)
         Orchestrator(module, data, num_rounds=1)
         assert module.training == training
+
+
+# Networks of one's own
+
+
+class Plain(nn.Module):
+    """A perceptron with BatchNorm; subclasses say what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Linear(8, NUM_CLASSES)
+
+    def logits(self, images: Tensor) -> Tensor:
+        result: Tensor = self.head(self.body(images))
+        return result
+
+    def forward(self, images: Tensor) -> Any:
+        return self.logits(images)
+
+
+class Pair(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return self.logits(images), None
+
+
+class AuxInTraining(Plain):
+    def forward(self, images: Tensor) -> Any:
+        logits = self.logits(images)
+        return {"logits": logits, "aux": logits} if self.training else logits
+
+
+class TwoLogits(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return self.logits(images), self.logits(images)
+
+
+class TwoInTraining(TwoLogits):
+    def forward(self, images: Tensor) -> Any:
+        return super().forward(images) if self.training else self.logits(images)
+
+
+class Asserts(Plain):
+    def forward(self, images: Tensor) -> Any:
+        assert images.shape[-1] == 224, "wrong\nimage size"
+
+
+class RaisesInTraining(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return self.logits(images) if not self.training else {}["none"]
+
+
+class RaisesBackwards(Plain):
+    def forward(self, images: Tensor) -> Any:
+        hidden = self.body(images).sigmoid()
+        logits = self.head(hidden)
+        hidden.add_(1)
+        return logits
+
+
+class Labels(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return self.logits(images).long()
+
+
+class Nan(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return self.logits(images) / 0
+
+
+class Complex(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.ones(NUM_CLASSES, dtype=torch.complex64))
+
+    def forward(self, images: Tensor) -> Any:
+        return (self.logits(images) * self.turn).real
+
+
+def frozen() -> nn.Module:
+    return Plain().requires_grad_(False)
+
+
+REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
+    (TwoLogits, r"to return logits .* got tuple of float32 \(1, 4\), float32 \(1, 4\)"),
+    (TwoInTraining, r"to return logits .* got tuple of float32 \(2, 4\), float32 \(2, 4\)"),
+    (
+        Asserts,
+        r"to take images .* got Asserts, which raises AssertionError: wrong image size .*\(.*test_checks\.py:\d+\)",
+    ),
+    (
+        RaisesInTraining,
+        r"to train on images .* got RaisesInTraining, which raises KeyError: 'none' \(.*test_checks\.py:\d+\)",
+    ),
+    (RaisesBackwards, "to train on images .* got RaisesBackwards, which raises RuntimeError: .* inplace operation"),
+    (Labels, "to give floating-point logits, got Labels with torch.int64"),
+    (Nan, "to give finite logits, got Nan with NaN or infinity"),
+    (Complex, "to have real parameters, got Complex with turn of complex64"),
+    (frozen, "to have parameters that train, got Plain with 6, none of them"),
+    (
+        lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(NUM_CLASSES)),
+        "to have parameters that train, got Sequential with 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("network", "message"), REFUSED)
+def test_a_network_that_cannot_be_right_is_refused_in_a_line(network: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^Expected `model` {message}") as refused:
+        federation(method={"model": network()})
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("differentiation", ["higher", "functional", "forward"])
+@pytest.mark.parametrize("network", [Pair, AuxInTraining])
+def test_networks_that_wrap_their_logits_train_as_those_that_do_not(network: type[Plain], differentiation: str) -> None:
+    rows = []
+    for kind in (Plain, network):
+        torch.manual_seed(0)
+        run = federation(FedAMM, method={"model": kind(), "differentiation": differentiation})
+        rows.append(run.run())
+        assert run.state.counts == dict.fromkeys(run.state.counts, 0)
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("algorithm", [Moon, CReFF, RatioLoss, FedETF])
+def test_methods_that_use_features_take_wrapped_logits_too(algorithm: Any) -> None:
+    run = federation(algorithm, method={"model": AuxInTraining()}, client_fraction=1.0)
+    run.run()
+    assert run.state.counts == dict.fromkeys(run.state.counts, 0)
+
+
+class Scaled(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return 3 * self.logits(images)
+
+
+@pytest.mark.parametrize("algorithm", [Moon, CReFF, RatioLoss, FedETF])
+def test_methods_that_use_features_refuse_logits_that_no_linear_layer_gives(algorithm: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"what a linear layer gives, got Scaled, whose .*\(its linear layers: body\.1, head\)"
+    ):
+        federation(algorithm, method={"model": Scaled()})
+
+
+class HeadFirst(Plain):
+    """Registers its head before a layer of the same shape, which training alone uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Linear(8, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Any:
+        hidden = self.body(images)
+        return {"logits": self.head(hidden), "aux": self.aux(hidden)}
+
+
+def test_the_classifier_is_not_the_layer_that_was_registered_last() -> None:
+    run = federation(CReFF, method={"model": HeadFirst()}, client_fraction=1.0)
+    run.run()
+    deployed = run.server.module.deployed(run.state.shared)
+    assert torch.equal(deployed["model.head.weight"], run.state.shared["retrained.weight"])
+    assert torch.equal(deployed["model.aux.weight"], run.state.shared["model.aux.weight"])
+    module = make(FedETF, tiny_data(), model=HeadFirst())
+    assert type(module.model.head).__name__ == "ETFHead"
+    assert isinstance(module.model.aux, nn.Linear)
+
+
+def tied() -> nn.Module:
+    network = Plain()
+    network.body[1], network.body[2], network.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, NUM_CLASSES)
+    network.body[2].weight = network.body[1].weight
+    return network
+
+
+def partly_frozen() -> nn.Module:
+    network = Plain()
+    network.body[1].requires_grad_(False)
+    return network
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, NUM_CLASSES))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg, FedAMM])
+@pytest.mark.parametrize("network", [tied, partly_frozen, lazy])
+def test_tied_partly_frozen_and_lazy_networks_train(network: Callable[[], nn.Module], algorithm: Any) -> None:
+    run = federation(algorithm, method={"model": network(), "lr": 0.05})
+    before = dict(run.state.shared)
+    run.run()
+    assert run.state.counts == dict.fromkeys(run.state.counts, 0)
+    after = run.state.shared
+    assert all(not torch.equal(after[name], before[name]) for name in list(after)[-2:])
+    if network is tied:
+        assert torch.equal(after["model.body.1.weight"], after["model.body.2.weight"])
+    if network is partly_frozen:
+        assert torch.equal(after["model.body.1.weight"], before["model.body.1.weight"])
+
+
+def test_checks_leave_buffers_attributes_and_random_numbers_alone() -> None:
+    class Counts(Plain):
+        calls = 0
+
+        def forward(self, images: Tensor) -> Any:
+            self.calls += 1
+            return super().forward(images)
+
+    data, network = tiny_data(), Counts()
+    data.setup()
+    module = make(FedAvg, data, model=network)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    random = torch.get_rng_state()
+    run = Orchestrator(module, data, num_rounds=1)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert network.calls == 0
+    for held in (module, run.server.module):
+        assert all(torch.equal(value, before[name]) for name, value in held.state_dict().items())
+        assert all(value.grad is None for value in held.parameters())
+        assert held.model.calls == 0
+
+
+def test_a_network_that_was_given_compiled_has_the_names_of_the_network_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+
+    class Compiled(nn.Module):
+        """As torch's is: a module around the network."""
+
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = network
+            compiled.append(network)
+
+        def forward(self, images: Tensor) -> Any:
+            return self._orig_mod(images)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    network = Plain()
+    module = make(FedAvg, tiny_data(), model=torch.compile(network))
+    assert module.model is network
+    assert module.compiled is not None
+    assert [name for name in module.state_dict() if "_orig_mod" in name] == []
+    run = Orchestrator(module, tiny_data(), num_rounds=1, local_epochs=1)
+    assert run.server.module.compiled is not None
+    run.run()
+    assert len(compiled) > 1  # its copies too
+    assert run.state.counts == dict.fromkeys(run.state.counts, 0)

@@ -137,3 +137,50 @@ def test_logits_are_those_of_the_compiled_network_and_the_network_itself_stays()
     assert len(called) == 1
     module.model(torch.zeros(2, 1, 8, 8))
     assert len(called) == 1
+
+
+def test_a_network_that_was_given_compiled_computes_so_and_is_saved_as_itself(fresh_compiler: None) -> None:
+    network = tiny_resnet(NUM_CLASSES, 1).eval()
+    module = FedAvg(NUM_CLASSES, 1, torch.compile(network, backend="eager")).eval()
+    assert module.model is network
+    assert list(module.state_dict()) == [f"model.{name}" for name in network.state_dict()]
+    torch.testing.assert_close(module(torch.ones(2, 1, 8, 8)), network(torch.ones(2, 1, 8, 8)))
+
+
+@pytest.mark.parametrize(("num_classes", "in_channels"), [(0, 1), (-1, 1), (3, 0)])
+def test_classes_and_channels_that_cannot_be_are_refused(num_classes: int, in_channels: int) -> None:
+    with pytest.raises(ValueError, match=r"Expected `(num_classes|in_channels)` to be a number of 1 or more, got"):
+        FedAvg(num_classes, in_channels, "small_cnn")
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"image_size": [8]}, "to hold 2 image_size, got 1"),
+        ({"image_size": [10**5, 10**5]}, "an image_size of 1 to 16777216 pixels"),
+        ({"mean": [0.5, 0.5]}, "to hold 1 mean, got 2"),
+        ({"class_counts": [1]}, "to hold 4 class_counts, got 1"),
+        ({"std": [float("nan")]}, "to hold std above 0, got"),
+        ({"shot_groups": {"few": [4]}}, "shot_groups of the classes 0 to 3"),
+        ({"shot_groups": {"few": [-1]}}, "shot_groups of the classes 0 to 3"),
+    ],
+)
+def test_what_is_known_of_other_images_is_refused(info: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected `info` to hold {message.removeprefix('to hold ')}"):
+        FedAvg(NUM_CLASSES, 1, "small_cnn", info=info)
+
+
+class Wrapping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Any:
+        return {"logits": self.linear(images.flatten(1))}
+
+
+def test_logits_are_taken_out_of_what_a_network_returns_everywhere() -> None:
+    module, images = FedAvg(NUM_CLASSES, 1, Wrapping()), torch.rand(3, 1, 8, 8)
+    logits = module.model(images)["logits"]
+    assert torch.equal(module(images), logits)
+    assert torch.equal(module.predict_step(images), logits.softmax(1))
