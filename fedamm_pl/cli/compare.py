@@ -4,19 +4,21 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
-
+from fedamm_pl.cli.config_files import check_config_files, check_values_given
+from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED
-from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_config_files, check_values, dump
-from fedamm_pl.federation.fingerprint import flatten
+from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump
 from fedamm_pl.files import lock_folder
-from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, plan, write_results
+from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, plan
+from fedamm_pl.results.comparison_files import write_results
+from fedamm_pl.terminal import say
 
 STAND_INS = {"algorithm": {"num_classes": 10, "model": "small_cnn"}}
 """Group -> options with which its class is made to check the others."""
@@ -33,24 +35,30 @@ def compare(words: Sequence[str]) -> None:
     with attribute_docstrings():
         parser.add_class_arguments(CompareConfig, instantiate=False)
     try:
-        check_config_files(words)
+        check_config_files(words, "compare")
+        check_values_given(words)
         parsed = parser.parse_args(words)
         name = Path(str(parsed.config[-1])).stem if parsed.config else "compare"
         config = CompareConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(CompareConfig)})
-        folder = Path(config.dir or Path("runs") / name)
+        folder = Path(os.path.expanduser(config.dir or Path("runs") / name))
         runs = plan(config, folder, resolver())
-        check_folders(runs, lambda text: flatten(yaml.safe_load(text)))
+        check_folders(runs)
         with lock_folder(folder):
             failed = execute(runs, config.jobs)
-            print("\n" + write_results(folder, runs))
+            say("\n" + write_results(folder, runs))
     except ValueError as error:
         parser.error(str(error))
-    print(f"results in {folder}")
+    except OSError as error:  # a full disk; the runs themselves are whole
+        fail(f"{error.strerror or error} ({error.filename or folder}); the same command continues")
+    say(f"results in {folder}")
     if failed:
-        print(
-            f"fedamm: error: {len(failed)} of {len(runs)} runs failed: {'; '.join(map(str, failed))}", file=sys.stderr
-        )
-        sys.exit(1)
+        fail(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(map(str, failed))}")
+
+
+def fail(reason: str) -> NoReturn:
+    """Print one line to standard error and exit with status 1."""
+    say(f"fedamm: error: {one_line(reason)}", sys.stderr)
+    sys.exit(1)
 
 
 def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:

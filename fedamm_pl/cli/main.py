@@ -1,11 +1,13 @@
 """The program ``fedamm``: runs a federation, or one of the sub-commands ``compare`` and ``report``."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
 from fedamm_pl.cli.run import run
 from fedamm_pl.cli.signals import StopSignal, stop_signals
+from fedamm_pl.terminal import plain_log, prepare_streams, say, silence
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -14,14 +16,16 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line without the program's name; by default that of the process.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # your own networks, data and algorithms, wherever the program itself lies
+    with contextlib.suppress(OSError):  # the folder that one is in may have been removed
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # your own networks, data and algorithms, wherever the program itself lies
     words = list(sys.argv[1:] if args is None else args)
+    prepare_streams()
     try:
-        with stop_signals():
+        with stop_signals(), plain_log():
             dispatch(words)
     except StopSignal as stop:
-        print("; ".join(filter(None, [f"\nstopped by {stop.signal.name}", stop.hint])), file=sys.stderr)
+        say("; ".join(filter(None, [f"\nstopped by {stop.signal.name}", stop.hint])), sys.stderr)
         sys.exit(stop.code)
     finally:
         flush_output()
@@ -45,8 +49,8 @@ def flush_output() -> None:
     """Flush the standard output now, where an error can be handled: its reader may have gone."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # else the interpreter would report it at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # else the interpreter would report it at its end
+        silence(sys.stdout)
 
 
 if __name__ == "__main__":

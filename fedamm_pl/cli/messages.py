@@ -6,18 +6,24 @@ import re
 from collections.abc import Iterable
 
 from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, offered, options_of
+from fedamm_pl.terminal import printable
 
 RENAMED = {"output_dir": "--output.dir", "seed": "--seed"}
 """Parameters of the library that are called otherwise here."""
 
 
 def one_line(message: str, owner: type | None = None) -> str:
-    """Reword a message as one line that names options.
+    """Reword a message as one line that names options, its control characters as codes.
 
     Args:
         message: What the parser or the library says.
         owner: The class whose options were read, where it is known.
     """
+    return printable(reworded(message, owner))
+
+
+def reworded(message: str, owner: type | None) -> str:
+    """Reword a message, see :func:`one_line`."""
     message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
     # what the data said when the algorithm asked it for its classes and channels
     message = re.sub(r"^Call to compute_fn of link .*?\) failed: ", "", message)

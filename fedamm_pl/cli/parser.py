@@ -2,19 +2,18 @@
 
 import argparse
 import inspect
-import itertools
 import json
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from pytorch_lightning.loggers import Logger
 
+from fedamm_pl.cli.config_files import check_config_files, check_values_given
 from fedamm_pl.cli.messages import one_line, unknown_option
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, OutputConfig, find_class, options_of
 from fedamm_pl.data.datamodule import FederatedDataModule
@@ -22,6 +21,7 @@ from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.executors import Executor
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.terminal import say
 from fedamm_pl.version import __version__
 
 
@@ -44,7 +44,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line to standard error and exit."""
-        print(f"fedamm: error: {one_line(message, self.owner)}", file=sys.stderr)
+        say(f"fedamm: error: {one_line(message, self.owner)}", sys.stderr)
         sys.exit(2)
 
 
@@ -87,59 +87,14 @@ def parse(parser: Parser, words: Sequence[str]) -> Namespace:
     Raises:
         ValueError: If the parser lets something pass that it should not; the message names it.
     """
-    check_config_files(words)
-    check_nesting(words)
+    check_config_files(words, "run")
+    check_values_given(words)
     try:
         config = parser.parse_args(words)
     except RecursionError as error:
         raise ValueError("Expected values of options to be plain, got one that is nested too deep.") from error
     check_values(config)
     return config
-
-
-def check_config_files(words: Sequence[str]) -> None:
-    """Check that configuration files are YAML mappings; whether they exist is left to the parser.
-
-    Raises:
-        ValueError: If one is not; the message names the file.
-    """
-    names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    names += [value for option, value in itertools.pairwise(words) if option == "--config"]
-    for name in names:
-        try:
-            if not Path(name).is_file():
-                continue
-            content = yaml.safe_load(Path(name).read_text())
-            json.dumps(content, default=str, skipkeys=True)  # refuses a mapping that holds itself
-        except Exception as error:  # mangled YAML may raise anything
-            reason = str(error) or type(error).__name__
-            raise ValueError(
-                f"Expected --config {name:.200} to be YAML, got a file that cannot be read: {reason}"
-            ) from error
-        if not isinstance(content, dict):
-            raise ValueError(f"Expected --config {name} to be a YAML mapping of options, got {content!r:.60}.")
-
-
-def check_nesting(words: Sequence[str]) -> None:
-    """Check that no value is a YAML list or mapping that holds itself: the parser might not come to an end.
-
-    Raises:
-        ValueError: If one does; the message shows it.
-    """
-    for word in words:
-        value = word.partition("=")[2] if word.startswith("--") else word
-        if "&" not in value:  # without an anchor there is nothing to come back to
-            continue
-        try:
-            content = yaml.safe_load(value)
-        except Exception:  # for the parser to say
-            continue
-        try:
-            json.dumps(content, default=str, skipkeys=True)
-        except ValueError as error:
-            raise ValueError(
-                f"Expected values of options to be plain, got one that holds itself: {value:.60}"
-            ) from error
 
 
 def check_values(config: Namespace) -> None:
@@ -184,7 +139,11 @@ def with_texts(content: Any, given: Any) -> Any:
 
 
 class Dumper(yaml.SafeDumper):
-    """Puts texts like 1e5 in quotes: they are numbers to the parser, though not to PyYAML."""
+    """Puts texts like 1e5 in quotes: they are numbers to the parser, though not to PyYAML. Writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write what stands twice twice."""
+        return True
 
     def represent_text(self, text: str) -> yaml.Node:
         """Represent a text."""

@@ -1,12 +1,14 @@
 """``fedamm report``."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedamm_pl.cli.parser import Parser, attribute_docstrings
 from fedamm_pl.results.report import write_report
 from fedamm_pl.results.runs import load_all
+from fedamm_pl.terminal import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,9 @@ def report(words: Sequence[str]) -> None:
         runs = load_all(parsed.runs)
     except ValueError as error:
         parser.error(str(error).replace("`path`", "RUN"))
-    output = Path(parsed.output or (runs[0].path if len(runs) == 1 else Path()) / "report.html")
+    output = Path(os.path.expanduser(parsed.output or (runs[0].path if len(runs) == 1 else Path()) / "report.html"))
     try:
         write_report(runs, output)
     except OSError as error:
         parser.error(f"Expected --output to be a file that can be written, got {output} ({error.strerror}).")
-    print(f"report in {output}")
+    say(f"report in {output}")

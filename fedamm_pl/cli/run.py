@@ -6,12 +6,14 @@ import logging.handlers
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
@@ -22,12 +24,14 @@ from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.parser import Parser, build_parser, dump, parse
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
-from fedamm_pl.federation.estimate import estimate
+from fedamm_pl.federation.estimate import estimate, typical_client
+from fedamm_pl.federation.executors import Executor, Processes
 from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
 from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.summary import table
 from fedamm_pl.files import write_atomically
+from fedamm_pl.terminal import say
 
 SHOWN_CLASSES = 20
 """Up to so many, the opening lines list classes one by one."""
@@ -44,12 +48,12 @@ def run(words: Sequence[str]) -> None:
         with ExitStack() as stack:
             try:
                 if text := requested(words):
-                    return print(text)
+                    return say(text)
                 config = parse(parser, words)
                 if config.dry_run:
                     config.logger = False
                 else:
-                    folder = Path(config.output.dir or default_folder(config))
+                    folder = Path(os.path.expanduser(config.output.dir or default_folder(config)))
                 with deferred_log():
                     orchestrator, loggers = instantiate(parser, config, folder, stack)
                 if folder is None:
@@ -80,7 +84,7 @@ def instantiate(
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"Expected `seed` to be 0 to 4294967295, got {config.seed}.")
     pl.seed_everything(config.seed, verbose=False)  # initial weights are drawn when the module is made
-    parts = parser.instantiate(config)
+    parts = made(parser, config)
     orchestrator = Orchestrator(
         parts.algorithm,
         parts.data,
@@ -100,20 +104,38 @@ def instantiate(
     return orchestrator, [TensorBoardLogger(str(folder), "", "", default_hp_metric=False, purge_step=purge)]
 
 
+def made(parser: Parser, config: Namespace) -> Namespace:
+    """Make the objects that a configuration names; the classes may be yours, and raise anything.
+
+    Raises:
+        ValueError: Whatever they raise, in one line.
+    """
+    try:
+        parts: Namespace = parser.instantiate(config)
+    except (ValueError, OverflowError):
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})") from error
+    return parts
+
+
 @contextmanager
 def deferred_log() -> Iterator[None]:
     """Hold back what the package logs until the block has succeeded, so that an error stands alone."""
     logger = logging.getLogger("fedamm_pl")
-    target = logging.StreamHandler()
-    handler = logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1, target, flushOnClose=False)
-    level = logger.level
-    logger.addHandler(handler)
+    level, handlers = logger.level, logger.handlers
+    held = [
+        logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1, target, flushOnClose=False) for target in handlers
+    ]
+    logger.handlers = [*held]
     logger.setLevel(logging.INFO)
     try:
         yield
-        handler.flush()
+        for handler in held:
+            handler.flush()
     finally:
-        logger.removeHandler(handler)
+        logger.handlers = handlers
         logger.setLevel(level)
 
 
@@ -121,7 +143,7 @@ def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespa
     """Run a federation, with what the command line adds: log, progress, the closing table, one line for an error."""
     orchestrator.callbacks += callbacks(loggers, config, text, folder)
     try:
-        print(describe(orchestrator))
+        say(describe(orchestrator))
         write_atomically(folder / "config.yaml", text.encode())
         with logging_redirect_tqdm([logging.getLogger("fedamm_pl")]), silent_writers():
             history = orchestrator.run()
@@ -130,10 +152,10 @@ def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespa
     except OSError as error:  # a full disk, a folder that has become read-only
         place = os.fsdecode(error.filename or folder)  # TensorBoard's names are bytes
         fail(f"{error.strerror or error} ({place}) after round {orchestrator.state.round_num}", folder)
-    print(table(history))
+    say(table(history))
     if counted := ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in orchestrator.state.counts.items() if n):
-        print(counted)
-    print(f"results in {folder}")
+        say(counted)
+    say(f"results in {folder}")
 
 
 def callbacks(loggers: Sequence[Logger], config: Namespace, text: str, folder: Path) -> list[FederationCallback]:
@@ -166,27 +188,33 @@ def silent_writers() -> Iterator[None]:
 
 
 def rehearse(orchestrator: Orchestrator) -> None:
-    """Print what would run, and what a round costs by the measure of one client and one evaluation."""
-    print(describe(orchestrator))
+    """Print what would run, and what a round costs by the measure of one client and an evaluation."""
+    say(describe(orchestrator))
     held = (orchestrator.data.client_class_counts > 0).sum(1)
-    print(f"classes per client: {held.min()} to {held.max()}")
+    say(f"classes per client: {held.min()} to {held.max()}")
+    config, data = orchestrator.config, orchestrator.data
+    client, images = typical_client(orchestrator), len(data.images.test_labels)
+    say(
+        f"measuring a local epoch of client {client} ({data.client_size(client)} images) and an evaluation of up to "
+        f"{images} test images ..."
+    )
     try:
         cost = estimate(orchestrator)
     except FederationError as error:
-        print(f"fedamm: error: {one_line(str(error))}", file=sys.stderr)
+        say(f"fedamm: error: {one_line(str(error))}", sys.stderr)
         sys.exit(1)
-    config = orchestrator.config
-    seconds = {name: cost[name] for name in ("train", "meta", "evaluate")}
-    sampled = num_sampled(orchestrator.data.num_clients, config.client_fraction)
+    sampled = num_sampled(data.num_clients, config.client_fraction)
     weights = sum(value.nbytes for value in orchestrator.module.model.state_dict().values())
-    print(
-        f"a round: {sampled} clients, {config.local_epochs} local epochs; clients receive {cost['received'] / 1e6:.2f} MB "
-        f"and send {cost['sent'] / 1e6:.2f} MB in all (the classifier has {weights / 1e6:.2f} MB)"
+    say(
+        f"a round: {sampled} clients, {config.local_epochs} local epochs; clients receive {cost.received / 1e6:.2f} MB "
+        f"and send {cost.sent / 1e6:.2f} MB in all (the classifier has {weights / 1e6:.2f} MB)"
     )
+    seconds = {name: getattr(cost, name) for name in ("train", "meta", "evaluate")}
     parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
     total = sum(seconds.values()) * config.num_rounds
-    print(
-        f"estimated time of a round: {sum(seconds.values()):.2f} s ({parts}), measured on one client and one evaluation; "
+    say(
+        f"estimated time of a round: {sum(seconds.values()):.2f} s ({parts}), measured on {cost.epochs} of "
+        f"{config.local_epochs} local epochs of one client and on {cost.test_images} of {images} test images; "
         f"{config.num_rounds} rounds: {datetime.timedelta(seconds=round(total))} (h:mm:ss)"
     )
 
@@ -206,7 +234,7 @@ def describe(orchestrator: Orchestrator) -> str:
     return "\n".join(
         [
             f"{type(module).__name__} with {network} ({parameters:,} parameters) on {module.device}, "
-            f"{orchestrator.trainer.resolved_precision}",
+            f"{orchestrator.trainer.resolved_precision}, {threads(orchestrator.executor)}",
             f"{data.hparams['dataset']}: {sum(counts)} training images, imbalance factor {factor:.3g} "
             f"({'a class has no images' if not factor else f'IF {1 / factor:.4g}'}), "
             f"{data.num_clients} clients of {f'{least} images each' if least == most else f'{least} to {most} images'}",
@@ -218,9 +246,18 @@ def describe(orchestrator: Orchestrator) -> str:
     )
 
 
+def threads(executor: Executor) -> str:
+    """Return how many threads compute."""
+    count, workers = torch.get_num_threads(), ""
+    if isinstance(executor, Processes):
+        count = executor.threads_per_worker or max(1, count // executor.num_workers)
+        workers = f" in each of {executor.num_workers} processes"
+    return f"{count} thread{'s' if count > 1 else ''}{workers}"
+
+
 def fail(reason: str, folder: Path) -> NoReturn:
     """Print one line to standard error and exit with status 1."""
-    print(f"fedamm: error: {one_line(reason)}; {how_to_continue(folder)}", file=sys.stderr)
+    say(f"fedamm: error: {one_line(reason)}; {how_to_continue(folder)}", sys.stderr)
     sys.exit(1)
 
 

@@ -1,48 +1,109 @@
-"""What a round will cost, by the measure of one client and one evaluation."""
+"""What a round will cost, by the measure of one client and a part of the test set."""
 
 import time
+from dataclasses import dataclass
 
+from fedamm_pl.federation.executors import Runner
 from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
 from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.trainer import quiet
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult
 
+QUICK = 3.0
+"""Seconds: what takes less is measured again, or as a whole."""
+TEST_SHARE = 10
+"""A tenth of the test set is measured first."""
 
-def estimate(orchestrator: Orchestrator) -> dict[str, float]:
-    """Estimate what a round costs, from one client's fit and one evaluation; the run's state stays as it is.
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a round costs, means over rounds, all clients together.
+
+    Attributes:
+        train: Seconds.
+        meta: Seconds.
+        evaluate: Seconds.
+        received: Tensor bytes that the clients receive.
+        sent: Tensor bytes that they send.
+        epochs: Local epochs that were measured, of one client; what more there are is calculated.
+        test_images: Test images that were measured.
+    """
+
+    train: float
+    meta: float
+    evaluate: float
+    received: float
+    sent: float
+    epochs: int
+    test_images: int
+
+
+def estimate(orchestrator: Orchestrator) -> Estimate:
+    """Estimate what a round costs, from one client's fit and an evaluation; the run's state stays as it is.
 
     Args:
         orchestrator: A run that is not open; of several workers one is used.
 
-    Returns:
-        Means over rounds: ``train``, ``meta`` and ``evaluate`` in seconds, ``received`` and ``sent`` in tensor bytes, all
-        clients together.
-
     Raises:
         FederationError: If the client fails.
     """
-    data, config, state = orchestrator.data, orchestrator.config, orchestrator.state
+    data, config = orchestrator.data, orchestrator.config
     sizes = [data.client_size(client) for client in range(data.num_clients)]
-    typical = sorted((size, client) for client, size in enumerate(sizes) if size)
-    clients = num_sampled(data.num_clients, config.client_fraction) * len(typical) / len(sizes)
+    clients = num_sampled(data.num_clients, config.client_fraction) * sum(map(bool, sizes)) / len(sizes)
+    with quiet():
+        with orchestrator.executor.open(orchestrator.spec()) as runner:
+            one = fit(orchestrator, runner, 1)
+            # what a client and the server tell each other in an epoch: the second one shows it, without the first one's start
+            two = fit(orchestrator, runner, 2) if config.local_epochs > 1 and one.meta_seconds else one
+        seconds, images = evaluation(orchestrator)
+    epochs = 1 if two is one else 2
+    sent, received = two.bytes_sent - one.bytes_sent, two.bytes_received - one.bytes_received
+    per_epoch = config.local_epochs / epochs
+    mean_size = sum(sizes) / sum(map(bool, sizes))
+    return Estimate(
+        train=clients * two.train_seconds * per_epoch * mean_size / two.num_examples,
+        meta=clients * two.meta_seconds * (per_epoch if sent or received else 1),
+        evaluate=seconds / config.eval_interval,
+        received=clients * (one.bytes_received + received * (config.local_epochs - 1)),
+        sent=clients * (one.bytes_sent + sent * (config.local_epochs - 1)),
+        epochs=epochs,
+        test_images=images,
+    )
+
+
+def typical_client(orchestrator: Orchestrator) -> int:
+    """Return the client that is measured: of median size among those that hold something."""
+    data = orchestrator.data
+    held = sorted((size, client) for client in range(data.num_clients) if (size := data.client_size(client)))
+    return held[len(held) // 2][1]
+
+
+def fit(orchestrator: Orchestrator, runner: Runner, epochs: int) -> ClientResult:
+    """Train the typical client; a quick one up to three times, since the first fit is slower."""
     personal = orchestrator.module.personal_state()
-    with quiet(), orchestrator.executor.open(orchestrator.spec()) as runner:
-        broadcast = orchestrator.server.broadcast(state.shared, 1, config.local_epochs)
-        tasks = [orchestrator.task(1, typical[len(typical) // 2][1])]
-        results: list[ClientResult] = []
-        begun = time.perf_counter()
-        while not results or (len(results) < 3 and time.perf_counter() - begun < 3):  # the first fit is slower
-            (outcome,) = runner.run(broadcast, tasks, lambda _: personal)
-            if isinstance(outcome, ClientFailure):
-                raise FederationError(str(outcome))
-            results.append(outcome)
-        start = time.perf_counter()
-        orchestrator.evaluator.measure(state.shared)
-    result, mean_size = results[-1], sum(sizes) / len(typical)
-    return {
-        "train": clients * result.train_seconds * mean_size / result.num_examples,
-        "meta": clients * result.meta_seconds,
-        "evaluate": (time.perf_counter() - start) / config.eval_interval,
-        "received": clients * result.bytes_received,
-        "sent": clients * result.bytes_sent,
-    }
+    broadcast = orchestrator.server.broadcast(orchestrator.state.shared, 1, epochs)
+    tasks = [orchestrator.task(1, typical_client(orchestrator))]
+    begun = time.perf_counter()
+    results: list[ClientResult] = []
+    while not results or (len(results) < 3 and time.perf_counter() - begun < QUICK):
+        (outcome,) = runner.run(broadcast, tasks, lambda _: personal)
+        if isinstance(outcome, ClientFailure):
+            raise FederationError(str(outcome))
+        results.append(outcome)
+    return results[-1]
+
+
+def evaluation(orchestrator: Orchestrator) -> tuple[float, int]:
+    """Return the seconds of an evaluation, and the test images that were measured for it: a part of many."""
+    evaluator, state = orchestrator.evaluator, orchestrator.state.shared
+    loader = orchestrator.data.test_dataloader()
+    images, batches = len(orchestrator.data.images.test_labels), -(-len(loader) // TEST_SHARE)
+    measured = min(images, batches * orchestrator.data.hparams["test_batch_size"])
+    start = time.perf_counter()
+    evaluator.module.load_shared_state(evaluator.module.deployed(state))
+    orchestrator.trainer.build(limit_test_batches=batches).test(evaluator.module, loader, verbose=False)
+    if (whole := (time.perf_counter() - start) * images / measured) > QUICK:
+        return whole, measured
+    start = time.perf_counter()
+    evaluator.measure(state)
+    return time.perf_counter() - start, images

@@ -32,9 +32,14 @@ def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any
         measured = [row for row in rows if name in row]
         row = pick([row for row in measured if math.isfinite(row[name])] or measured, key=lambda row: row[name])
         best[name] = {"value": row[name], "round": row["round"]}
-    last = rows[-LAST:]
+    last = rows[-num_averaged(history) :]
     mean = {name: sum(values) / len(values) for name in final if (values := [row[name] for row in last if name in row])}
     return {"final": final, "best": best, "mean_last_10": mean}
+
+
+def num_averaged(history: Sequence[Mapping[str, float]]) -> int:
+    """Return over how many evaluations ``mean_last_10`` is the mean: ten, or as many as there are after round 0."""
+    return min(LAST, sum(row["round"] > 0 for row in history) or len(history))
 
 
 def divergence(history: Sequence[Mapping[str, float]], chance: float, error: float = 0.0) -> str | None:
@@ -63,7 +68,11 @@ def table(history: Sequence[Mapping[str, float]]) -> str:
     summary = summarize(history)
     columns = short_names(summary["final"])
     lines = [f"{'test accuracy, %':<18}" + "".join(f"{name:>9}" for name in columns.values())]
-    for title, key in (("final", "final"), ("best (on test)", "best"), (f"mean of last {LAST}", "mean_last_10")):
+    for title, key in (
+        ("final", "final"),
+        ("best (on test)", "best"),
+        (f"mean of last {num_averaged(history)}", "mean_last_10"),
+    ):
         values = [summary[key][metric] for metric in columns]
         numbers = [value["value"] if isinstance(value, dict) else value for value in values]
         lines.append(f"{title:<18}" + "".join(f"{100 * number:9.2f}" for number in numbers))

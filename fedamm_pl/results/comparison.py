@@ -1,26 +1,28 @@
 """Methods x seeds x settings on shared splits: planned, run side by side, and the table that a paper would print."""
 
 import copy
-import csv
 import dataclasses
-import io
+import hashlib
 import itertools
-import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedamm_pl.federation.fingerprint import differences
+import yaml
+
+from fedamm_pl.federation.fingerprint import differences, flatten
 from fedamm_pl.files import NO_FOLLOW, refuse_links, write_atomically
-from fedamm_pl.results.figure_parts import rendered
-from fedamm_pl.results.figures import comparison
-from fedamm_pl.results.runs import read, read_summary
-from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, row, table
+from fedamm_pl.results.reading import read_config, read_summary
+from fedamm_pl.results.tables import averaged
+from fedamm_pl.terminal import say
+
+MAX_NAME = 100
+"""Bytes of a folder's name; a file system takes 255, some of them for endings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,21 +158,24 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 
 def file_name(text: str) -> str:
-    """Return a text as the name of a folder.
+    """Return a text as the name of a folder; a long one is cut, and stays apart from others by its hash.
 
     Example:
-        >>> file_name("FedLC, tau 0.5")
-        'FedLC_tau_0.5'
+        >>> file_name("FedLC, tau 0.5"), len(file_name("a" * 300))
+        ('FedLC_tau_0.5', 111)
     """
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_.") or "unnamed"
+    name = re.sub(r"[^\w.+-]+", "_", text).strip("_.") or "unnamed"
+    if len(name.encode()) > MAX_NAME:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+        name = f"{name.encode()[:MAX_NAME].decode(errors='ignore')}-{digest}"
+    return name
 
 
-def check_folders(runs: Sequence[PlannedRun], flat: Callable[[str], Mapping[str, Any]]) -> None:
+def check_folders(runs: Sequence[PlannedRun]) -> None:
     """Check that what the folders hold already are these runs, and that nothing leads out of them.
 
     Args:
         runs: The runs.
-        flat: A configuration as YAML -> option -> value.
 
     Raises:
         ValueError: If a folder holds a run with other options, which the message lists, or a link; or if a file cannot be read.
@@ -178,8 +183,9 @@ def check_folders(runs: Sequence[PlannedRun], flat: Callable[[str], Mapping[str,
     for run in runs:
         for folder in reversed(run.folder.parents[: len(run.setting) + 2]):  # from that of the comparison downwards
             refuse_links(folder)
-        config = read(run.folder / "config.yaml", lambda text, _: flat(text))
-        if config is not None and (differing := differences(config, flat(run.config))):
+        config = read_config(run.folder)
+        wanted = flatten(yaml.safe_load(run.config))
+        if config is not None and (differing := differences(flatten(config), wanted)):
             raise ValueError(
                 f"Expected {run.folder} to hold the run {run}, got one with other options: {'; '.join(differing)}. "
                 "Choose another `dir`, or the old options."
@@ -197,7 +203,7 @@ def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
         The runs that failed; their output is in ``<folder>.log``.
     """
     waiting = [run for run in runs if not run.finished]
-    print(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before", flush=True)
+    say(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before")
     running: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
     failed, done = [], len(runs) - len(waiting)
     try:
@@ -211,11 +217,11 @@ def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
                 done += 1
                 if process.returncode or not run.finished:
                     failed.append(run)
-                    print(f"[{done}/{len(runs)}] {run}: failed, see {run.log}", flush=True)
+                    say(f"[{done}/{len(runs)}] {run}: failed, see {run.log}")
                     continue
-                mean = (run.summary or {})["mean_last_10"]["test/acc"]
-                seconds = time.monotonic() - began
-                print(f"[{done}/{len(runs)}] {run}: {100 * mean:.1f} (mean of last 10), {seconds:.0f} s", flush=True)
+                summary, seconds = run.summary or {}, time.monotonic() - began
+                mean, last = summary["mean_last_10"]["test/acc"], averaged([summary.get("num_averaged")])
+                say(f"[{done}/{len(runs)}] {run}: {100 * mean:.1f} (mean of last {last}), {seconds:.0f} s")
     finally:
         for process in running:
             process.terminate()
@@ -236,52 +242,3 @@ def start(run: PlannedRun, jobs: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "fedamm_pl.cli.main", "--config", str(path), "--output.dir", str(run.folder)]
     with open(os.open(run.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666), "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-
-
-def rows(runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
-    """Return the rows of the finished runs."""
-    return [row(run.method, run.seed, run.setting, summary) for run in runs if (summary := run.summary)]
-
-
-def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield each setting, as text, with its rows."""
-    distinct: list[dict[str, Any]] = []
-    for run in runs:
-        if run.setting not in distinct:
-            distinct.append(run.setting)
-    for setting in distinct:
-        members = [row for row in found if all(row[name] == value for name, value in setting.items())]
-        if members:
-            yield ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in setting.items()), members
-
-
-def write_results(folder: Path, runs: Sequence[PlannedRun]) -> str:
-    """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
-
-    Returns:
-        The table as Markdown.
-    """
-    found = rows(runs)
-    columns = dict.fromkeys(name for row in found for name in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    write_atomically(folder / "results.csv", text.getvalue().encode())
-    summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in runs if run.finished}
-    write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
-    markdown, latex, panels = [], [], {}
-    for setting, members in settings(runs, found):
-        cells = table(members)
-        markdown += [f"**{setting}**", "", *as_markdown(cells), ""] if setting else [*as_markdown(cells), ""]
-        latex += [f"% {setting}", *as_latex(cells), ""]
-        panels[setting] = accuracies(members)
-    if any(row["uses_meta_set"] for row in found):
-        markdown += ["† uses the server's balanced meta set.", ""]
-    write_atomically(folder / "results.md", "\n".join(markdown).encode())
-    write_atomically(folder / "results.tex", "\n".join(latex).encode())
-    if found:
-        figure = comparison(panels)
-        write_atomically(folder / "results.pdf", rendered(figure, "pdf"))
-        write_atomically(folder / "results.png", rendered(figure, "png", dpi=150))
-    return "\n".join(markdown)

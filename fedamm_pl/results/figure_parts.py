@@ -1,22 +1,28 @@
 """The one style of the figures, and the parts that they are made of."""
 
 import io
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from fedamm_pl.metrics import GROUPS
+from fedamm_pl.terminal import printable
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
@@ -28,6 +34,7 @@ SHADES = colormaps["viridis_r"](np.linspace(0, 1, 256))
 CLEAR = ListedColormap(SHADES[32:])  # its lightest differs from white paper
 FADING = ListedColormap(1 - np.linspace(0, 1, 256)[:, None] ** 0.3 * (1 - SHADES[:, :3]))  # white at 0
 NO_GROUP = "no group"
+MANY = 1000  # classes beyond which a figure has no bars
 NAMED = 20  # classes or clients up to which each has a tick
 SMALL, MEDIUM = 8, 9  # points
 NATS = "cross-entropy of the example (nats)"
@@ -70,8 +77,45 @@ def label_axes(axes: Axes, title: str, below: str, left: str) -> None:
     axes.set_ylabel(left, fontsize=MEDIUM)
 
 
+@cache
+def characters() -> set[int]:
+    """Return the characters that the fonts of the figures have."""
+    paths = [font_manager.findfont(FontProperties(family=[family])) for family in FontProperties().get_family()]
+    return {character for path in paths for character in font_manager.get_font(path).get_charmap()}
+
+
+@cache
+def drawable(text: str) -> str:
+    r"""Return a name as it can be drawn: no formula, and characters that the font lacks as codes, which is logged once.
+
+    Example:
+        >>> print(drawable("a\tb"), drawable("$x$"), drawable("_x"))
+        a\tb \$x\$  _x
+    """
+    plain = printable(text)
+    shown = "".join(
+        c if ord(c) in characters() or not c.isprintable() else c.encode("unicode_escape").decode() for c in plain
+    )
+    if shown != plain:
+        warn_of_font(plain, shown)
+    shown = shown.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # matplotlib hides what begins so from a legend
+
+
+said: set[str] = set()  # in this process
+
+
+def warn_of_font(name: str, shown: str) -> None:
+    """Log, once, that names are drawn with codes."""
+    if not said:
+        said.add(name)
+        log.warning("figures: the font lacks characters of some names; they are drawn as codes, %s as %s", name, shown)
+
+
 def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """Draw a legend below everything, where it hides nothing, in as many columns as fit."""
+    for handle in handles:
+        handle.set_label(drawable(str(handle.get_label())))
     columns = int(72 * figure.get_figwidth() / (38 + 4.8 * max((len(str(h.get_label())) for h in handles), default=0)))
     look: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 2.6, "columnspacing": 1}
     if handles:
@@ -153,11 +197,22 @@ def set_class_ticks(axis: Axis, count: int, names: Sequence[str] = (), first: in
     """Give each class its name, or a few of many their numbers."""
     texts = [name if len(name) <= 24 else name[:23] + "…" for name in map(str, names or range(first, first + count))]
     upright = axis is axis.axes.xaxis and max(map(len, texts)) > 3
-    if count <= NAMED:  # a dollar would begin a formula
-        texts = [text.replace("$", r"\$") for text in texts]
-        axis.set_ticks(range(first, first + count), texts, rotation=90 if upright else 0)
+    if count <= NAMED:
+        axis.set_ticks(range(first, first + count), list(map(drawable, texts)), rotation=90 if upright else 0)
     else:
         axis.set_major_locator(whole_numbers())
+
+
+def draw_class_bars(
+    axes: Axes, ranks: NDArray[Any], heights: Sequence[int], count: int, label: str, style: Style
+) -> Any:
+    """Draw the bars of a group of classes, of so many in all."""
+    if count > MANY:  # a bar of its own for each would take a millisecond
+        width = 500 / count  # points
+        return axes.vlines(ranks, 0, heights, style.color, linewidth=width, label=label, rasterized=True)
+    # many bars touch, lest they look like a grey area; the hatches are white, so that the colour stays the group's
+    look: dict[str, Any] = {"color": style.color, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
+    return axes.bar(ranks, heights, 0.8 if count <= NAMED else 1, label=label, **look)
 
 
 def draw_loss_bars(axes: Axes, grid: Array, shares: Array) -> None:
@@ -209,5 +264,5 @@ def draw_means(axes: Axes, rounds: Array, means: Mapping[str, float], styles: Ma
     for (name, mean), height in zip(ordered, heights, strict=True):
         axes.hlines(mean, rounds[0], rounds[-1], color=styles[name].color, linewidth=2.5)
         arrow = {"arrowstyle": "-", "color": styles[name].color, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
-        text = f"{name} {mean:.1f}"
+        text = f"{drawable(name)} {mean:.1f}"
         axes.annotate(text, (1, mean), (1.03, height), right, right, arrow, fontsize=SMALL, va="center")

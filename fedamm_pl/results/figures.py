@@ -18,18 +18,21 @@ from fedamm_pl.federation.summary import LAST
 from fedamm_pl.results.figure_parts import (
     CLEAR,
     FADING,
+    MANY,
     MEDIUM,
     NAMED,
     NATS,
     PERCENT,
     as_array,
     draw_band,
+    draw_class_bars,
     draw_heat_map,
     draw_legend,
     draw_line,
     draw_loss_bars,
     draw_means,
     draw_seeds,
+    drawable,
     group_members,
     group_styles,
     label_axes,
@@ -72,7 +75,7 @@ def comparison(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
     methods = list(dict.fromkeys(name for groups in panels.values() for group in groups.values() for name in group))
     styles = group_styles(list(dict.fromkeys(name for setting in panels.values() for name in setting)))
     width = 2 + 2.2 * len(styles)
-    titles = {setting: textwrap.wrap(setting, int(11 * (width - 2))) for setting in panels}
+    titles = {setting: textwrap.wrap(drawable(setting), int(11 * (width - 2))) for setting in panels}
     height = (0.9 + 0.22 * len(methods)) * len(panels) + 0.17 * sum(map(len, titles.values()))
     figure, flat = new_figure(width, height, len(panels), len(styles), sharey=True)
     cells = [(setting, group) for setting in panels for group in styles]
@@ -85,7 +88,7 @@ def comparison(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
             axes.annotate("\n".join(above), (0, 1), (0, 18), fontsize=MEDIUM + 1, weight="bold", va="bottom", **place)
         label_axes(axes, "\n" * len(above) + group, PERCENT if index >= len(cells) - len(styles) else "", "")
         axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_yticks(range(len(methods)), methods)
+        axes.set_yticks(range(len(methods)), list(map(drawable, methods)))
         axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
 
@@ -103,10 +106,8 @@ def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], cla
     figure, (linear, log) = new_figure(6.5, 4.6, 2, sharex=True)
     bars: list[Any] = []
     for name, members, style in group_members(groups, len(counts)):
-        # many bars touch, lest they look like a grey area; the hatches are white, so that the colour stays the group's
-        look: dict[str, Any] = {"color": style.color, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
-        heights, width = [counts[label] for label in members], 0.8 if len(counts) <= NAMED else 1
-        bars += [axes.bar(ranks[members], heights, width, label=name, **look) for axes in (linear, log)][:1]
+        heights = [counts[label] for label in members]
+        bars += [draw_class_bars(axes, ranks[members], heights, len(counts), name, style) for axes in (linear, log)][:1]
     named = bool(class_names) and len(counts) <= NAMED
     label_axes(linear, "Training images per class", "", "images")
     label_axes(log, "", "class" if named else "rank of the class by training images", "images (log scale)")
@@ -232,8 +233,9 @@ def class_accuracy(
     figure, (axes,) = new_figure(5.5, 3.8)
     handles: list[Artist] = []
     for name, members, style in group_members(groups, len(x)):
-        look: dict[str, Any] = {"marker": style.marker, "color": style.color, "linestyle": "", "clip_on": False}
-        axes.vlines(x[members], before[members], after[members], color=style.color, linewidth=0.8, alpha=0.6)
+        many: dict[str, Any] = {"rasterized": True} if len(x) > MANY else {}
+        look: dict[str, Any] = {"marker": style.marker, "color": style.color, "linestyle": "", "clip_on": False, **many}
+        axes.vlines(x[members], before[members], after[members], color=style.color, linewidth=0.8, alpha=0.6, **many)
         axes.plot(x[members], before[members], markerfacecolor="white", **look)
         handles += axes.plot(x[members], after[members], label=name, **look)
     for label, values, face in zip(labels, (before, after), ("white", "0.3"), strict=True):

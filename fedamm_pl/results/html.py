@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fedamm_pl.results.figure_parts import rendered
 from fedamm_pl.results.tables import Cells
+from fedamm_pl.terminal import printable
 
 WIDE = 7  # inches; a figure of more gets a line of its own
 CSS = """
@@ -63,6 +64,11 @@ pre.command { white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 
+def escaped(text: str) -> str:
+    """Return a text as HTML that shows it, its control characters as codes."""
+    return escape(printable(text, keep="\n"))
+
+
 def page(title: str, body: str) -> str:
     """Return a whole page; it loads nothing."""
     return f"""<!DOCTYPE html>
@@ -72,7 +78,7 @@ def page(title: str, body: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
+<title>{escaped(title)}</title>
 <style>{CSS}</style>
 </head>
 <body>
@@ -86,7 +92,7 @@ def tabular(cells: Cells) -> str:
     """Return a table; the first line are the headings."""
 
     def line(texts: Sequence[tuple[str, bool]], scope: str) -> str:
-        marked = [f"<strong>{escape(text)}</strong>" if bold else escape(text) for text, bold in texts]
+        marked = [f"<strong>{escaped(text)}</strong>" if bold else escaped(text) for text, bold in texts]
         first, rest = marked[0], marked[1:]
         if scope == "col":
             return "<tr>" + "".join(f'<th scope="col">{text}</th>' for text in marked) + "</tr>"
@@ -98,12 +104,14 @@ def tabular(cells: Cells) -> str:
 
 def definitions(terms: dict[str, str]) -> str:
     """Return terms and what there is to say about them."""
-    return "<dl>\n" + "\n".join(f"<dt>{escape(t)}</dt><dd>{escape(fact)}</dd>" for t, fact in terms.items()) + "\n</dl>"
+    return (
+        "<dl>\n" + "\n".join(f"<dt>{escaped(t)}</dt><dd>{escaped(fact)}</dd>" for t, fact in terms.items()) + "\n</dl>"
+    )
 
 
 def folded(title: str, content: str) -> str:
     """Return what can be folded up."""
-    return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
+    return f"<details><summary>{escaped(title)}</summary>\n{content}\n</details>"
 
 
 def embedded(figure: Figure, title: str, caption: str) -> str:
@@ -113,8 +121,8 @@ def embedded(figure: Figure, title: str, caption: str) -> str:
         data = base64.b64encode(rendered(figure, "svg", metadata={"Date": None})).decode()
     return (
         f"<figure{' class=wide' if figure.get_figwidth() > WIDE else ''}>"
-        f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(title)}">'
-        f"<figcaption><strong>{escape(title)}</strong> {escape(caption)}</figcaption></figure>"
+        f'<img src="data:image/svg+xml;base64,{data}" alt="{escaped(title)}">'
+        f"<figcaption><strong>{escaped(title)}</strong> {escaped(caption)}</figcaption></figure>"
     )
 
 

@@ -1,15 +1,15 @@
 """What a report says of one run: results, key facts, figures, classes, configuration, and where it comes from."""
 
-from html import escape
+from collections.abc import Callable
 from typing import Any, Literal
 
 import yaml
 
 from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.summary import short_names
-from fedamm_pl.results.html import definitions, embedded, folded, gallery, tabular
+from fedamm_pl.results.html import definitions, embedded, escaped, folded, gallery, tabular
 from fedamm_pl.results.runs import Run
-from fedamm_pl.results.tables import COUNTS, KINDS, plain
+from fedamm_pl.results.tables import COUNTS, plain, titles
 
 MAX_OPEN_CLASSES = 20  # a longer table is folded up
 CAPTIONS = {
@@ -53,7 +53,7 @@ def single(run: Run) -> tuple[str, str]:
     title = f"{run.method} on {run.dataset}" if run.dataset else run.method
     seed = None if run.seed is None else f"seed {run.seed}"
     below = ", ".join(filter(None, [seed, imbalance(run), str(run.path)]))
-    return title, f'<h1>{escape(title)}</h1>\n<p class="soft">{escape(below)}</p>\n{sections(run)}'
+    return title, f'<h1>{escaped(title)}</h1>\n<p class="soft">{escaped(below)}</p>\n{sections(run)}'
 
 
 def imbalance(run: Run) -> str | None:
@@ -68,20 +68,33 @@ def imbalance(run: Run) -> str | None:
 
 def sections(run: Run, with_figures: bool = True) -> str:
     """Return everything about a run below its title."""
-    figures = run.figures() if with_figures and run.history else {}
+    figures, missing = attempted(lambda: drawn(run) if with_figures and run.history else [])
     parts = [
-        *(f'<p class="note">{escape(note)}</p>' for note in notes(run)),
+        *(f'<p class="note">{escaped(note)}</p>' for note in filter(None, [*notes(run), missing])),
         ended(run),
         headline(run),
         "<h2>Key facts</h2>",
         definitions(facts(run)),
         "<h2>Figures</h2>" if figures else "",
-        gallery([embedded(figure, *captions(name)) for name, figure in figures.items()]),
+        gallery(figures),
         classes(run),
         configuration(run),
         origin(run),
     ]
     return "\n".join(filter(None, parts))
+
+
+def drawn(run: Run) -> list[str]:
+    """Return the figures of a run."""
+    return [embedded(figure, *captions(name)) for name, figure in run.figures().items()]
+
+
+def attempted(draw: Callable[[], list[str]]) -> tuple[list[str], str]:
+    """Return figures and an empty text; or none, and what to say of it: the numbers are there without them."""
+    try:
+        return draw(), ""
+    except Exception as error:
+        return [], f"The figures are left out: they could not be drawn ({type(error).__name__}: {error})."
 
 
 def notes(run: Run) -> list[str]:
@@ -99,7 +112,7 @@ def notes(run: Run) -> list[str]:
 def ended(run: Run) -> str:
     """Return why a run ended before its last round though nothing went wrong."""
     reason = (run.summary or {}).get("ended")
-    return f"<p>{escape(f'This run has ended early: {reason}')}</p>" if reason else ""
+    return f"<p>{escaped(f'This run has ended early: {reason}')}</p>" if reason else ""
 
 
 def rounds(run: Run) -> str:
@@ -117,7 +130,7 @@ def headline(run: Run) -> str:
         return "<p>No round has been evaluated yet.</p>"
     results, columns = run.results, short_names(run.results["final"])
     cells = [["test accuracy, %", *columns.values()]]
-    for kind, title in KINDS.items():
+    for kind, title in titles([run.num_averaged]).items():
         cells.append([title, *(percent(results[kind][metric]) for metric in columns)])
         if kind == "best":
             cells.append(["... in round", *(f"{results[kind][metric]['round']:.0f}" for metric in columns)])
@@ -227,13 +240,13 @@ def classes(run: Run) -> str:
         return ""
     names = (run.diagnostics or {}).get("class_names") or list(map(str, range(len(counts))))
     groups = (run.summary or run.diagnostics or {}).get("shot_groups", {})
+    group_of = {label: group for group, members in groups.items() for label in members}
     first, last = run.history[0], run.history[-1]
     cells = [["class", "training images", "group", *(f"round {row['round']:.0f}, %" for row in (first, last))]]
     for label, (name, count) in enumerate(zip(names, counts, strict=True)):
         column = f"test/acc_class_{label}"
-        group = next((group for group, members in groups.items() if label in members), "")
         measured = [percent(row[column]) if column in row else "none in the test set" for row in (first, last)]
-        cells.append([name, str(count), group, *measured])
+        cells.append([name, str(count), group_of.get(label, ""), *measured])
     table = tabular(plain(cells))
     return "<h2>Classes</h2>\n" + (
         table if len(counts) <= MAX_OPEN_CLASSES else folded(f"{len(counts)} classes", table)
@@ -245,7 +258,7 @@ def configuration(run: Run) -> str:
     if not run.config:
         return ""
     text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-    return "<h2>Configuration</h2>\n" + folded("config.yaml", f"<pre>{escape(text)}</pre>")
+    return "<h2>Configuration</h2>\n" + folded("config.yaml", f"<pre>{escaped(text)}</pre>")
 
 
 def origin(run: Run) -> str:
@@ -259,7 +272,7 @@ def origin(run: Run) -> str:
     return "\n".join(
         [
             "<h2>Where it comes from</h2>",
-            f'<pre class="command">{escape(str(run.summary.get("command", "")))}</pre>',
+            f'<pre class="command">{escaped(str(run.summary.get("command", "")))}</pre>',
             definitions({term: fact for term, fact in known_of.items() if fact}),
         ]
     )

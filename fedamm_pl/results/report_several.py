@@ -2,27 +2,38 @@
 
 import collections
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedamm_pl.results.figures import accuracy_against_bytes, comparison
-from fedamm_pl.results.html import embedded, folded, gallery, tabular
-from fedamm_pl.results.report_one import joined, known, megabytes, options, percent, rounds, seconds, sections, totals
+from fedamm_pl.results.html import embedded, escaped, folded, gallery, tabular
+from fedamm_pl.results.report_one import (
+    attempted,
+    joined,
+    known,
+    megabytes,
+    options,
+    percent,
+    rounds,
+    seconds,
+    sections,
+    totals,
+)
 from fedamm_pl.results.runs import Run
-from fedamm_pl.results.tables import COSTS, KINDS, Cells, accuracies, plain, row, stacked, table
+from fedamm_pl.results.tables import COSTS, KINDS, Cells, accuracies, plain, row, stacked, table, titles
 
 MAX_RUNS_WITH_FIGURES = 6  # a page of more takes long to open
 IRRELEVANT = ("seed", "data.root", "logger", "output.")  # what does not make a run another experiment
 COMPARISON = (
-    "Large dots are means of the last ten evaluations over the seeds, with their standard deviation; small dots are seeds. "
-    "Methods whose bars overlap are not told apart by these runs."
+    "Large dots are means of the last evaluations (ten, where there are as many) over the seeds, with their standard deviation; "
+    "small dots are seeds. Methods whose bars overlap are not told apart by these runs."
 )
 BYTES = "The further left a curve rises, the less it costs to be as good; where curves cross, the budget decides."
 LEGEND = (
-    "Test accuracy in percent, mean ± standard deviation over the seeds. Bold: ahead of the second by more than either "
-    "one's standard deviation. Best is chosen on the test set: an optimistic figure. † uses the server's balanced images, "
+    "Test accuracy in percent, mean ± standard deviation over the seeds. Bold: the highest mean, if there are three seeds or more "
+    "of each method and its bar (mean ± standard deviation) lies above all others. Best is chosen on the test set: an optimistic figure. † uses the server's balanced images, "
     "which the others do not have. Unfinished and stopped runs are left out."
 )
 
@@ -33,8 +44,8 @@ def several(runs: Sequence[Run]) -> tuple[str, str]:
     title = joined(f"{len(runs)} runs", *sorted({run.dataset for run in runs} - {""}))
     with_figures = len(runs) <= MAX_RUNS_WITH_FIGURES
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        *(f'<p class="note">{escape(note)}</p>' for note in repeated(runs, names)),
+        f"<h1>{escaped(title)}</h1>",
+        *(f'<p class="note">{escaped(note)}</p>' for note in repeated(runs, names)),
         "<h2>Methods</h2>",
         *methods(runs, names),
         "<h2>Runs</h2>",
@@ -79,7 +90,7 @@ def repeated(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 def run_lines(runs: Sequence[Run], names: Sequence[str]) -> Cells:
     """Return a line for each run."""
-    kinds = (f"all, {title}" for title in KINDS.values())
+    kinds = (f"all, {title}" for title in titles(run.num_averaged for run in runs).values())
     lines = [["run", "seed", "rounds", *kinds, *COSTS.values(), "folder"]]
     for run, name in zip(runs, names, strict=True):
         state = rounds(run).removesuffix(" rounds") + ("" if run.summary else ", unfinished")
@@ -92,16 +103,23 @@ def run_lines(runs: Sequence[Run], names: Sequence[str]) -> Cells:
 def methods(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     """Return the table and the figures of the methods, over the finished runs."""
     rows = [
-        row(name, run.seed or 0, {}, run.summary)
+        row(name, run.seed or 0, {}, {**run.summary, "num_averaged": run.num_averaged})
         for run, name in zip(runs, names, strict=True)
         if run.summary is not None and not run.summary["stopped"]
     ]
     if not rows:
         return ["<p>None of the runs has finished yet.</p>"]
+    figures, missing = attempted(lambda: drawn(runs, names, rows))
+    note = [f'<p class="note">{escaped(missing)}</p>'] if missing else []
+    return [tabular(stacked(table(rows))), f'<p class="soft">{LEGEND}</p>', *note, gallery(figures)]
+
+
+def drawn(runs: Sequence[Run], names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the figures of the methods."""
     figures = [embedded(comparison({"": accuracies(rows)}), "Methods", COMPARISON)]
     if curves := byte_curves(runs, names):
         figures.append(embedded(accuracy_against_bytes(curves), "Accuracy against bytes", BYTES))
-    return [tabular(stacked(table(rows))), f'<p class="soft">{LEGEND}</p>', gallery(figures)]
+    return figures
 
 
 def byte_curves(

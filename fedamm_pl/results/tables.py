@@ -1,28 +1,55 @@
-"""Tables over runs: a row for each finished run, a line for each method, as Markdown and as LaTeX."""
+"""Tables over runs: a row for each finished run, a line for each method, as Markdown, LaTeX and CSV."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from fedamm_pl.federation.summary import SHOWN
+from fedamm_pl.federation.summary import LAST, SHOWN
 from fedamm_pl.results.statistics import leader, mean_and_deviation
+from fedamm_pl.terminal import printable
 
 Cells = Sequence[Sequence[tuple[str, bool]]]
 """The lines of a table, the first of them the headings: texts, and whether each is bold."""
 
-KINDS = {"final": "final", "best": "best on test", "mean_last_10": "mean of last 10"}
+KINDS = ("final", "best", "mean_last_10")
 COSTS = {"bytes_per_round": "MB a round", "seconds_per_round": "s a round"}
 COUNTS = ("failed_clients", "refused_updates", "failed_rounds", "resumes")
 LATEX = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
+    | {character: f"{{{character}}}" for character in "[]*"}  # options of the line break before them
     | {
         "\\": r"\textbackslash{}",
         "^": r"\textasciicircum{}",
         "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
         "±": r"$\pm$",
         "†": r"$\dagger$",
     }
 )
+MARKDOWN = re.compile(r"[\\`|<>&*\[\]$~]|(?<!\w)_|_(?!\w)")
+FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+"""With these a spreadsheet begins a formula, also where they are as wide as Chinese characters."""
+
+
+def averaged(counts: Iterable[int | None]) -> str:
+    """Say over how many evaluations the means of runs are taken; files of earlier versions do not tell.
+
+    Example:
+        >>> averaged([10, 10]), averaged([3, 10]), averaged([None])
+        ('10', '3 to 10', '10 or fewer')
+    """
+    found = {count or 0 for count in counts}
+    if 0 in found or not found:
+        return f"{LAST} or fewer"
+    return str(max(found)) if len(found) == 1 else f"{min(found)} to {max(found)}"
+
+
+def titles(counts: Iterable[int | None]) -> dict[str, str]:
+    """Return kind of result -> its title, given over how many evaluations the means are taken."""
+    return {"final": "final", "best": "best on test", "mean_last_10": f"mean of last {averaged(counts)}"}
 
 
 def row(method: str, seed: int, setting: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +67,7 @@ def row(method: str, seed: int, setting: Mapping[str, Any], summary: Mapping[str
             if metric in summary[kind]:
                 value = summary[kind][metric]
                 found[f"{kind}/{name}"] = 100 * (value["value"] if isinstance(value, dict) else value)
+    found["num_averaged"] = summary.get("num_averaged")
     found["bytes_per_round"] = summary["bytes_per_round"]["received"] + summary["bytes_per_round"]["sent"]
     found["seconds_per_round"] = sum(summary["seconds_per_round"].values())
     return found | {name: summary[name] for name in COUNTS}
@@ -63,11 +91,12 @@ def accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float
 def table(rows: Sequence[dict[str, Any]]) -> Cells:
     """Return the table of the methods.
 
-    Accuracies are mean ± standard deviation over the seeds. The best of a column is bold where it is ahead of the second by
-    more than either one's standard deviation.
+    Accuracies are mean ± standard deviation over the seeds. The best of a column is bold where its bar overlaps no other's, see
+    :func:`~fedamm_pl.results.statistics.leader`.
     """
     names = [name for name in SHOWN.values() if all(f"final/{name}" in row for row in rows)]
-    columns = {f"{kind}/{name}": f"{name}, {title}" for kind, title in KINDS.items() for name in names}
+    kinds = titles(row["num_averaged"] for row in rows)
+    columns = {f"{kind}/{name}": f"{name}, {title}" for kind, title in kinds.items() for name in names}
     groups = by_method(rows)
     lines = [[(title, False) for title in ("method", "seeds", *columns.values(), *COSTS.values())]]
     best = {column: leader([[row[column] for row in mine] for _, mine in groups]) for column in columns}
@@ -85,7 +114,7 @@ def stacked(cells: Cells) -> Cells:
     head = [text for text, _ in cells[0]]
     start, costs = [0, 1], list(range(len(head) - len(COSTS), len(head)))  # method and seeds; what comes last
     found: list[Sequence[tuple[str, bool]]] = []
-    for title in KINDS.values():
+    for title in dict.fromkeys(text.partition(", ")[2] for text in head[2 : -len(COSTS)]):
         ends = f", {title}"
         order = [*start, *(index for index, text in enumerate(head) if text.endswith(ends)), *costs]
         if not found:
@@ -102,7 +131,7 @@ def plain(lines: Sequence[Sequence[str]]) -> Cells:
 
 def as_markdown(cells: Cells) -> list[str]:
     """Format a table as Markdown."""
-    escaped = [[(text.replace("|", "\\|"), bold) for text, bold in line] for line in cells]
+    escaped = [[(markdown_text(text), bold) for text, bold in line] for line in cells]
     lines = ["| " + " | ".join(f"**{text}**" if bold else text for text, bold in line) + " |" for line in escaped]
     return [lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]
 
@@ -110,7 +139,7 @@ def as_markdown(cells: Cells) -> list[str]:
 def as_latex(cells: Cells) -> list[str]:
     """Format a table as LaTeX, for the package booktabs."""
     lines = [
-        " & ".join(rf"\textbf{{{t.translate(LATEX)}}}" if bold else t.translate(LATEX) for t, bold in line)
+        " & ".join(rf"\textbf{{{latex_text(text)}}}" if bold else latex_text(text) for text, bold in line)
         for line in cells
     ]
     body = [line + r" \\" for line in lines]
@@ -124,3 +153,36 @@ def as_latex(cells: Cells) -> list[str]:
         r"\bottomrule",
         r"\end{tabular}",
     ]
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a text as Markdown that shows it, in one line.
+
+    Example:
+        >>> print(markdown_text("<b>a|b</b>\n"))
+        \<b\>a\|b\</b\>\\n
+    """
+    return MARKDOWN.sub(r"\\\g<0>", printable(text))
+
+
+def latex_text(text: str) -> str:
+    r"""Return a text as LaTeX that shows it, in one line.
+
+    Example:
+        >>> print(latex_text("\\input{x}"))
+        \textbackslash{}input\{x\}
+    """
+    return printable(text).translate(LATEX)
+
+
+def as_csv(value: Any) -> Any:
+    """Return a value as a field of a CSV file; a text that a spreadsheet would take for a formula gets a quote before it.
+
+    Example:
+        >>> as_csv("=SUM(A1)"), as_csv("FedAvg"), as_csv(-1.5)
+        ("'=SUM(A1)", 'FedAvg', -1.5)
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = printable(str(value))
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text

@@ -43,7 +43,7 @@ def closing_table(text: str) -> dict[str, dict[str, float]]:
     columns = head.removeprefix("test accuracy, %").split()
     table = {}
     for line in (final, best, mean):
-        row, numbers = re.fullmatch(r"(\D+(?:10)?) +((?: *\d+\.\d\d)+)", line).groups()  # type: ignore[union-attr]
+        row, numbers = re.fullmatch(r"(\D+(?:last \d+)?) +((?: *\d+\.\d\d)+)", line).groups()  # type: ignore[union-attr]
         table[row.strip()] = dict(zip(columns, map(float, numbers.split()), strict=True))
     return table
 
@@ -52,7 +52,7 @@ def assert_table_of(text: str, folder: Path) -> None:
     """Require the closing table to show summary.json."""
     summary = json.loads((folder / "summary.json").read_text())
     best = {metric: entry["value"] for metric, entry in summary["best"].items()}
-    expected = {"final": summary["final"], "best (on test)": best, "mean of last 10": summary["mean_last_10"]}
+    expected = {"final": summary["final"], "best (on test)": best, f"mean of last {summary['num_averaged']}": summary["mean_last_10"]}
     assert closing_table(text) == {
         row: {column: pytest.approx(100 * metrics[metric], abs=0.0051) for column, metric in COLUMNS.items()}
         for row, metrics in expected.items()

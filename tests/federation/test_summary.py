@@ -73,5 +73,5 @@ def test_the_table_has_a_column_a_group() -> None:
         "test accuracy, %        all      few",
         "final                 25.00    25.00",
         "best (on test)        50.00    25.00",
-        "mean of last 10       37.50    18.75",
+        "mean of last 2        37.50    18.75",
     ]

@@ -18,7 +18,7 @@ def test_the_headline_is_that_of_the_summary(fedamm_run: Path) -> None:
         ["final", *(f"{100 * found['final'][name]:.2f}" for name in names)],
         ["best on test", *(f"{100 * found['best'][name]['value']:.2f}" for name in names)],
         ["... in round", *(str(int(found["best"][name]["round"])) for name in names)],
-        ["mean of last 10", *(f"{100 * found['mean_last_10'][name]:.2f}" for name in names)],
+        ["mean of last 3", *(f"{100 * found['mean_last_10'][name]:.2f}" for name in names)],
     ]
     assert "chosen on the test set: an optimistic figure" in report([load(fedamm_run)])
 

@@ -39,9 +39,9 @@ def test_what_a_round_lacks_is_nan_in_the_columns_and_absent_in_the_rows(fedamm_
 
 
 def test_a_measured_nan_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("round,test/loss,client/loss\n0,nan,\n")
+    (tmp_path / "metrics.csv").write_text("round,test/acc,test/loss,client/loss\n0,0.5,nan,\n")
     (row,) = load(tmp_path).history
-    assert list(row) == ["round", "test/loss"]
+    assert list(row) == ["round", "test/acc", "test/loss"]
     assert np.isnan(row["test/loss"])
 
 

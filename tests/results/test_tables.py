@@ -16,19 +16,21 @@ def a_row(method: str, seed: int, accuracy: float, **options: Any) -> dict[str, 
         "seed": seed,
         "uses_meta_set": method == "FedAMM",
         **accuracies,
+        "num_averaged": 10,
         "bytes_per_round": 2_500_000,
         "seconds_per_round": 1.234,
     }
 
 
 def test_a_row_holds_percents_and_the_wall_time() -> None:
-    found = row("mine", 3, {"data.partition": "iid"}, a_summary(resumes=2))
+    found = row("mine", 3, {"data.partition": "iid"}, a_summary(resumes=2, num_averaged=3))
     assert found == {
         "data.partition": "iid",
         "method": "mine",
         "seed": 3,
         "uses_meta_set": True,
         **{f"{kind}/{name}": v for kind in ("final", "best", "mean_last_10") for name, v in (("all", 50), ("few", 25))},
+        "num_averaged": 3,
         "bytes_per_round": 40.0,
         "seconds_per_round": 2.0,
         "failed_clients": 0,
@@ -56,7 +58,7 @@ def test_stacked_has_a_block_of_lines_for_each_kind() -> None:
 
 
 def test_table_holds_means_and_spreads_and_marks_leader_and_meta_set() -> None:
-    cells = table([a_row("FedAvg", 0, 60), a_row("FedAvg", 1, 62), a_row("FedAMM", 0, 70), a_row("FedAMM", 1, 70)])
+    cells = table([a_row(*run) for seed in (0, 1, 2) for run in (("FedAvg", seed, 60 + seed), ("FedAMM", seed, 70))])
     head, first, second = cells
     titles = [title for title, _ in head]
     assert titles[:4] == ["method", "seeds", "all, final", "few, final"]
@@ -64,8 +66,8 @@ def test_table_holds_means_and_spreads_and_marks_leader_and_meta_set() -> None:
     assert not any(bold for _, bold in head)
     assert first == [
         ("FedAvg", False),
-        ("2", False),
-        *[("61.0 ± 1.4", False)] * 6,
+        ("3", False),
+        *[("61.0 ± 1.0", False)] * 6,
         ("2.50", False),
         ("1.23", False),
     ]

@@ -17,7 +17,7 @@ from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import save_checkpoint, saved_rounds
 from fedamm_pl.federation.fingerprint import versions
 from fedamm_pl.federation.run import Run
-from fedamm_pl.federation.summary import summarize
+from fedamm_pl.federation.summary import num_averaged, summarize
 from fedamm_pl.files import append_whole, write_atomically
 from fedamm_pl.version import __version__
 
@@ -169,6 +169,7 @@ def summary(run: Run) -> dict[str, Any]:
     rounds, fits = max(state.round_num, 1), max(state.clients_total, 1)
     return {
         **summarize(state.history),
+        "num_averaged": num_averaged(state.history),
         "best_is": "largest accuracy and smallest loss over the evaluated rounds, chosen on the test set",
         "method": type(run.module).__name__,
         "uses_meta_set": run.module.uses_meta_set,

@@ -12,6 +12,7 @@ from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.summary import short_names
 from fedamm_pl.protocol.messages import ClientResult
+from fedamm_pl.terminal import say
 
 
 class Progress(FederationCallback):
@@ -55,7 +56,7 @@ class Progress(FederationCallback):
             parts += self._throughput() + self._failures(run)
             if done and left:
                 parts.append(f"{(time.monotonic() - self._start) / done * left:.0f} s left")
-            print("  ".join(parts), flush=True)
+            say("  ".join(parts))
 
     def _show(self, run: Run) -> None:
         if self._bar.disable:

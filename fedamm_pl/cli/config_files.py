@@ -1,0 +1,105 @@
+"""Configuration files and values before the parser takes them: plain YAML of a bounded size, and of the command's own kind."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+from fedamm_pl.cli.options import GROUPS
+
+Command = Literal["run", "compare"]
+
+MAX_VALUES = 100_000
+"""Of one file or value, after its aliases are put in."""
+PARSER_LOADER = get_loader("yaml")
+
+
+def check_config_files(words: Sequence[str], command: Command) -> None:
+    """Check that configuration files are YAML mappings, and of this command; whether they exist is left to the parser.
+
+    Raises:
+        ValueError: If one is not; the message names the file.
+    """
+    names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    names += [value for option, value in itertools.pairwise(words) if option == "--config"]
+    for name in names:
+        try:
+            path = Path(os.path.expanduser(name))
+            if not path.is_file():
+                continue
+            text = path.read_text()
+            check_size(text)
+            content = yaml.safe_load(text)
+        except Exception as error:  # mangled YAML may raise anything
+            reason = str(error) or type(error).__name__
+            raise ValueError(
+                f"Expected --config {name:.200} to be YAML, got a file that cannot be read: {reason}"
+            ) from error
+        if not isinstance(content, dict):
+            raise ValueError(f"Expected --config {name} to be a YAML mapping of options, got {content!r:.60}.")
+        check_kind(name, content, command)
+
+
+def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:
+    """Check that a configuration is not one of the other command.
+
+    Raises:
+        ValueError: If it is; the message says which command takes it.
+    """
+    first = {str(option).partition(".")[0] for option in content}
+    kind: Command = "compare" if {"methods", "base"} & first else "run" if GROUPS.keys() & first else command
+    if kind != command:
+        what = {"run": "a run", "compare": "a comparison"}
+        instead = {"run": "fedamm --config", "compare": "fedamm compare --config"}
+        raise ValueError(
+            f"Expected --config {name} to hold the options of {what[command]}, got those of {what[kind]}: "
+            f"{instead[kind]} {name} takes them."
+        )
+
+
+def check_values_given(words: Sequence[str]) -> None:
+    """Check that no value is a YAML list or mapping that holds itself, or stands for more than fits into memory.
+
+    Raises:
+        ValueError: If one does; the message shows it.
+    """
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        try:
+            check_size(value)
+        except yaml.YAMLError:  # for the parser to say
+            continue
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Expected values of options to be plain, got {value:.60} ({error})") from error
+
+
+def check_size(text: str) -> None:
+    """Check how many values a YAML text has, without making them: a few aliases, nested, stand for more than memory holds.
+
+    Raises:
+        ValueError: If they are too many, or one holds itself.
+        yaml.YAMLError: If it is no YAML.
+    """
+    if "&" not in text:  # without an anchor there is no alias
+        return
+    waiting, seen = [yaml.compose(text, yaml.SafeLoader)], 0
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.CollectionNode):
+            seen += len(node.value)
+            if seen > MAX_VALUES:
+                raise ValueError(f"with its aliases it holds itself, or more than {MAX_VALUES:,} values")
+            waiting += itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+
+
+def load_yaml(text: str) -> Any:
+    """Load YAML as the parser does, once its size is checked: also that of files which configuration files name."""
+    check_size(text)
+    return PARSER_LOADER(text)
+
+
+set_loader("yaml", load_yaml, (yaml.YAMLError,))

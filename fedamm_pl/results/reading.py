@@ -1,0 +1,163 @@
+"""Reading the files of a run's folder, which may come from somebody else: whole, bounded, and never through a link."""
+
+import csv
+import io
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedamm_pl.federation.fingerprint import flatten
+from fedamm_pl.files import NO_FOLLOW
+from fedamm_pl.results.content import MAX_COLUMNS, check_diagnostics, check_history, check_options, check_summary
+from fedamm_pl.results.kinds import parse_json
+
+METRICS = "metrics.csv"
+MAX_BYTES = {METRICS: 64_000_000, "config.yaml": 200_000, "summary.json": 32_000_000, "diagnostics.json": 64_000_000}
+"""Of each file, more than a run needs: what a stranger's takes in memory is bounded before it is read."""
+MAX_CELLS = 4_000_000
+"""Of metrics.csv."""
+MAX_DEPTH, MAX_INTEGER = 30, 10**400
+"""Of mappings and lists in a configuration, and of its numbers: larger ones cannot be written again."""
+PATIENCE = 0.2
+"""Seconds after which a row that is just being written is whole."""
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Read summary.json of a run; None if it is not there.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it.
+    """
+    summary: dict[str, Any] | None = read(folder / "summary.json", _summary)
+    return summary
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Read config.yaml of a run; None if it is not there.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it.
+    """
+    config: dict[str, Any] | None = read(folder / "config.yaml", _config)
+    return config
+
+
+def read_diagnostics(folder: Path) -> dict[str, Any] | None:
+    """Read diagnostics.json of a run; None if it is not there.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it.
+    """
+    diagnostics: dict[str, Any] | None = read(folder / "diagnostics.json", _diagnostics)
+    return diagnostics
+
+
+def read_history(folder: Path) -> list[dict[str, float]] | None:
+    """Read metrics.csv of a run, a row for each evaluated round; None if it is not there.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it.
+    """
+    rows: list[dict[str, float]] | None = read(folder / METRICS, _rows)
+    return rows
+
+
+def read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Read and parse a file of a run; None if it is not there.
+
+    The folder may come from somebody else: a link would lead out of it, a pipe would be waited for, a huge file would fill the
+    memory.
+
+    Args:
+        path: The file.
+        parse: Its text -> its content.
+
+    Raises:
+        ValueError: If it is no regular file, or cannot be read; the message names it in one line.
+    """
+    try:
+        text = _text(path)
+        if path.name == METRICS and text and not text.endswith("\n"):
+            time.sleep(PATIENCE)
+            text = _text(path)
+        return parse(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # mangled YAML may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"Expected {path} to be as a run has written it, got a file that cannot be read: {reason:.300}"
+        ) from error
+
+
+def _text(path: Path) -> str:
+    kind = path.lstat().st_mode
+    if not stat.S_ISREG(kind):
+        raise ValueError("it is a link" if stat.S_ISLNK(kind) else "it is no regular file")
+    # what is opened may be another file than what was looked at: still no link is followed and no pipe waited for
+    with open(os.open(path, os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        content = file.read(MAX_BYTES[path.name] + 1)
+    if len(content) > MAX_BYTES[path.name]:
+        raise ValueError(f"it has more than {MAX_BYTES[path.name]:,} bytes")
+    return content.decode("utf-8")
+
+
+def _rows(text: str) -> list[dict[str, float]]:
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    columns = next(lines, [])
+    if len(columns) > MAX_COLUMNS or len(columns) * text.count("\n") > MAX_CELLS:
+        raise ValueError(f"it has more values than a run: {len(columns):,} columns in {text.count(chr(10)):,} lines")
+    # an empty field is a metric that the round does not have; NaN is a measured one
+    rows = [{name: float(value) for name, value in zip(columns, line, strict=True) if value} for line in lines if line]
+    check_history(columns, rows)
+    return rows
+
+
+def _summary(text: str) -> dict[str, Any]:
+    check_summary(content := parse_json(text))
+    return dict(content)
+
+
+def _diagnostics(text: str) -> dict[str, Any]:
+    check_diagnostics(content := parse_json(text))
+    return dict(content)
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Reads YAML as a run writes it, without aliases: a few of them, nested, stand for more than fits into memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node."""
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has an alias (*), which no run writes")
+        return super().compose_node(parent, index)
+
+
+def _config(text: str) -> dict[str, Any]:
+    content = yaml.load(text, PlainLoader)
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping")
+    _check_plain(content)
+    check_options(flatten(content))
+    return content
+
+
+def _check_plain(value: Any, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError("it is nested too deep")
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise ValueError("a name in it is no text")
+        if not isinstance(value.get("class_path", ""), str):
+            raise ValueError("a class_path in it is no text")
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            _check_plain(part, depth + 1)
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ValueError("a number in it is too large")
