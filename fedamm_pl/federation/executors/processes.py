@@ -6,6 +6,7 @@ import math
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
@@ -19,13 +20,17 @@ from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.federation.fingerprint import differences
 from fedamm_pl.federation.trainer import quiet
 from fedamm_pl.protocol.codec import decode, encode, pack, unpack
-from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State
+from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State, printable
 
 CONTEXT = get_context("spawn")  # a fork of a process with threads or a GPU does not work
 STARTING = 600.0
 """Seconds that a worker has to import the libraries and to load its data."""
 CLOSING = 5.0
 """Seconds that an idle worker has to end by itself."""
+MESSAGE_MODELS, MESSAGE_ROOM = 20, 2**31
+"""A result may be as large as so many times what was broadcast, and so many bytes beside; of a larger one nothing is read."""
+NOBODY = -1
+"""Stands for the client in the last message of a worker that could not read what it was sent."""
 
 
 class Processes(Executor):
@@ -88,14 +93,10 @@ class ProcessRunner(Runner):
             for place in range(options.num_workers):
                 self._slots.append(ProcessSlot(content, place))
             environments = [slot.started() for slot in self._slots]
-            self.environment = environments[0]
-            here = {"content_hash": spec.data.content_hash}
+            self.environment = {**environments[0], "content_hash": spec.data.content_hash}
             for place, environment in enumerate(environments):
-                expected = {**environments[0], **here}
-                if found := differences(expected, environment):
-                    raise ValueError(
-                        f"Expected all workers to see and use the same, got worker {place}: {'; '.join(found)}."
-                    )
+                require_same(self.environment, environment, place)
+                self._slots[place].environment = self.environment
         except BaseException:
             self.close()
             raise
@@ -104,7 +105,14 @@ class ProcessRunner(Runner):
         """Train the client of each task, see :class:`Runner`."""
         options = self.options
         return run_on_slots(
-            self._slots, _wait, broadcast, tasks, kept, timeout=options.client_timeout, max_retries=options.max_retries
+            self._slots,
+            _wait,
+            broadcast,
+            tasks,
+            kept,
+            timeout=options.client_timeout,
+            start_timeout=STARTING,
+            max_retries=options.max_retries,
         )
 
     def close(self) -> None:
@@ -123,11 +131,15 @@ class ProcessSlot:
     Args:
         spec: A pickled :class:`RunSpec`.
         place: Its number.
+
+    Attributes:
+        environment: What all workers compute with, once that is known: one that is started anew must do so, too.
     """
 
     def __init__(self, spec: bytes, place: int) -> None:
         self._spec = spec
         self._place = place
+        self.environment: dict[str, Any] | None = None
         self.closed = False
         self._start()
 
@@ -143,21 +155,25 @@ class ProcessSlot:
         """Wait for the process and return its environment.
 
         Raises:
-            ValueError: If it ends before it is ready.
+            ValueError: If it ends before it is ready, says something else, or is not as the other workers are.
         """
         try:
             if not self.pipe.poll(STARTING):
                 raise ValueError(
                     f"Expected worker {self._place} to start within {STARTING:g} s, got one that is still loading."
                 )
-            found = dict(json.loads(self.pipe.recv_bytes()))
+            found = dict(json.loads(self.pipe.recv_bytes(2**20)))
         except (EOFError, OSError) as error:
             raise ValueError(
                 f"Expected worker {self._place} to start, got one that ended ({self._end()}). A script that trains in "
                 'several processes must start the run below `if __name__ == "__main__":`.'
             ) from error
+        except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"Expected worker {self._place} to start, got one that sends something else.") from error
         if "error" in found:
-            raise ValueError(f"Expected worker {self._place} to start, got: {found['error']}")
+            raise ValueError(f"Expected worker {self._place} to start, got: {printable(str(found['error']))}")
+        if self.environment is not None:
+            require_same(self.environment, found, self._place)
         self.ready = True
         return found
 
@@ -166,8 +182,10 @@ class ProcessSlot:
         self.ready = False
         try:
             if self._round != broadcast.round_num:
-                self.pipe.send_bytes(encode(broadcast))
+                content = encode(broadcast)
+                self.pipe.send_bytes(content)
                 self._round = broadcast.round_num
+                self._most = MESSAGE_MODELS * len(content) + MESSAGE_ROOM
             self.pipe.send_bytes(encode(task))
             self.pipe.send_bytes(pack(kept))
         except OSError as error:
@@ -182,11 +200,17 @@ class ProcessSlot:
                 raise EOFError(str(error)) from error
             return None
         try:
-            outcome = decode(self.pipe.recv_bytes())
+            outcome = decode(self.pipe.recv_bytes(self._most))
         except (EOFError, OSError) as error:
-            raise EOFError(self._end()) from error
+            too_long = not self.pipe.readable  # after a message that is longer, of which nothing was read
+            raise EOFError(f"its worker sent more than {self._most} bytes" if too_long else self._end()) from error
+        except ValueError as error:
+            raise EOFError(f"its worker sent what cannot be read: {printable(str(error))}") from error
+        if not isinstance(outcome, ClientResult | ClientFailure):
+            raise EOFError(f"its worker sent a {type(outcome).__name__}, no result")
+        if outcome.client_id == NOBODY and isinstance(outcome, ClientFailure):
+            raise EOFError(outcome.reason)
         self.ready = True
-        assert isinstance(outcome, ClientResult | ClientFailure)
         return outcome
 
     def restart(self) -> None:
@@ -210,6 +234,16 @@ class ProcessSlot:
         return f"its worker died, {how}"
 
 
+def require_same(expected: dict[str, Any], environment: dict[str, Any], place: int) -> None:
+    """Check that a worker sees and uses the same as the others.
+
+    Raises:
+        ValueError: If it does not; the message names what differs.
+    """
+    if found := differences(expected, environment):
+        raise ValueError(f"Expected all workers to see and use the same, got worker {place}: {'; '.join(found)}.")
+
+
 def _wait(slots: Sequence[Slot], seconds: float | None) -> Sequence[Slot]:
     """Wait until something has come from one of the slots, or its process has ended."""
     by_handle: dict[Any, Slot] = {}
@@ -222,9 +256,7 @@ def _wait(slots: Sequence[Slot], seconds: float | None) -> Sequence[Slot]:
 
 def work(spec: bytes, place: int, pipe: Connection) -> None:
     """Be a worker: build module and data, then train what comes through the pipe until it is closed."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal: the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one ends the others
     logging.getLogger("fedamm_pl").setLevel(logging.ERROR)  # the first process has said it
     try:
         with quiet():
@@ -245,13 +277,18 @@ def work(spec: bytes, place: int, pipe: Connection) -> None:
                 pipe.send_bytes(_encoded(worker.train(message, unpack(pipe.recv_bytes())[0])))
     except (EOFError, OSError):  # the other end is gone
         return
+    except ValueError as error:  # decode's and unpack's: a client's own errors are its failure
+        with suppress(OSError):
+            pipe.send_bytes(
+                _encoded(ClientFailure(NOBODY, "lost", f"its worker cannot read what it was sent: {error}"))
+            )
 
 
 def _encoded(outcome: Outcome) -> bytes:
     try:
         return encode(outcome)
-    except (ValueError, TypeError) as error:
-        return encode(ClientFailure(outcome.client_id, "update", " ".join(str(error).split())[:300]))
+    except Exception as error:  # a result of an odd kind may raise anything
+        return encode(ClientFailure(outcome.client_id, "update", printable(str(error)) or type(error).__name__))
 
 
 def _own_device(trainer: Any, place: int) -> Any:

@@ -57,6 +57,7 @@ def run_on_slots(
     kept: Kept,
     *,
     timeout: float | None = None,
+    start_timeout: float | None = None,
     max_retries: int = 1,
 ) -> Iterator[Outcome]:
     """Train the client of each task, see :meth:`Runner.run`.
@@ -72,13 +73,15 @@ def run_on_slots(
         tasks: Which clients.
         kept: What each kept to itself.
         timeout: Seconds a client may take; None: for ever.
+        start_timeout: Seconds a worker may take to start; None: for ever.
         max_retries: How often a client is trained again whose worker died or whose time was over.
 
     Raises:
-        WorkerLostError: If three workers in a row die before they train anybody.
+        WorkerLostError: If three workers in a row die, or do not start in time, before they train anybody.
     """
     waiting, window = deque(enumerate(tasks)), 2 * len(slots)
     running: dict[int, tuple[int, ClientTask, float]] = {}  # slot -> index of the task, task, when it was given out
+    starting = {place: time.monotonic() for place, slot in enumerate(slots) if not slot.ready}  # slot -> since when
     done: dict[int, Outcome] = {}
     attempts: Counter[int] = Counter()
     failed_starts = following = 0
@@ -87,6 +90,7 @@ def run_on_slots(
         """Replace a worker; train its client again, or give it up."""
         nonlocal failed_starts
         slots[place].restart()
+        starting[place] = time.monotonic()
         if place not in running:  # it trained nobody
             failed_starts += 1
             if failed_starts >= MAX_FAILED_STARTS:
@@ -113,6 +117,7 @@ def run_on_slots(
                         waiting.appendleft(running.pop(place)[:2])
                         lose(place, str(error))
             due = [given + timeout - time.monotonic() for *_, given in running.values()] if timeout else []
+            due += [since + start_timeout - time.monotonic() for since in starting.values()] if start_timeout else []
             busy = [slot for place, slot in enumerate(slots) if place in running or not slot.ready]
             for slot in wait(busy, max(0.0, min(due)) if due else None):
                 place = slots.index(slot)
@@ -121,12 +126,16 @@ def run_on_slots(
                 except EOFError as error:
                     lose(place, str(error))
                     continue
+                starting.pop(place, None)
                 if outcome is not None and place in running:
                     failed_starts = 0
                     done[running.pop(place)[0]] = outcome
             for place, (*_, given) in list(running.items()):
                 if timeout and time.monotonic() >= given + timeout:
                     lose(place, f"nothing came back within {timeout:g} s")
+            for place, since in list(starting.items()):
+                if start_timeout and time.monotonic() >= since + start_timeout:
+                    lose(place, f"its worker did not start within {start_timeout:g} s")
             while following in done:
                 yield done.pop(following)
                 following += 1

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from fedamm_pl import FedAMM
 from fedamm_pl.data import ImageData
 from fedamm_pl.data.client import BatchLoader, ClientData
-from fedamm_pl.protocol.messages import State
+from fedamm_pl.federation.executors import processes
+from fedamm_pl.protocol.codec import encode
+from fedamm_pl.protocol.messages import ClientTask, State
 from fedamm_pl.protocol.session import ClientSession
 from tests.tiny import TinyData
 
@@ -38,7 +40,10 @@ BROKEN_SEED = 13
     DIES_ONCE,
     DIES,
     HANGS,
-) = range(1, 11)
+    SENDS_JUNK,
+    SENDS_ANOTHER_KIND,
+    SENDS_AN_ODD_RESULT,
+) = range(1, 14)
 """Numbers of rounds."""
 
 
@@ -98,7 +103,15 @@ class Scripted(FedAMM):
         self.own.visits += 1  # type: ignore[operator]
         self.session.kept = {"rounds": self.session.kept.get("rounds", torch.tensor(0)) + 1}
         payload = super().client_payload()
+        if self.turn(SENDS_JUNK):
+            processes.encode = lambda outcome: b"\x1b[31mjunk"
+        if self.turn(SENDS_ANOTHER_KIND):
+            processes.encode = lambda outcome: encode(ClientTask(STRUCK, 0))
         return {**payload, "model.conv1.weight": torch.empty(3, device="meta")} if self.turn(UNSENDABLE) else payload
+
+    def tallies(self) -> State:
+        odd = self.session is not None and self.turn(SENDS_AN_ODD_RESULT)
+        return [1] if odd else super().tallies()  # type: ignore[return-value]
 
 
 class HalfReadable(TinyData):

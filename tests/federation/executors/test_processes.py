@@ -78,6 +78,83 @@ class TestProcesses(ExecutorContract):
         assert found[1].reason.startswith("Expected tensors that can be sent, got ")
         check_sound_but(STRUCK, found, methods.UNSENDABLE, clients, reference, scripted)
 
+    @pytest.mark.parametrize(
+        ("round_num", "reason"),
+        [
+            (
+                methods.SENDS_JUNK,
+                r"its worker sent what cannot be read: Expected packed tensors, got bytes .* \(2 times\)",
+            ),
+            (methods.SENDS_ANOTHER_KIND, r"its worker sent a ClientTask, no result \(2 times\)"),
+        ],
+    )
+    def test_what_a_worker_sends_that_is_no_result_costs_one_client_and_the_worker(
+        self, round_num: int, reason: str, runner: Runner, reference: Runner, scripted: RunSpec
+    ) -> None:
+        before, clients = set(multiprocessing.active_children()), [0, STRUCK, 2, 3]
+        found = list(runner.run(broadcast(scripted, round_num), tasks(round_num, clients), at_first))
+        assert isinstance(found[1], ClientFailure)
+        assert (found[1].client_id, found[1].stage) == (STRUCK, "lost")
+        assert re.fullmatch(reason, found[1].reason), found[1].reason
+        assert found[1].reason.isprintable()
+        assert set(multiprocessing.active_children()) != before
+        check_sound_but(STRUCK, found, round_num, clients, reference, scripted)
+
+    def test_a_result_of_an_odd_kind_costs_one_client_and_no_worker(
+        self, runner: Runner, reference: Runner, scripted: RunSpec
+    ) -> None:
+        before, clients = set(multiprocessing.active_children()), [0, STRUCK, 2]
+        round_num = methods.SENDS_AN_ODD_RESULT
+        found = list(runner.run(broadcast(scripted, round_num), tasks(round_num, clients), at_first))
+        assert found[1] == ClientFailure(STRUCK, "update", "'list' object has no attribute 'items'")
+        assert set(multiprocessing.active_children()) == before
+        check_sound_but(STRUCK, found, round_num, clients, reference, scripted)
+
+    def test_of_a_message_that_is_too_long_nothing_is_read(
+        self, runner: Runner, scripted: RunSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(processes, "MESSAGE_MODELS", 0)
+        monkeypatch.setattr(processes, "MESSAGE_ROOM", 1000)
+        monkeypatch.setattr(runner.options, "max_retries", 0)  # type: ignore[attr-defined]
+        sent = broadcast(scripted, methods.FAILS_IN_TRAINING)  # a failure is short
+        found = list(runner.run(sent, tasks(methods.FAILS_IN_TRAINING, [0, STRUCK]), at_first))
+        assert found[0] == ClientFailure(0, "lost", "its worker sent more than 1000 bytes")
+        assert isinstance(found[1], ClientFailure)
+        assert found[1].reason.startswith("RuntimeError: no step")
+
+    def test_a_worker_that_cannot_read_what_it_was_sent_says_so(
+        self, runner: Runner, reference: Runner, scripted: RunSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(processes, "encode", lambda message: b"junk")
+        monkeypatch.setattr(runner.options, "max_retries", 0)  # type: ignore[attr-defined]
+        (found,) = runner.run(broadcast(scripted, methods.SOUND), tasks(methods.SOUND, [2]), at_first)
+        assert isinstance(found, ClientFailure)
+        assert found.reason.startswith("its worker cannot read what it was sent: Expected packed tensors, got bytes")
+        monkeypatch.undo()
+        check_sound_but(
+            None,
+            list(runner.run(broadcast(scripted, methods.SOUND), tasks(methods.SOUND, [2]), at_first)),
+            methods.SOUND,
+            [2],
+            reference,
+            scripted,
+        )
+
+    def test_a_worker_that_sees_other_data_when_it_is_started_anew_is_not_used(
+        self, runner: Runner, scripted: RunSpec
+    ) -> None:
+        (slot, _) = runner._slots  # type: ignore[attr-defined]
+        slot.environment = {**slot.environment, "content_hash": "other"}
+        slot.restart()
+        with pytest.raises(
+            EOFError, match=r"see and use the same, got worker 0: content_hash is '\w+' but was 'other'"
+        ):
+            slot.receive()
+        slot.environment = runner.environment
+        slot.restart()
+        assert slot.receive() is None
+        assert slot.ready
+
     def test_a_worker_that_died_idle_is_replaced_in_the_next_round(
         self, runner: Runner, reference: Runner, scripted: RunSpec
     ) -> None:

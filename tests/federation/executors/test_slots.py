@@ -186,6 +186,30 @@ def test_three_failed_starts_in_a_row_end_the_run(world: World) -> None:
     assert world.starts == 4  # that of the client, and three that failed
 
 
+def test_a_worker_that_hangs_while_it_starts_is_replaced(world: World) -> None:
+    world.fate = lambda client, attempt: (1.0, "dies" if (client, attempt) == (0, 0) else "done")
+    world.start = lambda number: (NEVER if number == 0 else 2.0, True)
+    assert clients(run(world, 3, 1, start_timeout=600.0)) == [0, 1, 2]
+    assert world.starts == 2
+    assert 600.0 < world.now < 610.0
+
+
+def test_workers_that_all_hang_while_they_start_end_the_run(world: World) -> None:
+    workers = [Worker(world)]
+    workers[0].ready, workers[0].starting = False, True  # since the round before
+    world.start = lambda number: (NEVER, True)
+    with pytest.raises(WorkerLostError, match=r"3 workers in a row .* anybody: its worker did not start within 600 s"):
+        clients(run(world, 1, workers=workers, start_timeout=600.0))
+    assert world.now == 1800.0
+
+
+def test_a_worker_that_hangs_while_it_starts_keeps_nobody_waiting(world: World) -> None:
+    world.fate = lambda client, attempt: (1.0, "dies" if (client, attempt) == (0, 0) else "done")
+    world.start = lambda number: (NEVER, True)
+    assert clients(run(world, 4, 2, start_timeout=600.0)) == [0, 1, 2, 3]
+    assert world.now < 10.0
+
+
 def test_two_failed_starts_in_a_row_do_not(world: World) -> None:
     world.fate = lambda client, attempt: (1.0, "dies" if attempt == 0 else "done")
     world.start = lambda number: (1.0, number % 3 == 2)
@@ -243,7 +267,9 @@ def test_any_order_of_ends_and_deaths_gives_each_task_its_outcome(
         patch.setattr(module.log, "disabled", True)
         workers = [Worker(world) for _ in range(num_slots)]
         tasks = [ClientTask(client, client) for client in range(len(fates))]
-        outcomes = run_on_slots(workers, world.wait, ROUND, tasks, kept, timeout=5.0, max_retries=max_retries)
+        outcomes = run_on_slots(
+            workers, world.wait, ROUND, tasks, kept, timeout=5.0, start_timeout=10.0, max_retries=max_retries
+        )
         found = []
         for taken, outcome in enumerate(outcomes, 1):
             found.append(outcome)
