@@ -82,7 +82,7 @@ def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
     except Exception as error:  # a compiler that is missing, or code that it does not take
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"Expected `compile` to be false where the network cannot be compiled, got true: {reason:.200}"
+            f"Expected `compile` to be false, and `model` to be given uncompiled, where it cannot be compiled: {reason:.200}"
         ) from error
     finally:
         module.train(was_training)
@@ -120,8 +120,11 @@ def _check_network(module: FederatedModule, image: Tensor, num_classes: int, sin
                 features_and_logits(network, image)
         network.train()
         with torch.enable_grad():
-            logits = _logits(module, network, torch.cat([image, image]), "train on")
+            pair = torch.cat([image, image])
+            logits = _logits(module, network, pair, "train on")
             attempt(logits.sum().backward, image, module.network_name, "train on")
+            if module.uses_features:
+                features_and_logits(network, pair)
         if single is not None:
             _check_single_example(module, network, image, single)
 

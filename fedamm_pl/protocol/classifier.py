@@ -81,7 +81,7 @@ class Classifier(StoredModule):
         compiled: A compiled form of the network for plain forward passes, given as ``torch.compile(network)`` or set by a
             federation's trainer; None: the network itself. What needs second or forward-mode derivatives, or the network's
             features, calls ``model``.
-        compiles: Whether the network was given compiled; a federation then compiles its copies too.
+        compiles: Whether the network was given compiled; a federation then compiles its copies too, as torch does by default.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -196,7 +196,7 @@ def test_what_cannot_be_compiled_is_said_before_the_first_round(monkeypatch: pyt
         raise RuntimeError("No working C++ compiler found\nmore")
 
     compiling(monkeypatch, refuse)
-    with pytest.raises(ValueError, match=r"`compile` to be false .*, got true: .*No working C\+\+ compiler found"):
+    with pytest.raises(ValueError, match=r"`compile` to be false, .*: No working C\+\+ compiler found"):
         trained(FedAvg, model="tests.federation.test_trainer.perceptron", compile=True)
 
 
