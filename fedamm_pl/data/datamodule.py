@@ -36,6 +36,7 @@ class FederatedDataModule(CentralLoaders):
     The meta set is taken out first, then the tail is cut, then the rest is partitioned. All three depend on the data
     options and the seed alone, so every method sees the same split. Images stay uint8; augmentation is done batch-wise,
     normalisation by the module. In a plain Trainer the loaders hold the union of all clients; there is no validation set.
+    All counts, groups and statistics are of the images that clients hold; what a partition leaves over is used by nobody.
     A copy or a pickle holds no images and no split: it makes them anew, to the same bits.
 
     Args:
@@ -103,7 +104,7 @@ class FederatedDataModule(CentralLoaders):
         return {**kept, "_images": None, "trainer": None}
 
     def load_images(self) -> ImageData:
-        """Load the images; override it to bring your own."""
+        """Load the images; override it to bring your own, in any form that :func:`fedamm_pl.data.sources.image_data` takes."""
         return load_images(self.hparams["dataset"], self.hparams["root"])
 
     def prepare_data(self) -> None:

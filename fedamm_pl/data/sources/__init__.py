@@ -1,5 +1,6 @@
 """Image data sets as uint8 tensors in memory, by name."""
 
+import logging
 from pathlib import Path
 
 from fedamm_pl.data.sources.image_data import ImageData, ImageInfo, image_data
@@ -17,13 +18,15 @@ from fedamm_pl.data.sources.reading import one_line
 
 __all__ = ["NORMALIZATION", "ImageData", "ImageInfo", "image_data", "load_images", "read_image_folder", "read_npz"]
 
+log = logging.getLogger(__name__)
+
 
 def load_images(dataset: str, root: str | Path) -> ImageData:
     """Load a data set by name.
 
-    The first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` with Keras or
-    MedMNIST keys; the folder ``<root>/<dataset>`` or, for ``dataset="image_folder"``, ``<root>`` itself, with
-    ``{train,test}/<class>/*.png``; torchvision's files under ``root``, downloaded on first use.
+    The first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or ``<root>/<dataset>``
+    where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for ``dataset="image_folder"``,
+    ``<root>`` itself, with ``{train,test}/<class>/*.png``; torchvision's files under ``root``, downloaded on first use.
 
     Args:
         dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``image_folder``, or the name of
@@ -44,13 +47,16 @@ def load_images(dataset: str, root: str | Path) -> ImageData:
         if "\0" in f"{dataset}{root}":
             raise ValueError("no name may have a null character")
         folder = Path(root).expanduser()
-        npz, images = folder / f"{dataset}.npz", folder if dataset == "image_folder" else folder / dataset
+        npz = folder / (dataset if dataset.endswith(".npz") else f"{dataset}.npz")
+        images = folder if dataset == "image_folder" else folder / dataset
         has_npz, has_images = npz.exists(), (images / "train").is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a character that no name may have, an unknown user
         raise ValueError(
             f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} in {str(root)!r:.60} "
             f"({one_line(error):.200})."
         ) from error
+    if has_npz and has_images:
+        log.warning("%s is read; the folder %s is not", npz, images)
     if has_npz:
         return read_npz(npz, CLASS_NAMES.get(dataset))
     if has_images:

@@ -1,5 +1,6 @@
 """Image folders: one file an image, one folder a class."""
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from fedamm_pl.data.sources.listing import (
     FRAMES,
     PassedOver,
     class_folders,
-    entries,
     image_files,
+    visible,
 )
 from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory, too_large
 
@@ -54,7 +55,7 @@ def read_image_folder(folder: Path) -> ImageData:
     if not classes:
         raise UnusableFileError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
     check_names(classes, f" in {folder / 'train'}")
-    has_test = (folder / "test").is_dir()
+    has_test = os.path.isdir(folder / "test")
     if unknown := set(class_folders(folder / "test", passed) if has_test else ()) - set(classes):
         raise UnusableFileError(
             f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}."
@@ -64,9 +65,9 @@ def read_image_folder(folder: Path) -> ImageData:
         raise UnusableFileError(
             f"Expected {folder / 'train' / classes[min(empty)]} to hold images, got none: leave the class out."
         )
-    for entry in entries(folder, passed):
-        if entry.is_dir() and entry.name not in ("train", "test"):
-            passed.add(BESIDE, folder / entry.name)
+    for path in (folder / entry.name for entry in visible(folder, passed)):
+        if path.name not in ("train", "test") and os.path.isdir(path):
+            passed.add(BESIDE, path)
     images = _read_files([path for path, _ in train + test], passed)
     labels = torch.tensor([label for _, label in train + test])
     passed.log()

@@ -34,26 +34,26 @@ class PassedOver:
 
     def log(self) -> None:
         """Log one line that counts all of them and names some; a warning where it may be more than what systems leave."""
-        kinds = "; ".join(f"{len(places)} {kind} ({some(places)})" for kind, places in self.found.items())
+        kinds = "; ".join(f"{kind}: {len(places)} ({some(places)})" for kind, places in self.found.items())
         if kinds:
             level = logging.WARNING if set(self.found) - {HIDDEN, LINKS} else logging.INFO
             log.log(level, "%s: %s", self.root, kinds)
 
 
-HIDDEN = "hidden or system names are not used"
-LINKS = "links to other places are followed"
-OTHERS = "files without the suffix of an image are not used"
-LOOSE = "files outside of the class folders are not used"
-NESTED = "folders inside class folders are not used"
-BESIDE = "folders beside train and test are not used"
-FRAMES = "files have further frames or pages, which are not used"
+HIDDEN = "hidden or system names, not used"
+LINKS = "links to other places, followed"
+OTHERS = "files without the suffix of an image, not used"
+LOOSE = "files outside of the class folders, not used"
+NESTED = "folders inside class folders, not used"
+BESIDE = "folders beside train and test, not used"
+FRAMES = "files with further frames or pages, the first used"
 
 
 def class_folders(folder: Path, passed: PassedOver) -> list[str]:
     """Return the names of the class folders in a part (train or test) in alphabetical order."""
     names = []
     for entry in entries(folder, passed):
-        if entry.is_dir():
+        if os.path.isdir(entry):
             names.append(entry.name)
         else:
             passed.add(LOOSE, folder / entry.name)
@@ -68,14 +68,14 @@ def image_files(folder: Path, classes: list[str], passed: PassedOver) -> list[tu
     """
     files = []
     for label, name in enumerate(classes):
-        if not (folder / name).is_dir():
+        if not os.path.isdir(folder / name):
             continue  # a class may be missing from the test set
         for entry in entries(folder / name, passed):
             path = folder / name / entry.name
             if path.suffix.lower() in SUFFIXES:
                 files.append((path, label))  # whatever it is: it wants to be an image
             else:
-                passed.add(NESTED if entry.is_dir() else OTHERS, path)
+                passed.add(NESTED if os.path.isdir(entry) else OTHERS, path)
     if not files:
         raise UnusableFileError(f"Expected {folder} to hold images as <class>/*.png, got none.")
     return files
@@ -87,6 +87,25 @@ def entries(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
     Raises:
         ValueError: If the folder cannot be read, or a link in it leads nowhere.
     """
+    found = visible(folder, passed)
+    for path in (folder / entry.name for entry in found if entry.is_symlink()):
+        try:
+            inside = path.resolve(strict=True).is_relative_to(passed.root.resolve())
+        except (OSError, RuntimeError) as error:  # it leads nowhere, or in a circle
+            raise UnusableFileError(
+                f"Expected {path} to be a file or folder, got a link that leads nowhere."
+            ) from error
+        if not inside:
+            passed.add(LINKS, path)
+    return found
+
+
+def visible(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
+    """Return what is in a folder, in alphabetical order, without hidden and system names, links unseen.
+
+    Raises:
+        ValueError: If the folder cannot be read.
+    """
     try:
         with os.scandir(folder) as found:
             listed = sorted(found, key=lambda entry: entry.name)
@@ -94,18 +113,8 @@ def entries(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
         raise UnusableFileError(f"Expected {folder} to be a folder that can be read, got {error.strerror}.") from error
     kept = []
     for entry in listed:
-        path = folder / entry.name
         if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
-            passed.add(HIDDEN, path)
-            continue
-        if entry.is_symlink():
-            try:
-                inside = path.resolve(strict=True).is_relative_to(passed.root.resolve())
-            except (OSError, RuntimeError) as error:  # it leads nowhere, or in a circle
-                raise UnusableFileError(
-                    f"Expected {path} to be a file or folder, got a link that leads nowhere."
-                ) from error
-            if not inside:
-                passed.add(LINKS, path)
-        kept.append(entry)
+            passed.add(HIDDEN, folder / entry.name)
+        else:
+            kept.append(entry)
     return kept

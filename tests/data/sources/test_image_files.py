@@ -84,7 +84,7 @@ def test_hidden_and_system_folders_are_nobodys_class(tmp_path: Path, caplog: pyt
     (record,) = caplog.records
     count = 2 * len(HIDDEN_FOLDERS) + 2 * len(HIDDEN_FILES) + 2
     assert record.levelno == logging.INFO
-    assert f"{tmp_path}: {count} hidden or system names are not used (train/" in record.getMessage()
+    assert f"{tmp_path}: hidden or system names, not used: {count} (train/" in record.getMessage()
 
 
 def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -100,11 +100,11 @@ def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path: Path, caplo
     assert record.levelno == logging.WARNING
     assert len(record.getMessage().splitlines()) == 1
     for part in (
-        "2 files outside of the class folders are not used (train/loose.png, test/loose.png)",
-        "4 files without the suffix of an image are not used (train/a/0.npy, train/a/1.npy, train/a/2.npy, ...)",
-        "1 folders inside class folders are not used (train/a/more)",
-        "1 folders beside train and test are not used (val)",
-        "1 files have further frames or pages, which are not used (train/a/moving.gif)",
+        "files outside of the class folders, not used: 2 (train/loose.png, test/loose.png)",
+        "files without the suffix of an image, not used: 4 (train/a/0.npy, train/a/1.npy, train/a/2.npy, ...)",
+        "folders inside class folders, not used: 1 (train/a/more)",
+        "folders beside train and test, not used: 1 (val)",
+        "files with further frames or pages, the first used: 1 (train/a/moving.gif)",
     ):
         assert part in record.getMessage()
     assert len(images.train_images) == 2
@@ -126,8 +126,17 @@ def test_further_pages_are_said(tmp_path: Path, suffix: str, caplog: pytest.LogC
     options = {"lossless": True} if suffix == "webp" else {}
     first.save(tmp_path / f"train/a/0.{suffix}", save_all=True, append_images=[second], **options)
     images = read_image_folder(tmp_path)
-    assert "1 files have further frames or pages, which are not used" in caplog.text
+    assert "files with further frames or pages, the first used: 1 " in caplog.text
     assert np.array_equal(images.train_images[0], pixels(5, 4, 3).transpose(2, 0, 1))
+
+
+def test_npz_file_goes_before_a_folder_of_the_same_name_which_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_images(tmp_path / "mine", {"train/a/0.png": pixels(5, 4), "test/a/0.png": pixels(5, 4)})
+    np.savez(tmp_path / "mine.npz", x_train=pixels(2, 5, 4), y_train=[0, 1], x_test=pixels(1, 5, 4), y_test=[0])
+    assert len(load_images("mine", tmp_path).train_images) == 2
+    assert caplog.messages == [f"{tmp_path / 'mine.npz'} is read; the folder {tmp_path / 'mine'} is not"]
 
 
 def test_class_folder_without_images_is_refused_by_name(tmp_path: Path) -> None:
@@ -491,7 +500,7 @@ def test_link_out_of_the_folder_is_followed_and_said(folder: Path, caplog: pytes
     (folder / "train/b").symlink_to(elsewhere)
     with caplog.at_level(logging.INFO):
         assert read_image_folder(folder).train_labels.tolist() == [0, 0, 1]
-    assert caplog.messages == [f"{folder}: 2 links to other places are followed (train/b, train/a/1.png)"]
+    assert caplog.messages == [f"{folder}: links to other places, followed: 2 (train/b, train/a/1.png)"]
 
 
 @pytest.mark.parametrize("place", ["train/b", "test/b", "train/a/1.png", "train/a/notes.txt"])
@@ -504,10 +513,19 @@ def test_link_that_leads_nowhere_is_refused(folder: Path, place: str, target: st
         read_image_folder(folder)
 
 
+@pytest.mark.parametrize("target", ["nowhere", "old"])
+def test_link_beside_train_and_test_is_nobodys_business(
+    folder: Path, target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "old").symlink_to(folder / target)
+    read_image_folder(folder)
+    assert caplog.messages == []
+
+
 def test_class_folder_that_holds_itself_is_not_gone_down(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "train/a/deeper").symlink_to(folder / "train/a")
     assert len(read_image_folder(folder).train_images) == 1
-    assert "1 folders inside class folders are not used (train/a/deeper)" in caplog.text
+    assert "folders inside class folders, not used: 1 (train/a/deeper)" in caplog.text
 
 
 def test_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

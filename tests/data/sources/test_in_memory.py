@@ -228,6 +228,11 @@ def test_root_may_begin_with_the_home_of_the_user(tmp_path: Path, monkeypatch: p
         load_images("mine", "~/none")
 
 
+def test_name_may_have_its_suffix(tmp_path: Path) -> None:
+    save_npz(tmp_path, arrays())
+    assert len(load_images("mine.npz", tmp_path).train_images) == 6
+
+
 def test_home_of_an_unknown_user_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"to be names of files, got 'mine' in '~nobody_of_that_name/x' \("):
         load_images("mine", "~nobody_of_that_name/x")
