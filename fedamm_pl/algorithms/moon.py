@@ -1,14 +1,12 @@
 """MOON (Li, He, Song, *Model-Contrastive Federated Learning*, CVPR 2021)."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import contrastive_losses
-from fedamm_pl.models import features_and_logits
+from fedamm_pl.models import deep_copy, features_and_logits
 from fedamm_pl.protocol.classifier import require_range
 from fedamm_pl.protocol.module import FederatedModule
 
@@ -61,9 +59,9 @@ class Moon(FederatedModule):
         super().on_train_start()
         self._compared: list[nn.Module] = []  # in a list, so that they stay out of the state_dict
         if self.session is not None and self.session.kept and self.hparams["mu"] > 0:
-            previous = copy.deepcopy(self.model)
+            previous = deep_copy(self.model)
             previous.load_state_dict({name.removeprefix("model."): value for name, value in self.session.kept.items()})
-            self._compared = [copy.deepcopy(self.model).eval(), previous.eval()]
+            self._compared = [deep_copy(self.model).eval(), previous.eval()]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the batch loss with the contrastive term."""

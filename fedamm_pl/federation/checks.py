@@ -1,7 +1,5 @@
 """Checks before the first round of what would otherwise fail, or go wrong unseen, in the middle of a run."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +7,7 @@ from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.executors.base import Executor
 from fedamm_pl.federation.sampling import num_sampled
-from fedamm_pl.models import attempt, features_and_logits, logits_of
+from fedamm_pl.models import attempt, deep_copy, features_and_logits, logits_of
 from fedamm_pl.protocol.module import FederatedModule
 
 
@@ -94,6 +92,11 @@ def _check_parameters(module: FederatedModule) -> None:
         raise ValueError(
             f"Expected `model` to have parameters that train, got {module.network_name} with {len(parameters)}, none of them."
         )
+    if computed := [name for name, value in parameters.items() if not value.is_leaf]:
+        raise ValueError(
+            f"Expected `model` to have parameters that an optimizer can move also in a copy of it, got {module.network_name} "
+            f"({type(module.model).__name__}), whose {computed[0]} is computed."
+        )
     if others := [name for name, value in parameters.items() if not value.is_floating_point()]:
         raise ValueError(
             f"Expected `model` to have real parameters, got {module.network_name} with {others[0]} of "
@@ -113,9 +116,9 @@ def _check_network(module: FederatedModule, image: Tensor, num_classes: int, sin
     device = module.device
     image = module.prepare(image.to(device))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        network = copy.deepcopy(module.model).eval()
+        network = deep_copy(module.model).eval()
         with torch.no_grad():
-            _check_logits(_logits(module, network, image, "take"), module, num_classes)
+            _check_logits(_logits(module, network, image, "take"), module, num_classes, image.dtype)
             if module.uses_features:
                 features_and_logits(network, image)
         network.train()
@@ -133,14 +136,14 @@ def _logits(module: FederatedModule, network: nn.Module, images: Tensor, verb: s
     return logits_of(attempt(lambda: network(images), images, module.network_name, verb))
 
 
-def _check_logits(logits: Tensor, module: FederatedModule, num_classes: int) -> None:
+def _check_logits(logits: Tensor, module: FederatedModule, num_classes: int, dtype: torch.dtype) -> None:
     if logits.shape != (1, num_classes):
         raise ValueError(
             f"Expected `model` to give logits of shape (B, {num_classes}), got {module.network_name} with {tuple(logits.shape)}."
         )
-    if not logits.is_floating_point():
+    if torch.promote_types(logits.dtype, dtype) != logits.dtype:
         raise ValueError(
-            f"Expected `model` to give floating-point logits, got {module.network_name} with {logits.dtype}."
+            f"Expected `model` to give logits as precise as the images' {dtype}, got {module.network_name} with {logits.dtype}."
         )
     if not logits.isfinite().all():
         raise ValueError(f"Expected `model` to give finite logits, got {module.network_name} with NaN or infinity.")

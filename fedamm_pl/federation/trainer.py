@@ -136,6 +136,10 @@ class TrainerConfig:
 
     def place(self, module: Classifier) -> None:
         """Move a module to the device, and make it ready for the arithmetic that its fits will use."""
+        if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
+            raise ValueError(
+                f"Expected `model` to have weights, got {module.network_name} with {empty[0]} on the meta device."
+            )
         self.precision_plugin.convert_module(module)
         module.to(self.device)
         if self.memory_format != "auto":

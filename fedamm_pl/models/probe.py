@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,31 @@ from fedamm_pl.models.build import failure
 from fedamm_pl.models.outputs import last_linear_call
 
 ResultT = TypeVar("ResultT")
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def deep_copy(network: NetworkT, memo: dict[int, Any] | None = None) -> NetworkT:
+    """Copy a network, also one that keeps what a forward pass has computed, as ``spectral_norm`` does.
+
+    Args:
+        network: The network, or a module that has it.
+        memo: What parts are copied to, by their ``id``.
+
+    Raises:
+        ValueError: If it holds what cannot be copied, an open file for example.
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for part in network.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(network, {**computed, **(memo or {})})
+    except Exception as error:  # whatever its parts raise
+        raise ValueError(
+            f"Expected {type(network).__name__} to be a module that can be copied, got one that raises {failure(error)}."
+        ) from error
 
 
 def attempt(call: Callable[[], ResultT], images: Tensor, name: str, verb: str = "take") -> ResultT:
@@ -84,7 +109,7 @@ def classifier_of(model: nn.Module, image: Tensor | None, num_classes: int) -> s
                 f"{len(able)} linear layers with {num_classes} outputs among {len(layers)}."
             )
         return str(able[0])
-    probe = copy.deepcopy(model).eval()
+    probe = deep_copy(model).eval()
     with torch.no_grad(), torch.random.fork_rng([image.device] if image.is_cuda else []):
         attempt(lambda: probe(image), image, network)
         (layer, *_), times = last_linear_call(probe, image)

@@ -1,5 +1,6 @@
 """What would fail, or go wrong unseen, in the middle of a run is said before the first round."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -165,6 +166,19 @@ class Labels(Plain):
         return self.logits(images).long()
 
 
+class Half(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return self.logits(images).half()
+
+
+class Open(Plain):
+    """Holds an open file, which cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = io.BytesIO().getbuffer()
+
+
 class Nan(Plain):
     def forward(self, images: Tensor) -> Any:
         return self.logits(images) / 0
@@ -195,7 +209,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
         r"to train on images .* got RaisesInTraining, which raises KeyError: 'none' \(.*test_checks\.py:\d+\)",
     ),
     (RaisesBackwards, "to train on images .* got RaisesBackwards, which raises RuntimeError: .* inplace operation"),
-    (Labels, "to give floating-point logits, got Labels with torch.int64"),
+    (Labels, r"to give logits as precise as the images' torch\.float32, got Labels with torch\.int64"),
+    (Half, r"to give logits as precise as the images' torch\.float32, got Half with torch\.float16"),
     (Nan, "to give finite logits, got Nan with NaN or infinity"),
     (Complex, "to have real parameters, got Complex with turn of complex64"),
     (frozen, "to have parameters that train, got Plain with 6, none of them"),
@@ -211,6 +226,34 @@ def test_a_network_that_cannot_be_right_is_refused_in_a_line(network: Callable[[
     with pytest.raises(ValueError, match=rf"^Expected `model` {message}") as refused:
         federation(method={"model": network()})
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_networks_that_cannot_be_copied_or_have_no_weights_are_refused_too() -> None:
+    with pytest.raises(
+        ValueError, match="Expected FedAvg to be a module that can be copied, got one that raises TypeError"
+    ):
+        federation(method={"model": Open()})
+    with pytest.raises(
+        ValueError, match=r"Expected `model` to have weights, got Plain with model\..* on the meta device"
+    ):
+        federation(method={"model": Plain().to("meta")})
+
+
+class Caches(Plain):
+    """Keeps what it has computed, as ``torch.nn.utils.spectral_norm`` does: a plain copy would be refused by torch."""
+
+    def forward(self, images: Tensor) -> Any:
+        self.last = self.logits(images)
+        return self.last
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg, Moon])
+def test_networks_that_keep_what_they_have_computed_are_copied(algorithm: Any) -> None:
+    network = Caches()
+    network(torch.zeros(2, 1, 8, 8))
+    run = federation(algorithm, method={"model": network}, client_fraction=1.0)
+    run.run()
+    assert run.state.counts == dict.fromkeys(run.state.counts, 0)
 
 
 @pytest.mark.parametrize("differentiation", ["higher", "functional", "forward"])

@@ -1,6 +1,5 @@
 """What an executor is: a description of where clients train, opened once a run for a runner that trains them."""
 
-import copy
 import inspect
 import pickle
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ from torch import nn
 
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.models import deep_copy
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State
 from fedamm_pl.protocol.module import FederatedModule
 
@@ -86,7 +86,7 @@ def copied(module: FederatedModule) -> FederatedModule:
         trainer = module.trainer
     except RuntimeError:  # none
         trainer = None
-    copy_of = copy.deepcopy(module, {id(trainer): None})
+    copy_of = deep_copy(module, {id(trainer): None})
     copy_of.compiled = None
     return copy_of
 
