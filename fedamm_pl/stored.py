@@ -166,20 +166,26 @@ def _option_types(kind: type) -> tuple[dict[str, Any], bool]:
     return found, True
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as it stands in a signature: numbers finite, a bool no number, lists for any sequence.
+def fits(value: Any, hint: Any, finite: bool = True) -> bool:
+    """Whether a value is of a type, as it stands in a signature: a bool is no number, and lists stand for any sequence.
+
+    Args:
+        value: The value.
+        hint: The type.
+        finite: Whether numbers must be finite.
 
     Example:
         >>> fits(1, float), fits(True, int), fits(float("nan"), float), fits([1, "a"], list[int])
         (True, False, False, False)
     """
-    return _Fits()(value, hint)
+    return _Fits(finite)(value, hint)
 
 
 class _Fits:
     """Remembers what it has seen: a small file may hold the same list many times, or in itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, finite: bool) -> None:
+        self.finite = finite
         self.seen: dict[tuple[int, str], bool] = {}
 
     def __call__(self, value: Any, hint: Any) -> bool:
@@ -211,7 +217,9 @@ class _Fits:
         if origin is not None and args:
             return isinstance(value, list | tuple) and all(self(part, args[0]) for part in value)
         if hint is float or (hint is Any and type(value) is float):
-            return type(value) in (int, float) and -math.inf < value < math.inf
+            return type(value) in (int, float) and (not self.finite or -math.inf < value < math.inf)
+        if hint is Any:
+            return True
         if hint in (None, NoneType):
             return value is None
         return not isinstance(hint, type) or (isinstance(value, hint) and (hint is bool or type(value) is not bool))

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from fedamm_pl.files import write_atomically
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
-from fedamm_pl.stored import reason_of, require_plain_archive
+from fedamm_pl.stored import fits, reason_of, require_plain_archive
 from fedamm_pl.version import __version__
 
 log = logging.getLogger(__name__)
@@ -186,9 +186,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 "choose another `output_dir` to start anew."
             )
         state = RunState(**loaded["state"])
+        types = get_type_hints(RunState)
+        if wrong := [name for name, value in vars(state).items() if not fits(value, types[name], finite=False)]:
+            raise ValueError(f"its {wrong[0]} is no {types[wrong[0]]}")
         if path.stem != f"round_{state.round_num:06d}":
             raise ValueError(f"it is of round {state.round_num}")
-        return Checkpoint(state, loaded["fingerprint"], loaded["environment"])
+        return Checkpoint(state, dict(loaded["fingerprint"]), dict(loaded["environment"]))
     except OtherVersionError:
         raise
     except Exception as error:  # whatever goes wrong, an older one may be whole

@@ -94,6 +94,12 @@ class Run:
                 f"Expected `num_rounds` to be {saved.state.round_num} or more, the rounds that {self.output_dir} holds, "
                 f"got {self.config.num_rounds}."
             )
+        own, shared = self.module.shared_state(), saved.state.shared
+        if other := [name for name in own if name not in shared or shared[name].shape != own[name].shape]:
+            raise ValueError(
+                f"Expected `output_dir` {self.output_dir} to hold the state of {type(self.module).__name__}, got one in which "
+                f"{other[0]} is missing or of another shape: choose another folder."
+            )
         for difference in differences(saved.environment, self.environment):
             log.warning("%s; from here on results may differ in their last digits", difference)
         self.state = saved.state

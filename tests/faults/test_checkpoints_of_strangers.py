@@ -232,9 +232,11 @@ def test_options_that_the_class_does_not_have_are_said(content: Content, caplog:
 
 def test_options_that_a_class_passes_on_are_checked_too(content: Content) -> None:
     class Mine(FedAMM):
-        def __init__(self, *args: Any, patience: int = 3, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, patience: int = 3, note=None, **kwargs: Any) -> None:  # type: ignore[no-untyped-def]
             super().__init__(*args, **kwargs)
 
+    assert Mine.load_from_checkpoint(with_options(content, note=["any", {"thing": 1}])).hparams["note"][0] == "any"
+    assert "`note`" in refused(with_options(content, note=math.nan), Mine)
     assert Mine.load_from_checkpoint(with_options(content, patience=5)).hparams["patience"] == 5
     assert "`patience`" in refused(with_options(content, patience=0.5), Mine)
     assert "`lr`" in refused(with_options(content, lr="x"), Mine)

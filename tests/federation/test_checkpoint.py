@@ -66,6 +66,24 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+@pytest.mark.parametrize("name", [*vars(RunState(0, {})), "fingerprint", "environment"])
+def test_an_entry_of_another_type_is_no_whole_checkpoint(name: str, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "c", state(), {}, {})
+    content = torch.load(io.BytesIO(path.read_bytes()[:-DIGEST_SIZE]), weights_only=True)
+    for value in ("text", 1.5, True, b"x", [1], {"a": "b"}, {1: ["c"]}, torch.zeros(1)):
+        if name in ("fingerprint", "environment"):
+            if isinstance(value, dict):
+                continue
+            rewrite(path, **{name: value})
+        else:
+            rewrite(path, state={**content["state"], name: value})
+        if (value == "text" and name in ("stopped", "ended")) or (name == "diverged" and value == {"a": "b"}):
+            load_checkpoint(path)
+            continue
+        with pytest.raises(ValueError, match=r"to be a whole checkpoint of a run, got a damaged file \("):
+            load_checkpoint(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"x" * 1000])
 def test_what_is_no_checkpoint_is_said(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "round_000003.ckpt"

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedamm_pl import FedAMM, FedAvg
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
+from fedamm_pl.federation.checkpoint import save_checkpoint
 from fedamm_pl.federation.orchestrator import FederationError
 from fedamm_pl.federation.run import Run
 from fedamm_pl.protocol.messages import ClientResult
@@ -80,6 +82,21 @@ def test_a_number_is_in_the_row_of_the_round_and_in_the_record_of_later_callback
     assert "own/client_0" not in history[0]
     assert [row["own/client_3"] for row in history[1:]] == [run.data.client_size(3)] * 2
     assert all(record.metrics["own/client_3"] == run.data.client_size(3) for record in recorder.records[1:])
+
+
+@pytest.mark.parametrize("change", [{"model.classifier.bias": torch.zeros(9)}, {}])
+def test_a_run_does_not_go_on_from_the_state_of_another_network(change: dict[str, Any], tmp_path: Path) -> None:
+    run = federation(FedAvg, num_rounds=1, output_dir=tmp_path)
+    run.run()
+    with run.opened() as seen:
+        seen.state.round_num = 2
+        seen.state.shared.pop("model.classifier.bias")
+        seen.state.shared.update(change)
+        save_checkpoint(tmp_path / "checkpoints", seen.state, seen.fingerprint, seen.environment)
+    with pytest.raises(
+        ValueError, match=r"`output_dir` .* state of FedAvg, got one in which model\.classifier\.bias is missing"
+    ):
+        federation(FedAvg, num_rounds=3, output_dir=tmp_path).run()
 
 
 def test_numbers_of_ones_own_survive_a_resume(tmp_path: Path) -> None:
