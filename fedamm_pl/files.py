@@ -1,15 +1,27 @@
 """Files of a run on disk: written whole or not at all, never through a link, one run in a folder."""
 
 import errno
+import json
 import os
+import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from fedamm_pl.terminal import printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 SUBFOLDERS = ("checkpoints", "clients", "figures")
+LOCK, HOLDER = ".lock", ".lock.holder"
 NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
 
@@ -61,29 +73,118 @@ def append_whole(path: Path, content: bytes) -> None:
             raise
 
 
-def lock_folder(folder: Path) -> FileLock:
+class FolderLock:
+    """A folder that is in use by this process, and a file in it that says so to others.
+
+    Args:
+        lock: Held.
+        holder: The file.
+    """
+
+    def __init__(self, lock: BaseFileLock, holder: Path) -> None:
+        self._lock = lock
+        self._holder = holder
+        said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with suppress(OSError):  # the disk may be full; the lock holds without it
+            holder.unlink(missing_ok=True)  # of a run that was killed
+            write_atomically(holder, json.dumps(said).encode())
+
+    def release(self, force: bool = True) -> None:
+        """Let others use the folder; a second time nothing happens."""
+        if self._lock.is_locked:
+            with suppress(OSError):  # the folder may be gone
+                self._holder.unlink(missing_ok=True)
+            self._lock.release(force=force)
+
+    def __enter__(self) -> "FolderLock":
+        """Return the lock."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release it."""
+        self.release()
+
+
+def lock_folder(folder: Path) -> FolderLock:
     """Make a folder if it is missing, and keep other runs out of it until the lock is released or the process ends.
 
+    Where the file system has no ``flock``, the lock is a file that outlives a process that is killed.
+
     Raises:
-        ValueError: If the folder cannot be written, holds links, or another run uses it.
+        ValueError: If the folder cannot be written, holds links, or another run uses it; the message says who, and what to do
+            about a lock that a dead process has left.
     """
-    lock = FileLock(folder / ".lock", thread_local=False)
+    path, holder = folder / LOCK, folder / HOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            soft = not has_flock(probe.fileno())
+        lock = (SoftFileLock if soft else FileLock)(path, thread_local=False)
         lock.acquire(timeout=0)
     except Timeout as error:
+        by = held_by(path, holder) if soft else held_by(holder)
+        way_out = "wait for the other run or choose another folder."
+        if soft:
+            way_out = (
+                "if that run is over (this file system has no flock, so the lock of a run that was killed stays), delete "
+                f"{path} and start again; else {way_out}"
+            )
         raise ValueError(
-            f"Expected `output_dir` to be a folder that no other run uses, got {folder}: wait for the other run or choose "
-            "another folder."
+            f"Expected `output_dir` to be a folder that no other run uses, got {folder}: {by and f'{by} uses it; '}{way_out}"
         ) from error
     except OSError as error:
         raise ValueError(
             f"Expected `output_dir` to be a folder that can be written, got {folder} ({error.strerror})."
         ) from error
-    return lock
+    return FolderLock(lock, holder)
+
+
+def has_flock(descriptor: int) -> bool:
+    """Whether a file can be locked for as long as its process lives."""
+    if fcntl is None:  # Windows has other locks that end with the process
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.ENOSYS, errno.ENOTSUP)
+    return True
+
+
+def held_by(*paths: Path) -> str:
+    """Say who holds a lock, by the first of some files that says so; empty if none does.
+
+    The files may be anybody's. One is written by :class:`FolderLock`, or by filelock: process, host, and more, line by line.
+    """
+    for path in paths:
+        content, changed = read_beginning(path)
+        try:
+            pid, host, *_ = content.split("\n")
+            found = {
+                "pid": int(pid),
+                "host": host,
+                "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed)),
+            }
+        except (ValueError, OverflowError, OSError):
+            try:
+                found = dict(json.loads(content))
+            except (ValueError, TypeError, RecursionError):
+                continue
+        said = [printable(str(found.get(name, "?"))[:100]) for name in ("pid", "host", "since")]
+        return "process {} on {}, since {},".format(*said)
+    return ""
+
+
+def read_beginning(path: Path, most: int = 1000) -> tuple[str, float]:
+    """Return the first bytes of a file as text, and when it was changed; empty if it is no file that can be read at once."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            content = file.read(most) if stat.S_ISREG(status.st_mode) else b""
+    except OSError:
+        return "", 0.0
+    return content.decode(errors="replace"), status.st_mtime
 
 
 def refuse_links(folder: Path) -> None:

@@ -12,6 +12,9 @@ from typing import TextIO
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's categories of what moves a cursor, turns the direction of writing, breaks lines, or is not seen."""
 
+MAX_LINE = 300
+"""Characters of a line about a client."""
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""Return a text with its control characters as codes; it may come from a file or from a client.
@@ -32,6 +35,20 @@ def printable(text: str, keep: str = "") -> str:
         else character
         for character in text
     )
+
+
+def line(text: str, most: int = MAX_LINE) -> str:
+    r"""Return the beginning of a text as one line in characters that only show.
+
+    Args:
+        text: The text.
+        most: How many characters it may have.
+
+    Example:
+        >>> print(line("all\n is \x1b[1mwell" + 99 * "!", 20))
+        all is \x1b[1mwell!!
+    """
+    return printable(" ".join(text[: 10 * most].split()))[:most]
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -2,7 +2,10 @@
 
 import errno
 import io
+import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from fedamm_pl import files
-from fedamm_pl.files import SUBFOLDERS, append_whole, atomic_file, lock_folder, refuse_links, write_atomically
+from fedamm_pl.files import (
+    HOLDER,
+    LOCK,
+    SUBFOLDERS,
+    append_whole,
+    atomic_file,
+    lock_folder,
+    refuse_links,
+    write_atomically,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +132,12 @@ def test_nothing_is_appended_through_a_link(tmp_path: Path) -> None:
 def test_a_locked_folder_is_refused_until_it_is_released(tmp_path: Path) -> None:
     folder = tmp_path / "new/run"
     lock = lock_folder(folder)
-    with pytest.raises(ValueError, match=f"a folder that no other run uses, got {folder}: wait for the other run"):
+    who = (
+        rf"process {os.getpid()} on {re.escape(socket.gethostname())}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d, uses it; "
+    )
+    with pytest.raises(
+        ValueError, match=rf"a folder that no other run uses, got {folder}: {who}wait for the other run"
+    ):
         lock_folder(folder)
     lock.release()
     lock_folder(folder).release()
@@ -131,6 +148,98 @@ def test_the_end_of_a_process_releases_its_folder(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from fedamm_pl.files import lock_folder; lock_folder(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", f"{code}; import os; os._exit(1)"], cwd=ROOT, check=False)
     lock_folder(tmp_path).release()
+
+
+ANYBODYS = {
+    "nothing": None,
+    "empty": b"",
+    "no JSON": b"\xff\x00{",
+    "a list": b"[1, 2]",
+    "too long": b" " * 2000 + b'{"pid": 1}',
+    "nested": b"[" * 900,
+}
+
+
+@pytest.mark.parametrize("content", [*ANYBODYS, "a pipe", "a folder"])
+def test_who_holds_a_lock_is_not_said_if_the_file_does_not_say_it(content: str, tmp_path: Path) -> None:
+    lock = lock_folder(tmp_path)
+    holder = tmp_path / HOLDER
+    holder.unlink()
+    if content == "a pipe":
+        os.mkfifo(holder)
+    elif content == "a folder":
+        holder.mkdir()
+    elif ANYBODYS[content] is not None:
+        holder.write_bytes(ANYBODYS[content])
+    with pytest.raises(ValueError, match=f"no other run uses, got {tmp_path}: wait for the other run"):
+        lock_folder(tmp_path)
+    lock.release()
+
+
+def test_who_holds_a_lock_is_said_in_characters_that_only_show(tmp_path: Path) -> None:
+    lock = lock_folder(tmp_path)
+    (tmp_path / HOLDER).write_text(json.dumps({"pid": [1], "host": "\x1b[2J\nfedamm: all is well" + "x" * 500}))
+    with pytest.raises(
+        ValueError, match=r"process \[1\] on \\x1b\[2J\\nfedamm: all is wellx+, since \?, uses it"
+    ) as refused:
+        lock_folder(tmp_path)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 500 + len(str(tmp_path))
+    lock.release()
+
+
+def test_a_full_disk_does_not_keep_from_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / HOLDER).write_text('{"pid": 4711, "host": "elsewhere"}')  # of a run that was killed
+    monkeypatch.setattr(files, "write_atomically", full)
+    with lock_folder(tmp_path), pytest.raises(ValueError, match=f"got {tmp_path}: wait for the other run"):
+        lock_folder(tmp_path)
+    lock_folder(tmp_path).release()
+
+
+# A file system without flock
+
+
+@pytest.fixture
+def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("without_flock")
+@pytest.mark.parametrize(
+    ("lock", "holder", "who"),
+    [
+        (b"4711\nother-node\n1\n", None, r"process 4711 on other-node, since 20\d\d-\S+ \S+, uses it; "),
+        (b"4711\nother-node\n", None, r"process 4711 on other-node, since 20\d\d-\S+ \S+, uses it; "),
+        (b"", b'{"pid": 4711, "host": "n", "since": "2026-01-01"}', "process 4711 on n, since 2026-01-01, uses it; "),
+        (b"", None, ""),
+    ],
+)
+def test_the_lock_of_a_run_that_was_killed_elsewhere_is_said_with_the_way_out(
+    lock: bytes, holder: bytes | None, who: str, tmp_path: Path
+) -> None:
+    (tmp_path / LOCK).write_bytes(lock)
+    if holder:
+        (tmp_path / HOLDER).write_bytes(holder)
+    way_out = rf"if that run is over \(this file system has no flock, .*\), delete {tmp_path / LOCK} and start again; else wait"
+    with pytest.raises(ValueError, match=rf"no other run uses, got {tmp_path}: {who}{way_out}"):
+        lock_folder(tmp_path)
+    (tmp_path / LOCK).unlink()
+    lock_folder(tmp_path).release()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("without_flock")
+def test_without_flock_one_run_in_a_folder_holds_too(tmp_path: Path) -> None:
+    with lock_folder(tmp_path), pytest.raises(ValueError, match=rf"got {tmp_path}: process {os.getpid()} on "):
+        lock_folder(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:

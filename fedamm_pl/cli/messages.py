@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, offered, options_of
 from fedamm_pl.terminal import printable
 
-RENAMED = {"output_dir": "--output.dir", "seed": "--seed"}
+RENAMED = {"output_dir": "--output.dir", "seed": "--seed", "logger": "--logger"}
 """Parameters of the library that are called otherwise here."""
 
 

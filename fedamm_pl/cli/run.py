@@ -24,6 +24,7 @@ from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.parser import Parser, build_parser, dump, parse
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
+from fedamm_pl.federation.callbacks.loggers import check_loggers
 from fedamm_pl.federation.estimate import estimate, typical_client
 from fedamm_pl.federation.executors import Executor, Processes
 from fedamm_pl.federation.fingerprint import flatten
@@ -95,6 +96,8 @@ def instantiate(
         trainer=parts.trainer,
         executor=parts.executor,
     )
+    if isinstance(parts.logger, list):
+        check_loggers(parts.logger, folder)
     if folder is not None:
         stack.enter_context(orchestrator.opened())
     if parts.logger is not True:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
-from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State, payload_bytes, printable
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State, payload_bytes
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ClientSession
 from fedamm_pl.seeding import derive_seed, drawing_from
+from fedamm_pl.terminal import line
 
 
 def train_client(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult:
@@ -83,7 +84,7 @@ def one_line_reason(error: Exception) -> str:
     """Return type and first line of an error, and the innermost place in code that is not an installed package."""
     summary = traceback.TracebackException.from_exception(error)  # also where str(error) itself raises
     own = [frame for frame in summary.stack if "site-packages" not in frame.filename] or summary.stack
-    text = printable(next(iter(str(summary).strip().splitlines()), ""), 200)
+    text = line(next(iter(str(summary).strip().splitlines()), ""), 200)
     return f"{type(error).__name__}: {text} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 

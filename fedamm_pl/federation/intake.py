@@ -18,8 +18,9 @@ from fedamm_pl.federation.soundness import (
     nonnegative,
     shown,
 )
-from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State, printable
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.terminal import line
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +184,7 @@ class Intake:
         """Check an outcome of any kind: return it in plain types, the failure that it is, or None if it is nobody's."""
         # by its type: what is of an odd kind may raise as soon as it is asked for its class
         if type(outcome) is not ClientResult and type(outcome) is not ClientFailure:
-            log.warning(
-                "round %d: what came back is a %s, no result", self.round_num, printable(type(outcome).__name__)
-            )
+            log.warning("round %d: what came back is a %s, no result", self.round_num, line(type(outcome).__name__))
             return None
         client = outcome.client_id
         if type(client) is not int or not 0 <= client <= MAX_WHOLE:
@@ -198,7 +197,7 @@ class Intake:
                 return check_failure(outcome)
             result, norm = check_result(outcome, self.expected)
         except ValueError as error:
-            return ClientFailure(client, "update", printable(str(error)))
+            return ClientFailure(client, "update", line(str(error)))
         except Exception as error:  # what is of an odd kind may raise anything when it is looked at
             return ClientFailure(client, "update", f"it cannot be read, {type(error).__name__}")
         self.norms[client] = norm
@@ -216,7 +215,7 @@ class Intake:
                 raise ValueError(f"what it contributes to {name} is NaN or infinite")
         except (ValueError, ArithmeticError) as error:
             del self.norms[result.client_id]
-            return ClientFailure(result.client_id, "update", printable(str(error)))
+            return ClientFailure(result.client_id, "update", line(str(error)))
         return contributed
 
     def _shortened(self, payload: State, norm: float) -> State:

@@ -13,6 +13,7 @@ import torch
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.accounts import close_round, evaluate_end
 from fedamm_pl.federation.callbacks.base import FederationCallback
+from fedamm_pl.federation.callbacks.loggers import LogTo, check_loggers
 from fedamm_pl.federation.callbacks.observers import Observers
 from fedamm_pl.federation.checkpoint import RunState, saved_rounds
 from fedamm_pl.federation.checks import check_compiles, check_fit, check_options
@@ -107,11 +108,12 @@ class Orchestrator:
 
         Raises:
             ValueError: If ``output_dir`` cannot be written, is in use by another run, or holds a run with other options or
-                data, or only damaged checkpoints; or if the workers cannot start.
+                data, or only damaged checkpoints; if a logger would write among its files; or if the workers cannot start.
         """
         if self._opened is not None:
             yield self._opened[0]
             return
+        check_loggers([callback.logger for callback in self.callbacks if isinstance(callback, LogTo)], self.output_dir)
         with contextlib.ExitStack() as stack:
             if self.output_dir is not None:
                 stack.callback(lock_folder(self.output_dir).release, force=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedamm_pl.federation.aggregation import update_norm
 from fedamm_pl.protocol.codec import sendable
-from fedamm_pl.protocol.messages import ClientFailure, ClientResult, Stage, State, payload_bytes, printable
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, Stage, State, payload_bytes
+from fedamm_pl.terminal import line
 
 MAX_WHOLE = 2**53
 """The largest number of examples or bytes: up to it all whole numbers are exact in float64."""
@@ -109,7 +110,7 @@ def check_failure(failure: ClientFailure) -> ClientFailure:
         raise ValueError(f"it reports a failure at the stage {shown(failure.stage)}, which there is not")
     if not isinstance(failure.reason, str):
         raise ValueError(f"it reports a failure whose reason is {shown(failure.reason)}, no text")
-    return ClientFailure(failure.client_id, failure.stage, printable(failure.reason))
+    return ClientFailure(failure.client_id, failure.stage, line(failure.reason))
 
 
 def check_tensors(payload: Mapping[str, Any], expected: State) -> None:
@@ -146,7 +147,7 @@ def first_negative(state: Mapping[str, Tensor], names: Iterable[str]) -> str | N
 def shown(value: Any) -> str:
     """Return a few characters that show a value of any kind."""
     try:
-        return printable(repr(value), 40)
+        return line(repr(value), 40)
     except Exception:  # whatever it raises, it is nothing that can be shown
         return f"<{type(value).__name__}>"
 

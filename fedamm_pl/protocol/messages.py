@@ -11,9 +11,6 @@ State = dict[str, Tensor]
 
 Stage = Literal["data", "training", "meta step", "lost", "update"]
 
-MAX_REASON = 300
-"""Characters of a line about a client."""
-
 
 @dataclass(frozen=True)
 class Broadcast:
@@ -126,19 +123,3 @@ class Answer:
 def payload_bytes(payload: Mapping[str, Tensor]) -> int:
     """Return the size of the tensors of a payload in bytes."""
     return sum(value.nbytes for value in payload.values())
-
-
-def printable(text: str, most: int = MAX_REASON) -> str:
-    r"""Return a text that others have written as one line that a terminal can show: no line breaks, no control characters.
-
-    Args:
-        text: The text.
-        most: How many characters of it are left at most.
-
-    Example:
-        >>> printable("all\nis \x1b[1mwell\u202e")
-        'all is [1mwell'
-    """
-    # a little more than is shown: runs of what cannot be shown become one space
-    line = "".join(char if char.isprintable() else " " for char in text[: 10 * most])
-    return " ".join(line.split())[:most]

@@ -122,3 +122,28 @@ def test_figures_that_cannot_be_drawn_at_the_end_cost_the_program_a_line(
     assert "Traceback" not in printed.err
     assert json.loads((tmp_path / "summary.json").read_text())["stopped"] is None
     assert_same_run(tmp_path, fedavg_run)
+
+
+def test_a_logger_among_the_files_of_a_run_is_one_line_and_no_file(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    loggers = [{"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": "", "version": ""}}]
+    with pytest.raises(SystemExit) as ended:
+        main(command("FedAvg", folder, "--logger", json.dumps(loggers)))
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("fedamm: error: Expected --logger to write into a folder of its own, got CSVLogger in ")
+    assert not folder.exists()
+
+
+def test_a_logger_beside_the_files_of_a_run_changes_none_of_them(
+    command: Any, fedavg_run: Path, tmp_path: Path
+) -> None:
+    loggers = [{"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": "csv", "version": ""}}]
+    main(command("FedAvg", tmp_path, "--logger", json.dumps(loggers), "--output.progress", "none"))
+    rows = (tmp_path / "csv/metrics.csv").read_text().splitlines()
+    assert len(rows) == 7  # a heading, and rounds 0 to 5
+    assert_same_run(tmp_path, fedavg_run)

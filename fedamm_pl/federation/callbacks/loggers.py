@@ -1,15 +1,22 @@
 """``LogTo``: what a Lightning logger gets of a run."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.summary import short_names, summarize
+from fedamm_pl.files import SUBFOLDERS
+from fedamm_pl.terminal import line
 
+log = logging.getLogger(__name__)
 SHOWN_LOSSES = (0.0, 1.0, 5.0, 10.0)
 """Losses at which the weight net is logged as scalars."""
 CHARTS = {
@@ -27,6 +34,9 @@ CHARTS = {
 class LogTo(FederationCallback):
     """Sends the metrics of each round to a Lightning logger, with the round as step; at the end the hyperparameters.
 
+    A logger that fails, for want of a network say, does not end the run: what it misses is counted and said. A disk that is
+    full does.
+
     Args:
         logger: Any Lightning logger.
         options: Options for the hyperparameter table, flat.
@@ -37,24 +47,25 @@ class LogTo(FederationCallback):
         self.logger = logger
         self.options = dict(options or {})
         self.config = config
+        self._missed = 0
 
     def on_run_start(self, run: Run) -> None:
         """Log the configuration as text, and which scalars share a chart."""
-        experiment: Any = getattr(self.logger, "experiment", None)
-        if self.config and hasattr(experiment, "add_text"):
-            text = "\n".join(f"    {line}" for line in self.config.splitlines())
-            experiment.add_text("config", text, 0)
-        if hasattr(experiment, "add_custom_scalars"):
-            experiment.add_custom_scalars(CHARTS)
+        self._missed = 0
+        with self._harmless("at the start"):
+            experiment: Any = getattr(self.logger, "experiment", None)
+            if self.config and hasattr(experiment, "add_text"):
+                text = "\n".join(f"    {row}" for row in self.config.splitlines())
+                experiment.add_text("config", text, 0)
+            if hasattr(experiment, "add_custom_scalars"):
+                experiment.add_custom_scalars(CHARTS)
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
         """Log the round's metrics and accounts."""
-        try:
-            self.logger.log_metrics(round_scalars(run, record), step=record.round_num)
-        except ValueError as error:
-            # Lightning's TensorBoard logger takes any error for a wrong value, also that the disk is full
-            raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
-        self.logger.save()  # flushed before the round's checkpoint is written: a run that is killed loses none of it
+        scalars = round_scalars(run, record)
+        with self._harmless(f"in round {record.round_num}"):
+            self.logger.log_metrics(scalars, step=record.round_num)
+            self.logger.save()  # flushed before the round's checkpoint is written: a run that is killed loses none of it
 
     def on_run_end(self, run: Run) -> None:
         """Log the hyperparameters, with the result where the logger takes them, and close the log."""
@@ -65,12 +76,80 @@ class LogTo(FederationCallback):
             for metric, name in short_names(summary["final"]).items()
         }
         options = self.options or run.options
+        with self._harmless("at the end"):
+            try:
+                self.logger.log_hyperparams(options, final)  # TensorBoard's takes metrics
+            except TypeError:
+                self.logger.log_hyperparams(options)
+            self.logger.save()
+        with self._harmless("when it was closed"):
+            self.logger.finalize("success")
+        if self._missed > 1:
+            log.warning("%s failed %d times in this run and lacks what it was told then", self._name, self._missed)
+
+    @property
+    def _name(self) -> str:
+        return line(type(self.logger).__name__)
+
+    @contextmanager
+    def _harmless(self, when: str) -> Iterator[None]:
+        """Let an error of the logger cost what it was told, not the run; a disk that fails is another matter.
+
+        Raises:
+            OSError: If the disk is full, say.
+        """
         try:
-            self.logger.log_hyperparams(options, final)  # TensorBoard's takes metrics
-        except TypeError:
-            self.logger.log_hyperparams(options)
-        self.logger.save()
-        self.logger.finalize("success")
+            yield
+        except Exception as error:
+            # Lightning's TensorBoard logger takes any error for a wrong value, also that the disk is full
+            reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            if isinstance(reason, OSError) and not isinstance(reason, ConnectionError | TimeoutError):
+                raise reason from None
+            self._missed += 1
+            if self._missed == 1:
+                what = line(f"{type(error).__name__}: {error}")
+                log.warning("%s failed %s, the run goes on without it (%s)", self._name, when, what)
+
+
+def check_loggers(loggers: Sequence[Logger], folder: Path | None) -> None:
+    """Check that loggers write no file that a run writes, or another of them. TensorBoard's have names of their own.
+
+    Args:
+        loggers: The loggers.
+        folder: The folder of the run, if it has one.
+
+    Raises:
+        ValueError: If one writes into the folder of the run or a folder that the run makes in it, or two of a kind into one.
+    """
+    for logger in loggers:
+        place = _named(logger, "log_dir") or _named(logger, "save_dir")
+        own = () if folder is None else (folder.resolve(), *(folder.resolve() / part for part in SUBFOLDERS))
+        if place in own and not isinstance(logger, TensorBoardLogger):
+            name = line(type(logger).__name__)
+            raise ValueError(
+                f"Expected `logger` to write into a folder of its own, got {name} in {place}, where the run writes its files: "
+                f"give it another `save_dir`, {own[0] / name} for example."
+            )
+    for one, other in itertools.combinations(loggers, 2):
+        place = _named(one, "log_dir")
+        if (
+            place
+            and place == _named(other, "log_dir")
+            and (isinstance(one, type(other)) or isinstance(other, type(one)))
+        ):
+            raise ValueError(
+                f"Expected each `logger` to write into a folder of its own, got two {line(type(one).__name__)} in {place}: give "
+                "them different names."
+            )
+
+
+def _named(logger: Logger, attribute: str) -> Path | None:
+    """Return a folder that a logger names, None if it names none."""
+    try:
+        place = getattr(logger, attribute)
+        return Path(place).resolve() if place else None
+    except Exception:  # a logger of one's own, or one that asks its service
+        return None
 
 
 def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:

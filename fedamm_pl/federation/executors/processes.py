@@ -20,7 +20,8 @@ from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.federation.fingerprint import differences
 from fedamm_pl.federation.trainer import quiet
 from fedamm_pl.protocol.codec import decode, encode, pack, unpack
-from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State, printable
+from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State
+from fedamm_pl.terminal import line
 
 CONTEXT = get_context("spawn")  # a fork of a process with threads or a GPU does not work
 STARTING = 600.0
@@ -171,7 +172,7 @@ class ProcessSlot:
         except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"Expected worker {self._place} to start, got one that sends something else.") from error
         if "error" in found:
-            raise ValueError(f"Expected worker {self._place} to start, got: {printable(str(found['error']))}")
+            raise ValueError(f"Expected worker {self._place} to start, got: {line(str(found['error']))}")
         if self.environment is not None:
             require_same(self.environment, found, self._place)
         self.ready = True
@@ -205,7 +206,7 @@ class ProcessSlot:
             too_long = not self.pipe.readable  # after a message that is longer, of which nothing was read
             raise EOFError(f"its worker sent more than {self._most} bytes" if too_long else self._end()) from error
         except ValueError as error:
-            raise EOFError(f"its worker sent what cannot be read: {printable(str(error))}") from error
+            raise EOFError(f"its worker sent what cannot be read: {line(str(error))}") from error
         if not isinstance(outcome, ClientResult | ClientFailure):
             raise EOFError(f"its worker sent a {type(outcome).__name__}, no result")
         if outcome.client_id == NOBODY and isinstance(outcome, ClientFailure):
@@ -288,7 +289,7 @@ def _encoded(outcome: Outcome) -> bytes:
     try:
         return encode(outcome)
     except Exception as error:  # a result of an odd kind may raise anything
-        return encode(ClientFailure(outcome.client_id, "update", printable(str(error)) or type(error).__name__))
+        return encode(ClientFailure(outcome.client_id, "update", line(str(error)) or type(error).__name__))
 
 
 def _own_device(trainer: Any, place: int) -> Any:

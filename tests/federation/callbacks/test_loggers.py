@@ -1,16 +1,18 @@
 """What a Lightning logger gets of a run."""
 
 import errno
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedamm_pl import FedAMM, FedAvg
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, RoundRecord
-from fedamm_pl.federation.callbacks.loggers import images_per_second, round_scalars, weight_net_scalars
+from fedamm_pl.federation.callbacks.loggers import check_loggers, images_per_second, round_scalars, weight_net_scalars
 from fedamm_pl.federation.run import Run
 from tests.federation.executors.methods import HalfReadable
 from tests.federation.small import Recorder, federation
@@ -137,3 +139,154 @@ def test_images_per_second_are_by_the_wall_time_of_the_clients() -> None:
     for speed, record in zip(speeds, recorder.records[1:], strict=True):
         images = 2 * sum(result.num_examples for result in record.results)
         assert speed == pytest.approx(images / record.seconds["clients"])
+
+
+# Where loggers write
+
+
+class Remote(Logger):
+    """A logger that names folders, or none."""
+
+    def __init__(self, log_dir: str | None = None, save_dir: str | None = None) -> None:
+        super().__init__()
+        self._dirs = log_dir, save_dir
+
+    name, version = "remote", "0"
+
+    @property
+    def log_dir(self) -> str | None:
+        return self._dirs[0]
+
+    @property
+    def save_dir(self) -> str | None:
+        return self._dirs[1]
+
+    def log_metrics(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+class Shy(Remote):
+    """A logger that does not say where it writes."""
+
+    @property
+    def log_dir(self) -> str | None:
+        raise RuntimeError("ask the service")
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (lambda run: CSVLogger(run, "", ""), "."),
+        (lambda run: CSVLogger(run.parent, run.name, ""), "."),
+        (lambda run: CSVLogger(run, "x", "../"), "."),
+        (lambda run: CSVLogger(run, "figures", ""), "figures"),
+        (lambda run: CSVLogger(run, "", "checkpoints"), "checkpoints"),
+        (lambda run: Remote(save_dir=str(run)), "."),
+        (lambda run: Shy(save_dir=str(run / "clients")), "clients"),
+    ],
+)
+def test_a_logger_that_would_write_among_the_files_of_a_run_is_refused_before_anything_is_written(
+    make: Any, place: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    logger = make(folder)
+    message = rf"^Expected `logger` to write into a folder of its own, got \w+ in {(folder / place).resolve()}, where the run "
+    with pytest.raises(ValueError, match=message):
+        federation(callbacks=[LogTo(logger)], output_dir=folder).run()
+    assert not folder.exists()
+    federation(callbacks=[LogTo(logger)], num_rounds=0).run()  # without a folder there is nothing in its way
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda run: [TensorBoardLogger(run, "", "")],
+        lambda run: [CSVLogger(run, "csv", "")],
+        lambda run: [CSVLogger(run.parent, "", "")],
+        lambda run: [Remote(), Remote(), Shy(), Shy()],
+        lambda run: [Remote(save_dir=str(run.parent)), Remote(save_dir=str(run.parent))],
+        lambda run: [CSVLogger(run, "csv", "a"), CSVLogger(run, "csv", "b")],
+        lambda run: [TensorBoardLogger(run, "logs", "a"), CSVLogger(run, "logs", "a")],
+    ],
+)
+def test_other_loggers_are_nobodys_business(make: Any, tmp_path: Path) -> None:
+    check_loggers(make(tmp_path / "run"), tmp_path / "run")
+
+
+def test_two_loggers_that_write_the_same_files_are_refused(tmp_path: Path) -> None:
+    twice = [CSVLogger(tmp_path), CSVLogger(tmp_path)]  # both take the next version that is free
+    with pytest.raises(
+        ValueError, match=rf"^Expected each `logger` .*, got two CSVLogger in {tmp_path}/\S+/version_0: "
+    ):
+        check_loggers(twice, None)
+    with pytest.raises(ValueError, match="got two Plain in"):
+        federation(callbacks=[LogTo(Plain(tmp_path)), LogTo(CSVLogger(tmp_path, "", ""))]).run()
+    with pytest.raises(ValueError, match="got two TensorBoardLogger in"):
+        check_loggers([TensorBoardLogger(tmp_path, "", ""), TensorBoardLogger(tmp_path, "", "")], tmp_path)
+
+
+# Loggers that fail
+
+
+class Unreliable(CSVLogger):
+    """A logger that fails where it is told to."""
+
+    def __init__(self, folder: Path, method: str, error: Exception) -> None:
+        super().__init__(folder, "", "")
+        self.told: list[str] = []
+        self._fails, self._error = method, error
+
+    def _tell(self, method: str) -> None:
+        self.told.append(method)
+        if method == self._fails:
+            raise self._error
+
+    def log_metrics(self, *_: Any, **__: Any) -> None:
+        self._tell("log_metrics")
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        self._tell("log_hyperparams")
+
+    def save(self) -> None:
+        self._tell("save")
+
+    def finalize(self, status: str) -> None:
+        self._tell("finalize")
+
+    @property
+    def experiment(self) -> Any:
+        self._tell("experiment")
+
+
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [("experiment", 1), ("log_metrics", 3), ("save", 4), ("log_hyperparams", 1), ("finalize", 1)],
+)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no\n \x1b[31mnetwork"), ConnectionResetError("no network"), ValueError("-1")]
+)
+def test_a_logger_that_fails_costs_the_run_nothing(
+    method: str, times: int, error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = Unreliable(tmp_path / "log", method, error)
+    run = federation(callbacks=[LogTo(logger)], output_dir=tmp_path / "run")
+    history = run.run()
+    assert history == federation().run()
+    assert logger.told.count("log_metrics") == 3
+    assert logger.told.count("finalize") == 1
+    assert (tmp_path / "run/final.ckpt").exists()
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert re.match(rf"Unreliable failed .*, the run goes on without it \({type(error).__name__}: ", lines[0])
+    assert all(line.isprintable() for line in lines)
+    again = [f"Unreliable failed {times} times in this run and lacks what it was told then"] if times > 1 else []
+    assert lines[1:] == again
+
+
+@pytest.mark.parametrize("method", ["experiment", "log_metrics", "save", "log_hyperparams", "finalize"])
+def test_a_full_disk_ends_the_run_wherever_a_logger_meets_it(method: str, tmp_path: Path) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        federation(callbacks=[LogTo(Unreliable(tmp_path, method, error))]).run()
