@@ -52,7 +52,11 @@ def assert_table_of(text: str, folder: Path) -> None:
     """Require the closing table to show summary.json."""
     summary = json.loads((folder / "summary.json").read_text())
     best = {metric: entry["value"] for metric, entry in summary["best"].items()}
-    expected = {"final": summary["final"], "best (on test)": best, f"mean of last {summary['num_averaged']}": summary["mean_last_10"]}
+    expected = {
+        "final": summary["final"],
+        "best (on test)": best,
+        f"mean of last {summary['num_averaged']}": summary["mean_last_10"],
+    }
     assert closing_table(text) == {
         row: {column: pytest.approx(100 * metrics[metric], abs=0.0051) for column, metric in COLUMNS.items()}
         for row, metrics in expected.items()

@@ -227,7 +227,7 @@ def training_sets(draw: st.DrawFn, balanced: bool = False) -> tuple[np.ndarray, 
         "num_meta_per_class": num_meta,
         "imbalance_factor": draw(FACTORS),
         "profile": draw(PROFILES),
-        "shuffle_ranks": draw(st.booleans()),
+        **draw(st.sampled_from([{}, {"shuffle_ranks": True}, {"ranks_by_size": True}])),
     }
     return labels.astype(draw(st.sampled_from(TYPES))), num_classes, options
 
@@ -276,7 +276,11 @@ def test_every_class_keeps_what_its_rank_allows_and_it_has(
     largest = left.sum() / num_classes
     allowed = long_tail_counts(num_classes, largest, options["imbalance_factor"], options["profile"])
     # the first draw of the split's generator
-    ranks = rng(seed).permutation(num_classes) if options["shuffle_ranks"] else np.arange(num_classes)
+    ranks = rng(seed).permutation(num_classes) if options.get("shuffle_ranks") else np.arange(num_classes)
+    if options.get("ranks_by_size"):
+        ranks = np.array(
+            [sum((size, -label) > (left[k], -k) for label, size in enumerate(left)) for k in range(num_classes)]
+        )
     expected = [min(int(left[label]), allowed[ranks[label]]) for label in range(num_classes)]
     assert split.class_counts == expected
 
@@ -303,7 +307,7 @@ def test_balanced_classes_get_the_profile_itself_by_rank(
         return
     per_class = len(labels) // num_classes - options["num_meta_per_class"]
     allowed = long_tail_counts(num_classes, per_class, options["imbalance_factor"], options["profile"])
-    counts = sorted(split.class_counts, reverse=True) if options["shuffle_ranks"] else split.class_counts
+    counts = sorted(split.class_counts, reverse=True) if options.get("shuffle_ranks") else split.class_counts
     assert counts == [min(per_class, count) for count in allowed]
     assert counts == sorted(counts, reverse=True)
 

@@ -121,7 +121,7 @@ def check_names(names: Sequence[str], where: str = "") -> None:
         seen.add(same)
 
 
-def image_data(loaded: Any, where: str = "") -> ImageData:
+def image_data(loaded: Any) -> ImageData:
     """Take the images that somebody's own code has loaded, converted where it is clear what they are.
 
     Clear are: an :class:`ImageData` or its parts as a tuple in the same order, with or without the names; arrays or tensors of
@@ -130,7 +130,6 @@ def image_data(loaded: Any, where: str = "") -> ImageData:
 
     Args:
         loaded: What the code returned.
-        where: Where it comes from, for the messages, for example " of <file>".
 
     Returns:
         The images, checked by :func:`check_images`.
@@ -149,7 +148,7 @@ def image_data(loaded: Any, where: str = "") -> ImageData:
     largest = max((int(labels.max()) for labels in (train_labels, test_labels) if labels.numel()), default=-1)
     class_names = _names(parts[4] if len(parts) == 5 else None, largest + 1)
     data = ImageData(train_images, train_labels, test_images, test_labels, class_names)
-    check_images(data, where)
+    check_images(data)
     return data
 
 
