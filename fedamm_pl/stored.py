@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import pickletools
 import re
 import reprlib
 import zipfile
@@ -18,6 +19,12 @@ from lightning_fabric.utilities.cloud_io import get_filesystem
 
 log = logging.getLogger(__name__)
 StoredFile = str | Path | IO[bytes]
+Stored = tuple[dict[str, Any], int | None]
+PLAIN = re.compile(
+    r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor|parameter)\w*|torch\.nn\.parameter Parameter|torch Size|torch(\.cuda)? \w+Storage|"
+    r"torch\.storage \w+|torch [a-z]\w*|torch\.serialization _get_layout|_codecs encode|(builtins|__builtin__) (set|complex)"
+)
+"""What tensors and plain data are made of in a pickle: module and name."""
 DataT = TypeVar("DataT", bound="StoredData")
 
 
@@ -36,26 +43,39 @@ def reason_of(error: Exception) -> str:
     return f"it holds more than tensors and plain data{more}; nothing of it was executed"
 
 
-def require_plain_archive(file: IO[bytes]) -> None:
-    """Check that an archive does not unpack to more than its own size, as those that torch writes do not.
+def require_plain_archive(file: IO[bytes]) -> int:
+    """Check that a file is an archive as torch writes it, of tensors and plain data, and return its size.
+
+    What torch reads without executing anything can still ask for memory that has nothing to do with the file's size.
 
     Raises:
-        ValueError: If it would.
+        ValueError: If it is none, unpacks to more than its size, or names what is no part of tensors and plain data.
     """
     start = file.tell()
-    try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                size, unpacked = file.seek(0, 2), sum(part.file_size for part in archive.infolist())
-            if unpacked > size:
-                raise ValueError(f"it has {size} bytes and would unpack to {unpacked}")
-    except zipfile.BadZipFile:
-        pass  # torch says what is wrong with it
-    finally:
-        file.seek(start)
+    size = file.seek(0, 2)
+    file.seek(start)
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is no archive of torch" if size else "it is empty")
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        if (unpacked := sum(part.file_size for part in parts)) > size:
+            raise ValueError(f"it has {size} bytes and would unpack to {unpacked}")
+        for part in parts:
+            if part.filename.endswith("data.pkl"):
+                _require_plain(archive.read(part))
+    file.seek(start)
+    return size
 
 
-def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+def _require_plain(program: bytes) -> None:
+    for code, name, _ in pickletools.genops(program):
+        if code.name in ("GLOBAL", "INST") and not PLAIN.fullmatch(str(name)):
+            raise ValueError(
+                f"it holds more than tensors and plain data, {str(name).replace(' ', '.'):.100}, which was not used"
+            )
+
+
+def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool | None = None) -> Stored:
     """Read a Lightning checkpoint; nothing in it is executed unless the caller says ``weights_only=False``.
 
     Args:
@@ -64,7 +84,7 @@ def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool |
         weights_only: Whether to read nothing but tensors and plain data: yes unless False.
 
     Returns:
-        What it holds.
+        What it holds, and the size in bytes of a file of tensors and plain data.
 
     Raises:
         ValueError: If it is damaged, holds something else, or is no checkpoint.
@@ -76,9 +96,9 @@ def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool |
     return _read(file, file_name(file), map_location, weights_only)
 
 
-def _read(file: IO[bytes], name: str, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+def _read(file: IO[bytes], name: str, map_location: Any, weights_only: bool | None) -> Stored:
     try:
-        require_plain_archive(file)
+        size = require_plain_archive(file) if weights_only is not False else None
         content = torch.load(file, map_location=map_location or _available, weights_only=weights_only is not False)
     except Exception as error:  # what is damaged may raise anything
         raise ValueError(
@@ -87,7 +107,7 @@ def _read(file: IO[bytes], name: str, map_location: Any, weights_only: bool | No
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"Expected {name} to be a checkpoint of Lightning, got {type(content).__name__}.")
-    return content
+    return content, size
 
 
 def _available(storage: Any, location: str) -> Any:
@@ -256,7 +276,7 @@ class StoredData(pl.LightningDataModule):
             ValueError: If the file is damaged or holds options of wrong types, or they are out of range.
         """
         name = file_name(checkpoint_path)
-        content = read_stored(checkpoint_path, map_location, weights_only)
+        content, _ = read_stored(checkpoint_path, map_location, weights_only)
         data = built(cls, stored_options(cls, content, name, hparams_file, kwargs), name)
         if cls.__qualname__ in content:
             data.load_state_dict(content[cls.__qualname__])

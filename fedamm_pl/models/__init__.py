@@ -1,6 +1,6 @@
 """Networks, chosen by name: plain ``nn.Module`` classes that map (B, in_channels, H, W) to (B, num_classes)."""
 
-from fedamm_pl.models.build import MODELS, build_model
+from fedamm_pl.models.build import MODELS, build_model, registered_only
 from fedamm_pl.models.cnn import SmallCNN
 from fedamm_pl.models.outputs import features_and_logits, logits_of
 from fedamm_pl.models.probe import attempt, classifier_of, complete_lazy_layers, deep_copy
@@ -19,4 +19,5 @@ __all__ = [
     "deep_copy",
     "features_and_logits",
     "logits_of",
+    "registered_only",
 ]

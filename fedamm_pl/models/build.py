@@ -4,7 +4,9 @@ import importlib
 import inspect
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,19 @@ NOT_OWN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1
 """Where the code lies that calls networks."""
 TAKEN = ("weights", "pretrained")
 """What a number of classes must not be taken for: it would ask for weights from the network."""
+
+
+_trusted: ContextVar[Collection[str] | None] = ContextVar("names that may be imported, None for all", default=None)
+
+
+@contextmanager
+def registered_only(trusted: Collection[str] | None = ()) -> Iterator[None]:
+    """Let :func:`build_model` import no names but these, while a module is made of what a file says; None allows all."""
+    token = _trusted.set(trusted)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
 
 
 def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -69,6 +84,9 @@ def failure(error: BaseException) -> str:
 
 
 def _imported(name: str) -> Callable[..., Any]:
+    trusted = _trusted.get()
+    if trusted is not None and name not in trusted:
+        raise ValueError(f"{KNOWN} that is trusted, got {name!r:.80} from a file.")
     path, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(path), attribute)

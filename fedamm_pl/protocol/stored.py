@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from fedamm_pl.models import MODELS
+from fedamm_pl.models import MODELS, registered_only
 from fedamm_pl.stored import StoredFile, built, file_name, read_stored, stored_options
 
 ModuleT = TypeVar("ModuleT", bound="StoredModule")
@@ -49,14 +49,16 @@ class StoredModule(pl.LightningModule):
                 a network that is not registered, or its weights are not finite.
         """
         name = file_name(checkpoint_path)
-        content = read_stored(checkpoint_path, map_location, weights_only)
+        content, size = read_stored(checkpoint_path, map_location, weights_only)
         options = stored_options(cls, content, name, hparams_file, kwargs)
         if not trust_model and "model" not in kwargs:
             _require_registered(options.get("model"), name)
         state = _tensors(content.get("state_dict"), name)
-        if not trust_model:
-            _require_size(cls, options, state, name)
-        module = built(cls, options, name)
+        trusted = None if trust_model else [value for value in kwargs.values() if isinstance(value, str)]
+        with registered_only(trusted):
+            if not trust_model and size is not None:
+                _require_size(cls, options, size, name)
+            module = built(cls, options, name)
         module.configure_model()
         module.on_load_checkpoint(content)
         strict = module.strict_loading if strict is None else strict
@@ -81,13 +83,12 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     return state
 
 
-def _require_size(kind: type[StoredModule], options: Mapping[str, Any], state: Mapping[str, Tensor], name: str) -> None:
+def _require_size(kind: type[StoredModule], options: Mapping[str, Any], size: int, name: str) -> None:
     """Build the module without memory, to see how much it would take.
 
     Raises:
-        ValueError: If that is far more than the file holds.
+        ValueError: If that is far more than the file's size.
     """
-    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
     memo: dict[int, Any] = {}
     if isinstance(model := options.get("model"), nn.Module):
         memo = {id(part): nn.Parameter(part.detach().to("meta"), part.requires_grad) for part in model.parameters()}
@@ -102,11 +103,8 @@ def _require_size(kind: type[StoredModule], options: Mapping[str, Any], state: M
         for value in (*part.parameters(False), *part.buffers(False), *vars(part).values())
         if isinstance(value, Tensor)
     }
-    if (needed := sum(tensors.values())) > SPARE_BYTES + 4 * sum(held.values()):
-        raise ValueError(
-            f"Expected the options in {name} to be those of the {sum(held.values())} bytes of tensors in it, "
-            f"got some that take {needed}."
-        )
+    if (needed := sum(tensors.values())) > SPARE_BYTES + 4 * size:
+        raise ValueError(f"Expected the options in {name} to fit its {size} bytes, got some that take {needed} bytes.")
 
 
 def _load_state(module: StoredModule, state: dict[str, Tensor], strict: bool, name: str, hint: str) -> None:

@@ -19,6 +19,7 @@ from fedamm_pl.algorithms import FedETF
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.models import SmallCNN
 from fedamm_pl.protocol.classifier import Classifier
+from tests.tiny import TinyData, tiny_data
 
 INFO = ImageInfo(
     image_size=[8, 8],
@@ -96,6 +97,40 @@ def test_a_sound_checkpoint_is_loaded_from_a_path_a_text_and_an_open_file(conten
             assert all(torch.equal(value, content["state_dict"][name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's, on what this training lacks
+def test_a_checkpoint_of_a_plain_trainer_is_loaded_with_all_that_it_holds(tmp_path: Path) -> None:
+    class Scheduled(FedAvg):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])]
+
+    callbacks: list[Any] = [
+        pl.callbacks.ModelCheckpoint(tmp_path, "kept", monitor="train/loss"),
+        pl.callbacks.EarlyStopping("train/loss"),
+    ]
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=callbacks,
+        enable_model_summary=False,
+    )
+    module = Scheduled(4, 1, "small_cnn", info=None)
+    data = tiny_data()
+    trainer.fit(module, datamodule=data)
+    loaded = Scheduled.load_from_checkpoint(tmp_path / "kept.ckpt", lr=0.5)
+    assert loaded.hparams["lr"] == 0.5
+    assert loaded.state_dict().keys() == module.state_dict().keys()
+    found = TinyData.load_from_checkpoint(tmp_path / "kept.ckpt")
+    assert dict(found.hparams) == dict(data.hparams)
+    again = pl.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    again.fit(module, datamodule=data, ckpt_path=tmp_path / "kept.ckpt")
+    assert again.current_epoch == 3
+
+
 def test_a_sound_checkpoint_draws_what_it_drew_before(content: Content) -> None:
     """The look at the sizes leaves the random state alone: weights are drawn once."""
     torch.manual_seed(0)
@@ -134,6 +169,22 @@ def test_a_trusted_network_is_imported() -> None:
         FedAvg.load_from_checkpoint(packed(content))
     module = FedAvg.load_from_checkpoint(packed(content), trust_model=True)
     assert torch.equal(module.model.conv1.weight, content["state_dict"]["model.conv1.weight"])
+
+
+class Renamed(FedAvg):
+    """Passes its own option on as the network."""
+
+    def __init__(self, num_classes: int, network: str = "small_cnn") -> None:
+        super().__init__(num_classes, 1, network)
+
+
+def test_a_network_by_another_name_is_not_imported_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = saved(Renamed(4))
+    del content["hyper_parameters"]["model"]
+    assert Renamed.load_from_checkpoint(packed(content)).hparams["network"] == "small_cnn"
+    given = Renamed.load_from_checkpoint(packed(content), network="fedamm_pl.models.cnn.SmallCNN")
+    assert given.hparams["network"] == "fedamm_pl.models.cnn.SmallCNN"  # the caller's
+    assert "got 'os.abort' from a file" in refused(with_options(content, network="os.abort"), Renamed)
 
 
 def test_the_callers_network_stands_in_place_of_the_files(content: Content) -> None:
@@ -298,6 +349,23 @@ def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(deflated: bool, c
     assert ("would unpack to" in refused(file)) == deflated
 
 
+class Claims:
+    """Asks for memory when it is read, though it executes nothing."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> Any:
+        return self.kind, (10**13,)
+
+
+@pytest.mark.parametrize("kind", [bytearray, torch.Tensor, torch.FloatTensor])
+def test_what_asks_for_memory_by_a_number_is_not_read(kind: Any, content: Content) -> None:
+    line = refused(packed({**content, "more": Claims(kind)}))
+    assert "holds more than tensors and plain data" in line
+    assert kind.__name__ in line
+
+
 def test_the_same_list_many_times_is_checked_once(content: Content) -> None:
     labels = [0] * 10**5
     groups = {str(name): labels for name in range(10**4)}
@@ -348,7 +416,7 @@ def test_infinities_that_belong_to_a_network_are_taken() -> None:
         ({"model.classifier.bias": torch.zeros(3).to_sparse()}, "holds more than tensors and plain data"),
         (
             {"model.classifier.bias": torch.zeros(3, device="meta")},
-            "model.classifier.bias in the checkpoint to be a plain",
+            "holds more than tensors and plain data",
         ),
         ({"model.classifier.bias": [0.0] * 3}, "to be a plain tensor, got list"),
     ],
