@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -14,11 +15,11 @@ from typing import Any, NoReturn
 from fedamm_pl.cli.config_files import check_config_files, check_values_given
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED
-from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump
+from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump, in_one_line
 from fedamm_pl.files import lock_folder
 from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, plan
 from fedamm_pl.results.comparison_files import write_results
-from fedamm_pl.terminal import say
+from fedamm_pl.terminal import printable, say
 
 STAND_INS = {"algorithm": {"num_classes": 10, "model": "small_cnn"}}
 """Group -> options with which its class is made to check the others."""
@@ -50,7 +51,7 @@ def compare(words: Sequence[str]) -> None:
         parser.error(str(error))
     except OSError as error:  # a full disk; the runs themselves are whole
         fail(f"{error.strerror or error} ({error.filename or folder}); the same command continues")
-    say(f"results in {folder}")
+    say(f"results in {printable(str(folder))}")
     if failed:
         fail(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(map(str, failed))}")
 
@@ -69,10 +70,14 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
     def check_class(class_path: str, options: str) -> None:
         # found now, not in a process of its own hours later; the data are not loaded for it
         module, _, name = class_path.rpartition(".")
-        getattr(importlib.import_module(module), name)(**json.loads(options))
+        kind, values = getattr(importlib.import_module(module), name), json.loads(options)
+        if (channels := inspect.signature(kind).parameters.get("in_channels")) and channels.default is channels.empty:
+            values["in_channels"] = 3
+        kind(**values)
 
     def resolve(options: dict[str, Any]) -> tuple[str, int]:
-        config = parser.parse_object(options)
+        with in_one_line():
+            config = parser.parse_object(options)
         check_values(config)
         for group, base in GROUPS.items():
             if group not in OFFERED:
@@ -84,7 +89,8 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
                 text = json.dumps({**values, **STAND_INS.get(group, {})})
             except TypeError:  # options that are objects are made, and checked, in the run's own process
                 continue
-            check_class(config[group].class_path, text)
+            with in_one_line():
+                check_class(config[group].class_path, text)
         return dump(parser, config), int(config.federation.num_rounds)
 
     return resolve

@@ -98,7 +98,10 @@ def check_size(text: str) -> None:
 
 def load_yaml(text: str) -> Any:
     """Load YAML as the parser does, once its size is checked: also that of files which configuration files name."""
-    check_size(text)
+    try:
+        check_size(text)
+    except ValueError as error:
+        raise ValueError(f"Expected configuration files to be plain, got {text:.60} ({error})") from error
     return PARSER_LOADER(text)
 
 

@@ -99,8 +99,8 @@ def find_class(group: str, name: str) -> type:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module may be yours, and raise anything
-        raise ValueError(f"{name} ({error})" if module else name) from error
+    except (Exception, SystemExit) as error:  # the module may be yours, and raise anything
+        raise ValueError(f"{name} ({type(error).__name__}: {error})" if module else name) from error
     if not (inspect.isclass(found) and issubclass(found, GROUPS[group])):
         raise ValueError(f"{name}, which is none")
     return found

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pytorch_lightning.loggers import Logger
 from fedamm_pl.cli.config_files import check_config_files, check_values_given
 from fedamm_pl.cli.messages import one_line, unknown_option
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, OutputConfig, find_class, options_of
+from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.executors import Executor
@@ -89,12 +91,30 @@ def parse(parser: Parser, words: Sequence[str]) -> Namespace:
     """
     check_config_files(words, "run")
     check_values_given(words)
-    try:
+    with in_one_line():
         config = parser.parse_args(words)
-    except RecursionError as error:
-        raise ValueError("Expected values of options to be plain, got one that is nested too deep.") from error
     check_values(config)
     return config
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turn whatever is raised while classes are imported and made, which may be yours, into an error of one line.
+
+    Raises:
+        ValueError: With the kind, the text and the place of the error.
+    """
+    try:
+        yield
+    except (ValueError, OverflowError, BrokenPipeError):
+        raise
+    except RecursionError as error:
+        raise ValueError("Expected values of options to be plain, got one that is nested too deep.") from error
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, StopSignal) or where.filename in (__file__, argparse.__file__):
+            raise  # the parser's own end
+        raise ValueError(f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})") from error
 
 
 def check_values(config: Namespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedamm_pl.cli.parser import Parser, attribute_docstrings
 from fedamm_pl.results.report import write_report
 from fedamm_pl.results.runs import load_all
-from fedamm_pl.terminal import say
+from fedamm_pl.terminal import printable, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,4 +48,4 @@ def report(words: Sequence[str]) -> None:
         write_report(runs, output)
     except OSError as error:
         parser.error(f"Expected --output to be a file that can be written, got {output} ({error.strerror}).")
-    say(f"report in {output}")
+    say(f"report in {printable(str(output))}")

@@ -6,7 +6,6 @@ import logging.handlers
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedamm_pl.cli.help import requested
 from fedamm_pl.cli.messages import one_line
-from fedamm_pl.cli.parser import Parser, build_parser, dump, parse
+from fedamm_pl.cli.parser import Parser, build_parser, dump, in_one_line, parse
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.callbacks.loggers import check_loggers
@@ -32,7 +31,7 @@ from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
 from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.summary import table
 from fedamm_pl.files import write_atomically
-from fedamm_pl.terminal import say
+from fedamm_pl.terminal import printable, say, silence
 
 SHOWN_CLASSES = 20
 """Up to so many, the opening lines list classes one by one."""
@@ -62,6 +61,8 @@ def run(words: Sequence[str]) -> None:
             except (ValueError, OverflowError) as error:
                 parser.error(str(error))
             train(orchestrator, loggers, config, dump(parser, config), folder)
+    except BrokenPipeError:  # of what the parser itself prints
+        silence(sys.stdout)
     except StopSignal as stop:
         stop.hint = how_to_continue(folder) if folder else ""
         raise
@@ -85,7 +86,8 @@ def instantiate(
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"Expected `seed` to be 0 to 4294967295, got {config.seed}.")
     pl.seed_everything(config.seed, verbose=False)  # initial weights are drawn when the module is made
-    parts = made(parser, config)
+    with in_one_line():
+        parts = parser.instantiate(config)
     orchestrator = Orchestrator(
         parts.algorithm,
         parts.data,
@@ -105,22 +107,6 @@ def instantiate(
     started = orchestrator.state.round_num
     purge = started + 1 if orchestrator.state.history else 0  # what was logged after the last checkpoint
     return orchestrator, [TensorBoardLogger(str(folder), "", "", default_hp_metric=False, purge_step=purge)]
-
-
-def made(parser: Parser, config: Namespace) -> Namespace:
-    """Make the objects that a configuration names; the classes may be yours, and raise anything.
-
-    Raises:
-        ValueError: Whatever they raise, in one line.
-    """
-    try:
-        parts: Namespace = parser.instantiate(config)
-    except (ValueError, OverflowError):
-        raise
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise ValueError(f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})") from error
-    return parts
 
 
 @contextmanager
@@ -158,7 +144,7 @@ def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespa
     say(table(history))
     if counted := ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in orchestrator.state.counts.items() if n):
         say(counted)
-    say(f"results in {folder}")
+    say(f"results in {printable(str(folder))}")
 
 
 def callbacks(loggers: Sequence[Logger], config: Namespace, text: str, folder: Path) -> list[FederationCallback]:

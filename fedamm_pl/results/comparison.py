@@ -19,7 +19,7 @@ from fedamm_pl.federation.fingerprint import differences, flatten
 from fedamm_pl.files import NO_FOLLOW, refuse_links, write_atomically
 from fedamm_pl.results.reading import read_config, read_summary
 from fedamm_pl.results.tables import averaged
-from fedamm_pl.terminal import say
+from fedamm_pl.terminal import printable, say
 
 MAX_NAME = 100
 """Bytes of a folder's name; a file system takes 255, some of them for endings."""
@@ -217,11 +217,11 @@ def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
                 done += 1
                 if process.returncode or not run.finished:
                     failed.append(run)
-                    say(f"[{done}/{len(runs)}] {run}: failed, see {run.log}")
+                    say(printable(f"[{done}/{len(runs)}] {run}: failed, see {run.log}"))
                     continue
                 summary, seconds = run.summary or {}, time.monotonic() - began
                 mean, last = summary["mean_last_10"]["test/acc"], averaged([summary.get("num_averaged")])
-                say(f"[{done}/{len(runs)}] {run}: {100 * mean:.1f} (mean of last {last}), {seconds:.0f} s")
+                say(printable(f"[{done}/{len(runs)}] {run}: {100 * mean:.1f} (mean of last {last}), {seconds:.0f} s"))
     finally:
         for process in running:
             process.terminate()
