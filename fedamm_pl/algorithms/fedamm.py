@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedamm_pl.algorithms.meta import meta_gradient, training_mode, virtual_step
 from fedamm_pl.algorithms.plain_trainer import check_trainer, end_epoch_with_train_loader
 from fedamm_pl.algorithms.ranks import summed
-from fedamm_pl.algorithms.suited import fault
+from fedamm_pl.algorithms.suited import suited
 from fedamm_pl.algorithms.tallies import described, tallied
 from fedamm_pl.algorithms.virtual_steps import Differentiation, VirtualStep
 from fedamm_pl.data.client import Batch
@@ -191,9 +191,7 @@ class FedAMM(FederatedModule):
 
     def _virtual_step(self, support: Batch) -> State:
         """Take step 1 of a round and return w_hat; the step is kept for :meth:`_meta_step`."""
-        way: Differentiation = self.hparams["differentiation"]
-        if fault(self.model, support, way):
-            way = "functional"
+        way, _ = suited(self.model, support, self.hparams["differentiation"])
         self._step = step = virtual_step(self.model, self.weight_net, support, self.hparams["lr"], way, self._joint)
         return {f"model.{name}": value for name, value in step.params.items()}
 
@@ -279,13 +277,12 @@ class FedAMM(FederatedModule):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _examine(self, batch: Batch) -> None:
-        way = self.hparams["differentiation"]
-        if reason := fault(self.model, batch, way, anew=True):
+        wanted = self.hparams["differentiation"]
+        way, reason = suited(self.model, batch, wanted, anew=True)
+        if reason:
+            name = type(self.model).__name__
             rank_zero_only(log.warning)(
-                "differentiation %s is not right for %s (%s): functional is taken instead",
-                way,
-                type(self.model).__name__,
-                reason,
+                "differentiation %s is not right for %s (%s): %s is taken instead", wanted, name, reason, way
             )
 
     def _split(self, batch: Any) -> tuple[Batch, Batch | None]:

@@ -14,7 +14,7 @@ derivative:
 
     h = -lr * grad_v sum_i (d L_S / d l_i) * <grad_w l_i, g>,    L_S = sum_i omega_i l_i,    inner products held constant.
 
-``higher`` and ``forward`` do not take every network; :mod:`fedamm_pl.algorithms.suited` tells.
+Not every way takes every network; :mod:`fedamm_pl.algorithms.suited` tells.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedamm_pl.algorithms.ranks import summed
-from fedamm_pl.algorithms.suited import fault
+from fedamm_pl.algorithms.suited import fault, unsuited
 from fedamm_pl.algorithms.virtual_steps import (
     WAYS,
     Differentiation,
@@ -71,9 +71,7 @@ def virtual_step(
     if differentiation not in WAYS:
         raise ValueError(f"Expected `differentiation` to be higher, functional or forward, got {differentiation!r}.")
     if reason := fault(model, support, differentiation):
-        raise ValueError(
-            f"Expected `differentiation` to be functional for {type(model).__name__}, got {differentiation}: {reason}."
-        )
+        raise unsuited(model, differentiation, reason)
     with sdpa_kernel(SDPBackend.MATH):  # attention's other kernels have no second derivative
         return WAYS[differentiation](model, weight_net, support, lr, joint)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import sized_len
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 log = logging.getLogger(__name__)
 LOADERS = '{"train": ..., "meta": ...}'
@@ -25,14 +25,16 @@ def check_trainer(trainer: pl.Trainer) -> None:
             "Expected `precision` to be one without loss scaling for FedAMM, which would leave the meta gradient "
             "unscaled, got '16-mixed': take bf16-mixed."
         )
-    if type(trainer.strategy) is not DDPStrategy and not isinstance(trainer.strategy, SingleDeviceStrategy):
+    whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
+    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
         raise ValueError(
             "Expected `strategy` to be one device or ddp for FedAMM, whose meta step needs the whole network on each "
             f"device, got {type(trainer.strategy).__name__}."
         )
     if trainer.lr_scheduler_configs:
         rank_zero_only(log.warning)(
-            "FedAMM optimises manually: step the LR schedulers that you have added yourself, in `on_train_epoch_end` say"
+            "FedAMM optimises manually, so Lightning steps none of the LR schedulers that were added: step them in a hook, "
+            "`on_train_epoch_end` for example"
         )
     loaders, limit = trainer.fit_loop._data_source.instance, trainer.limit_train_batches
     if isinstance(loaders, Mapping) and "meta" in loaders and isinstance(limit, float):

@@ -1,9 +1,10 @@
 """Which ways to the weight-net gradient are right for a network.
 
 ``higher`` runs a patched copy of the network that knows no forward hooks and none of the tensors or modules that lie in
-plain attributes; forward mode needs a derivative that not every operator has. Both would go wrong unseen or fail in the
-middle of a run, and no list of causes is complete. So each is compared with ``functional``, which runs the network itself,
-on a few examples, once.
+plain attributes; forward mode needs a derivative that not every operator has; where an operator can be differentiated only
+once, a double backward may leave its part out without a word. Such things would go wrong unseen or fail in the middle of a
+run, and no list of causes is complete. So a way is compared once, on a few examples, with first derivatives of the network
+itself: h is known from the gradient of each example by itself.
 """
 
 import warnings
@@ -14,78 +15,122 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
-from fedamm_pl.algorithms.virtual_steps import WAYS, Tensors, trainable
+from fedamm_pl.algorithms.virtual_steps import (
+    WAYS,
+    Differentiation,
+    Tensors,
+    copied_buffers,
+    holding,
+    slopes_of,
+    trainable,
+)
 from fedamm_pl.data.client import Batch
+from fedamm_pl.losses import example_losses
+from fedamm_pl.models import logits_of
 from fedamm_pl.seeding import drawing_from, torch_generator
 
-NUM_EXAMPLES = 8
-"""So many examples tell whether two ways differ."""
+NUM_EXAMPLES = 4
+"""So many examples tell whether a way is right."""
 LR = 1e3
 """Step size of the comparison: large, so that w_hat - w keeps the digits of the gradient."""
 
 _faults: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()
 
 
-def fault(model: nn.Module, batch: Batch, differentiation: str, anew: bool = False) -> str | None:
-    """Return why a way is not right for a network, or None.
-
-    Each network is examined once, in the mode it is in. It stays as it is, random numbers too.
+def suited(
+    model: nn.Module, batch: Batch, wanted: Differentiation, anew: bool = False
+) -> tuple[Differentiation, str | None]:
+    """Return the way that is right for a network: the one that is wanted, or functional, and why not the other.
 
     Args:
         model: The classifier.
         batch: Images as the model takes them, and labels; a few are used.
-        differentiation: One of the three ways.
+        wanted: One of the three ways.
         anew: Whether to examine a network that was examined before.
 
     Raises:
-        ValueError: If not even ``functional`` can differentiate the network.
+        ValueError: If functional is not right either.
+    """
+    reason = fault(model, batch, wanted, anew)
+    way: Differentiation = "functional" if reason else wanted
+    if reason and (wanted == way or (reason := fault(model, batch, way, anew) or "")):
+        raise unsuited(model, way, reason)
+    return way, _faults[model][wanted]
+
+
+def unsuited(model: nn.Module, way: str, reason: str) -> ValueError:
+    """Return the error that says that a way is not right for a network."""
+    return ValueError(
+        f"Expected `model` to be a network that differentiation {way} is right for, got {type(model).__name__}: {reason}."
+    )
+
+
+def fault(model: nn.Module, batch: Batch, way: str, anew: bool = False) -> str | None:
+    """Return why a way is not right for a network, or None; see :func:`suited`.
+
+    Each network is examined once, in the mode it is in. It stays as it is, random numbers too.
     """
     found = _faults.setdefault(model, {})
-    if anew or differentiation not in found:
-        found[differentiation] = _examined(model, batch, differentiation)
-    return found[differentiation]
+    if anew or way not in found:
+        found[way] = _examined(model, batch, way)
+    return found[way]
 
 
-def _examined(model: nn.Module, batch: Batch, differentiation: str) -> str | None:
+def _examined(model: nn.Module, batch: Batch, way: str) -> str | None:
     images, labels = (part[:NUM_EXAMPLES] for part in batch)
-    try:
-        expected = _outcome(model, (images, labels), "functional")
-    except Exception as error:  # whatever the network raises
-        raise ValueError(
-            f"Expected `model` to be a network with second derivatives, got {type(model).__name__}: {_line(error)}"
-        ) from error
-    if differentiation == "functional" or not all(value.isfinite().all() for value in expected):
-        return None
-    try:
-        actual = _outcome(model, (images, labels), differentiation)
-    except Exception as error:
-        return _line(error)
-    steps = zip(actual[:-1], expected[:-1], strict=True)
-    scale = max(float(value.norm()) for value in expected[:-1])
-    if not all(_close(step, value, scale) for step, value in steps) or not _close(actual[-1], expected[-1], 1.0):
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        return "it has lazy layers: call it once on a batch of images before"
+    with _apart(model, images.device):
+        try:
+            moves, directions, expected = _reference(model, (images, labels))
+            if not all(value.isfinite().all() for value in (*moves.values(), expected)):
+                return None  # it has diverged, and will be told so
+        except Exception as error:  # whatever a network raises
+            return _line(error)
+    with _apart(model, images.device):
+        try:
+            weight_net = _OneWeightEach(len(images)).to(images.device)
+            step = WAYS[way](model, weight_net, (images, labels), LR, False)
+            actual = step.weight_net_gradient(directions)["weights"]
+        except Exception as error:
+            return _line(error)
+    before = trainable(model)
+    scale = max((float(move.norm()) for move in moves.values()), default=0.0)
+    steps = ((step.params[name] - before[name].detach(), move, scale) for name, move in moves.items())
+    if not all(_close(*step) for step in (*steps, (actual, expected, 1.0))):
         return "it computes another gradient than the network's own"
     return None
 
 
-def _outcome(model: nn.Module, batch: Batch, differentiation: str) -> list[Tensor]:
-    """Return the virtual step of each parameter, and h of a made-up meta gradient for a weight of its own each example."""
-    images, _ = batch
-    weight_net = _OneWeightEach(len(images)).to(images.device)
-    before = trainable(model)
-    with (
-        warnings.catch_warnings(),
-        drawing_from(0, images.device),
-        torch.enable_grad(),
-        torch.autocast(images.device.type, enabled=False),
-        sdpa_kernel(SDPBackend.MATH),
-        _as_it_was(model),
-    ):
-        warnings.simplefilter("ignore")  # the step itself will say it
-        step = WAYS[differentiation](model, weight_net, batch, LR, False)
-        moves = {name: value - before[name].detach() for name, value in step.params.items()}
-        weights = step.weight_net_gradient(_directions(moves))
-    return [*moves.values(), weights["weights"]]
+def _reference(model: nn.Module, batch: Batch) -> tuple[Tensors, Tensors, Tensor]:
+    """Return w_hat - w, a made-up meta gradient, and h, from first derivatives of the network itself."""
+    images, labels = batch
+    weight_net, params = _OneWeightEach(len(images)).to(images.device), trainable(model)
+
+    def gradients() -> tuple[Tensors, Tensors, Tensor]:
+        losses = example_losses(logits_of(model(images)), labels)
+        slopes = slopes_of(losses, weight_net)
+
+        def gradient(values: Tensor, weights: Tensor | None = None) -> Tensors:
+            found = torch.autograd.grad(
+                values, list(params.values()), weights, retain_graph=True, materialize_grads=True
+            )
+            return dict(zip(params, found, strict=True))
+
+        moves = {name: -LR * value for name, value in gradient(losses, slopes.detach()).items()}
+        directions = _directions(moves)
+        inner = [_dot(gradient(loss), directions) for loss in losses]
+        (h,) = torch.autograd.grad(-LR * (slopes * torch.stack(inner).to(slopes.dtype)).sum(), weight_net.weights)
+        return moves, directions, h
+
+    return holding(model, copied_buffers(model), gradients)
+
+
+def _dot(left: Tensors, right: Tensors) -> Tensor:
+    parts = [(left[name].conj() * right[name]).real.sum() for name in left]
+    return torch.stack([part.double() if part.device.type != "mps" else part for part in parts]).sum()
 
 
 class _OneWeightEach(nn.Module):
@@ -123,12 +168,20 @@ def _line(error: Exception) -> str:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Undo what forward passes leave in plain attributes, counters for example."""
+def _apart(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let nothing remain: no draw, and nothing that forward passes leave in plain attributes, counters for example."""
     before = [(part, dict(vars(part))) for part in model.modules()]
-    try:
-        yield
-    finally:
-        for part, attributes in before:
-            vars(part).clear()
-            vars(part).update(attributes)
+    with (
+        warnings.catch_warnings(),
+        drawing_from(0, device),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        warnings.simplefilter("ignore")  # the step itself will say it
+        try:
+            yield
+        finally:
+            for part, attributes in before:
+                vars(part).clear()
+                vars(part).update(attributes)

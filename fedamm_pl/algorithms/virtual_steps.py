@@ -97,7 +97,7 @@ def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, l
 
     def slopes_and_gradients() -> tuple[Tensor, tuple[Tensor, ...]]:
         losses = example_losses(logits_of(model(images)), labels)
-        slopes = _slopes(losses, weight_net, joint)
+        slopes = slopes_of(losses, weight_net, joint)
         # differentiated with respect to w by one backward pass, to v below
         return slopes, torch.autograd.grad(losses, list(params.values()), slopes.detach(), materialize_grads=True)
 
@@ -134,10 +134,10 @@ def _objective(losses: Tensor, weight_net: nn.Module, joint: bool) -> Tensor:
     if not joint:
         return weighted_loss(losses, weight_net(losses))
     # of equal gradient: the other ranks' losses are no function of this rank's graph, only of w
-    return (losses * _slopes(losses, weight_net, joint)).sum()
+    return (losses * slopes_of(losses, weight_net, joint)).sum()
 
 
-def _slopes(losses: Tensor, weight_net: nn.Module, joint: bool) -> Tensor:
+def slopes_of(losses: Tensor, weight_net: nn.Module, joint: bool = False) -> Tensor:
     """Return d L_S / d l_i of this rank's examples as a function of v, shape (B,)."""
     constant, mine = gathered(losses) if joint else (losses.detach(), slice(None))
     constant.requires_grad_()
