@@ -42,22 +42,25 @@ _faults: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary
 def suited(
     model: nn.Module, batch: Batch, wanted: Differentiation, anew: bool = False
 ) -> tuple[Differentiation, str | None]:
-    """Return the way that is right for a network: the one that is wanted, or functional, and why not the other.
+    """Return a way that is right for a network, and why it is not the one that is wanted, if so.
 
     Args:
         model: The classifier.
         batch: Images as the model takes them, and labels; a few are used.
-        wanted: One of the three ways.
+        wanted: One of the three ways; functional and then forward are tried in its place.
         anew: Whether to examine a network that was examined before.
 
     Raises:
-        ValueError: If functional is not right either.
+        ValueError: If none is right.
     """
-    reason = fault(model, batch, wanted, anew)
-    way: Differentiation = "functional" if reason else wanted
-    if reason and (wanted == way or (reason := fault(model, batch, way, anew) or "")):
-        raise unsuited(model, way, reason)
-    return way, _faults[model][wanted]
+    reasons: dict[Differentiation, str] = {}
+    ways: tuple[Differentiation, ...] = (wanted, "functional", "forward")
+    for way in dict.fromkeys(ways):
+        reason = fault(model, batch, way, anew)
+        if reason is None:
+            return way, reasons.get(wanted)
+        reasons[way] = reason
+    raise unsuited(model, wanted, reasons[wanted])
 
 
 def unsuited(model: nn.Module, way: str, reason: str) -> ValueError:

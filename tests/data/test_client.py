@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedamm_pl.data.client import BatchLoader, ClientData
+from fedamm_pl.data.client import BatchLoader, ClientData, Passes
 from fedamm_pl.data.transforms import augment
 from tests.data.numbered import labels_of, numbered, numbers
 
@@ -64,6 +64,48 @@ def test_loader_augments_each_image_by_itself(augmentation: str, flips: tuple[in
             assert matching.any()
             found.append(int(matching.nonzero()[0, 0]))
     assert len(set(found)) > 6  # 12 images do not share their draws
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize(("count", "batch_size"), [(37, 4), (48, 4), (49, 4), (12, 2), (7, 20), (3, 1), (64, 8)])
+def test_ranks_share_the_batches_of_one_loader(count: int, batch_size: int, num_ranks: int) -> None:
+    options: dict[str, Any] = {"augmentation": "crop_flip", "seed": 3}
+    ranks = [loader_of(count, batch_size, rank=rank, num_ranks=num_ranks, **options) for rank in range(num_ranks)]
+    alone = loader_of(count, batch_size * num_ranks, **options)
+    for _ in range(2):
+        parts = list(zip(*ranks, strict=True))  # equally many batches
+        assert len(parts) == len(ranks[0])
+        joint = [[torch.cat(values) for values in zip(*part, strict=True)] for part in parts]
+        assert all(len({len(labels) for _, labels in part}) == 1 for part in parts)  # equally large ones
+        expected = [torch.cat(values)[: count - ranks[0].left_out] for values in zip(*alone, strict=True)]
+        assert torch.equal(torch.cat([images for images, _ in joint]), expected[0])
+        assert torch.equal(torch.cat([labels for _, labels in joint]), expected[1])
+        assert all(len(labels) > 1 for part in parts for _, labels in part) or count < 2 * num_ranks or batch_size == 1
+    assert ranks[0].left_out == count % num_ranks
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+@pytest.mark.parametrize(("count", "batch_size"), [(37, 4), (48, 4), (25, 4), (4, 20), (26, 3)])
+def test_ranks_visit_each_example_once_without_a_seed(count: int, batch_size: int, num_ranks: int) -> None:
+    ranks = [list(loader_of(count, batch_size, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
+    assert len({len(batches) for batches in ranks}) == 1
+    found = [int(label) for batches in ranks for _, labels in batches for label in labels]
+    assert sorted(found) == list(range(count))
+    assert all(len(labels) for batches in ranks for _, labels in batches)
+
+
+def test_fewer_examples_than_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match="`devices` to be at most the 3 examples of a loader, got 4"):
+        loader_of(3, 2, num_ranks=4)
+
+
+def test_passes_go_on_with_the_draws_of_the_loader() -> None:
+    expected = loader_of(6, 6, seed=1)
+    passes = Passes(loader_of(6, 6, seed=1), 3)
+    assert len(passes) == 3
+    for _ in range(2):
+        found = [labels.tolist() for _, labels in passes]
+        assert found == [labels_of(expected) for _ in range(3)]
 
 
 def test_client_without_examples_has_no_batches_and_an_empty_support() -> None:

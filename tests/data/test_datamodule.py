@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.trainer.states import TrainerStatus
 from torch import Tensor
 
 from fedamm_pl.data import FederatedDataModule, ImageData
@@ -532,3 +533,38 @@ def test_content_hash_covers_everything_that_is_used(root: Path, part: str, monk
     images = data.images
     monkeypatch.setattr(other, "load_images", lambda: changed(images, part))
     assert other.content_hash != data.content_hash
+
+
+def running(rank: int, num_ranks: int, **options: Any) -> Any:
+    state = SimpleNamespace(status=options.pop("status", TrainerStatus.RUNNING))
+    fake = {"global_rank": rank, "world_size": num_ranks, "lightning_module": None, "overfit_batches": 0}
+    return SimpleNamespace(**{**fake, **options}, state=state)
+
+
+def test_each_process_of_a_training_gets_its_part(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = module(root)
+    everything = sorted(labels_of(data.test_dataloader()))
+    size, parts, tested = sum(data.info["class_counts"]), [], []
+    for rank in range(2):
+        data.trainer = running(rank, 2)
+        parts.append([number for images, _ in data.train_dataloader() for number in numbers(images)])
+        tested += labels_of(data.test_dataloader())
+    assert not set(parts[0]) & set(parts[1])
+    assert len(parts[0]) == len(parts[1]) == size // 2
+    assert sorted(tested) == everything
+    said = f"{size % 2} of {size} training images, others in each epoch, are left out" in caplog.text
+    assert said == bool(size % 2)
+
+
+def test_a_trainer_that_does_not_run_leaves_the_loaders_whole(root: Path) -> None:
+    data = module(root)
+    data.trainer = running(0, 2, status=TrainerStatus.FINISHED)
+    assert len(labels_of(data.train_dataloader())) == sum(data.info["class_counts"])
+
+
+def test_overfitting_stays_on_the_same_batches(root: Path) -> None:
+    data = module(root, augmentation="crop_flip")
+    data.trainer = running(0, 1, overfit_batches=2)
+    loader = data.train_dataloader()
+    assert same(list(loader), list(loader))
+    assert len(labels_of(loader)) == sum(data.info["class_counts"])
