@@ -322,7 +322,7 @@ def test_in_a_plain_trainer_it_is_fedavg(name: str) -> None:
     states = []
     for method in (METHODS[name], (FedAvg, {})):
         module = make(method, data, momentum=0.0, lr=0.1)
-        fit(module, data._loader(data._train, "train", 16))
+        fit(module, data.train_dataloader())
         states.append(module.shared_state())
     assert_equal(*states)
 
