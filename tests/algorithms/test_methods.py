@@ -294,7 +294,7 @@ def fit(module: FederatedModule, *loaders: Any, epochs: int = 2, **options: Any)
 def test_trains_in_a_plain_trainer(method: Method) -> None:
     data = tiny_data(augmentation="none")
     module = make(method, data)
-    trainer = fit(module, data._loader(data._train, "train", 16), data.test_dataloader(), epochs=4)
+    trainer = fit(module, data.train_dataloader(), data.test_dataloader(), epochs=4)
     assert trainer.global_step == 4 * -(-sum(data.info["class_counts"]) // 16)
     assert trainer.callback_metrics["val/acc"] > 0.6
     assert 0 < trainer.callback_metrics["train/loss"] < 2
