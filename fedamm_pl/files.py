@@ -22,6 +22,26 @@ except ImportError:  # Windows
 
 SUBFOLDERS = ("checkpoints", "clients", "figures")
 LOCK, HOLDER = ".lock", ".lock.holder"
+DISK_ERRORS = {
+    getattr(errno, name)
+    for name in (
+        *(
+            "EACCES",
+            "EDQUOT",
+            "EFBIG",
+            "EIO",
+            "EISDIR",
+            "ELOOP",
+            "EMFILE",
+            "ENAMETOOLONG",
+            "ENFILE",
+            "ENOENT",
+            "ENOSPC",
+        ),
+        *("ENOTDIR", "EPERM", "EROFS", "ESTALE"),
+    )
+    if hasattr(errno, name)
+}
 NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
 
@@ -71,6 +91,11 @@ def append_whole(path: Path, content: bytes) -> None:
         except OSError:
             file.truncate(size)
             raise
+
+
+def of_the_disk(error: BaseException) -> bool:
+    """Whether an error is of files and disks; others that are OSErrors too are of a network."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 class FolderLock:

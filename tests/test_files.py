@@ -13,16 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedamm_pl import files
-from fedamm_pl.files import (
-    HOLDER,
-    LOCK,
-    SUBFOLDERS,
-    append_whole,
-    atomic_file,
-    lock_folder,
-    refuse_links,
-    write_atomically,
-)
+from fedamm_pl.files import HOLDER, LOCK, SUBFOLDERS, append_whole, atomic_file, lock_folder, of_the_disk, refuse_links, write_atomically
 
 ROOT = Path(__file__).parents[1]
 
@@ -287,3 +278,21 @@ def test_a_folder_that_is_a_link_itself_is_a_choice(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
     lock_folder(tmp_path / "run").release()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "full"), True),
+        (PermissionError(errno.EACCES, "not yours"), True),
+        (FileNotFoundError(errno.ENOENT, "gone"), True),
+        (ConnectionResetError(errno.ECONNRESET, "gone"), False),
+        (TimeoutError(errno.ETIMEDOUT, "slow"), False),
+        (socket.gaierror(socket.EAI_NONAME, "no such host"), False),
+        (OSError(errno.ENETUNREACH, "no network"), False),
+        (OSError("HTTP 500"), False),
+        (ValueError("no file"), False),
+    ],
+)
+def test_errors_of_the_disk_are_told_from_those_of_a_network(error: Exception, expected: bool) -> None:
+    assert of_the_disk(error) == expected

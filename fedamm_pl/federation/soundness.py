@@ -94,8 +94,8 @@ def check_result(result: ClientResult, expected: Expected) -> tuple[ClientResult
     check_tensors(tallies, expected.tallies)
     kept = _kept(result.kept, KEPT_MODELS * payload_bytes(expected.payload) + KEPT_ROOM)
     norm = _check_values(payload, expected)
-    if tally := first_nonfinite(tallies):
-        raise ValueError(f"its tally {tally} is NaN or infinite")
+    if tally := next((name for name, value in tallies.items() if not (value.abs() <= MAX_WHOLE).all()), None):
+        raise ValueError(f"its tally {tally} is NaN or larger than 2**53")
     result = replace(result, payload=payload, metrics=metrics, kept=kept, tallies=tallies)
     return replace(result, train_seconds=seconds[0], meta_seconds=seconds[1]), norm
 
@@ -161,16 +161,18 @@ def _check_values(payload: State, expected: Expected) -> float:
     sent = {name: value for name, value in expected.payload.items() if name.startswith(expected.shared)}
     norm = update_norm(payload, sent)
     beside = [value for name, value in payload.items() if not name.startswith(expected.shared)]
-    bounded = [payload[name].reshape(-1).to(norm.device) for name in expected.nonnegative if name in payload]
     found = [norm, *(value.isfinite().all().to(norm) for value in beside)]
-    if bounded:
-        found.append((torch.cat(bounded) >= 0).all().to(norm))
+    bounded: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for name in expected.nonnegative:
+        if (value := payload.get(name)) is not None:
+            bounded.setdefault((value.dtype, value.device), []).append(value.reshape(-1))
+    found += [(torch.cat(values) >= 0).all().to(norm) for values in bounded.values()]
     length, *sound = torch.stack(found).tolist()  # one wait on a GPU, not one for each entry
     if not math.isfinite(length) or not all(sound):
-        if name := first_nonfinite(payload):
-            raise ValueError(f"{name} is NaN or infinite")
-        if name := first_negative(payload, (name for name in expected.nonnegative if name in payload)):
-            raise ValueError(f"{name} holds a number below 0, which no variance and no count is")
+        if entry := first_nonfinite(payload):
+            raise ValueError(f"{entry} is NaN or infinite")
+        if entry := first_negative(payload, (name for name in expected.nonnegative if name in payload)):
+            raise ValueError(f"{entry} holds a number below 0, which no variance and no count is")
         raise ValueError("its length is NaN or infinite")
     return float(length)
 
@@ -185,9 +187,11 @@ def _tensors(part: str, given: Any, most: int) -> State:
     for name, value in entries.items():
         if type(value) is not Tensor and type(value) is not nn.Parameter:
             raise ValueError(f"{name} is a {type(value).__name__}, no tensor")
-        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+        if value.layout is not torch.strided or value.is_meta or value.is_nested:
             raise ValueError(f"{name} is no dense tensor")
-    return {name: value.detach() for name, value in entries.items()}
+        if value.requires_grad or type(value) is not Tensor:
+            entries[name] = value.detach()
+    return entries
 
 
 def _metrics(given: Any) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import Logger
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.callbacks.files import diagnostics
 from fedamm_pl.federation.run import Run
-from fedamm_pl.files import write_atomically
+from fedamm_pl.files import of_the_disk, write_atomically
 from fedamm_pl.results.figure_parts import rendered
 from fedamm_pl.results.run_figures import run_figures
 
@@ -107,9 +107,9 @@ def decoration(what: str) -> Iterator[None]:
     """Let a failure to draw cost the figures, not the run; a disk that fails is another matter."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
+        if of_the_disk(error):
+            raise
         log.warning("%s: could not be drawn, the run goes on without (%s: %s)", what, type(error).__name__, error)
 
 

@@ -13,7 +13,7 @@ from fedamm_pl.algorithms.fedamm import LOSS_GRID
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.summary import short_names, summarize
-from fedamm_pl.files import SUBFOLDERS
+from fedamm_pl.files import SUBFOLDERS, of_the_disk
 from fedamm_pl.terminal import line
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class LogTo(FederationCallback):
         except Exception as error:
             # Lightning's TensorBoard logger takes any error for a wrong value, also that the disk is full
             reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
-            if isinstance(reason, OSError) and not isinstance(reason, ConnectionError | TimeoutError):
+            if of_the_disk(reason):
                 raise reason from None
             self._missed += 1
             if self._missed == 1:

@@ -8,6 +8,8 @@ from typing import Any
 from fedamm_pl.federation.callbacks.base import FederationCallback
 from fedamm_pl.federation.callbacks.files import run_files
 from fedamm_pl.federation.run import Run
+from fedamm_pl.files import of_the_disk
+from fedamm_pl.terminal import line
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ class Observers:
         for callback in self.callbacks:
             try:
                 callback.on_run_end(run)
-            except OSError:  # a full disk is another matter
-                raise
             except Exception as error:
-                name, kind = type(callback).__name__, type(error).__name__
-                log.warning("%s failed at the end of the run, which is complete without it (%s: %s)", name, kind, error)
+                if of_the_disk(error):  # a full disk is another matter
+                    raise
+                name, what = type(callback).__name__, line(f"{type(error).__name__}: {error}")
+                log.warning("%s failed at the end of the run, which is complete without it (%s)", name, what)

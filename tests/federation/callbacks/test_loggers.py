@@ -266,7 +266,7 @@ class Unreliable(CSVLogger):
     [("experiment", 1), ("log_metrics", 3), ("save", 4), ("log_hyperparams", 1), ("finalize", 1)],
 )
 @pytest.mark.parametrize(
-    "error", [RuntimeError("no\n \x1b[31mnetwork"), ConnectionResetError("no network"), ValueError("-1")]
+    "error", [RuntimeError("no\n \x1b[31mnetwork"), ConnectionResetError(104, "no network"), OSError("HTTP 500")]
 )
 def test_a_logger_that_fails_costs_the_run_nothing(
     method: str, times: int, error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
