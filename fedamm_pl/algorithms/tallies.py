@@ -1,6 +1,5 @@
 """What figures show of FedAMM's weight net, from sums that clients add up."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -8,6 +7,9 @@ from torch import Tensor, nn
 
 from fedamm_pl.losses import normalized_weights
 from fedamm_pl.protocol.messages import State
+
+MAX_WEIGHT = 1e9
+"""A larger mean relative weight is none: a batch has fewer examples."""
 
 
 def tallied(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, grid: Sequence[float]) -> State:
@@ -46,16 +48,17 @@ def described(weight_net: nn.Module, tallies: State, grid: Sequence[float]) -> d
 
     Returns:
         ``weight_curve``: V at each loss of the grid. ``weight_per_class``: mean of B * omega_i over the examples of a class,
-        1 in FedAvg; None for a class without any. ``loss_histogram``: share of the examples by loss. The last two are left
-        out without tallies.
+        1 in FedAvg; None for a class without any, or with a mean that cannot be. ``loss_histogram``: share of the examples by
+        loss. The last two are left out without tallies.
     """
     with torch.no_grad():
         curve = weight_net(torch.tensor(grid).to(next(weight_net.parameters()))).tolist()
     if not tallies:
         return {"weight_curve": curve}
     means = (tallies["weights"] / tallies["examples"]).tolist()
+    losses = tallies["losses"].clamp(min=0)  # clients may say anything
     return {
         "weight_curve": curve,
-        "weight_per_class": [None if math.isnan(mean) else mean for mean in means],
-        "loss_histogram": (tallies["losses"] / tallies["losses"].sum()).tolist(),
+        "weight_per_class": [mean if 0 <= mean <= MAX_WEIGHT else None for mean in means],
+        "loss_histogram": (losses / losses.sum().clamp(min=1)).tolist(),
     }

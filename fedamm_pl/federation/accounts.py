@@ -3,7 +3,7 @@
 from fedamm_pl.federation.callbacks.base import RoundRecord
 from fedamm_pl.federation.callbacks.observers import Observers
 from fedamm_pl.federation.evaluation import Evaluator
-from fedamm_pl.federation.intake import Intake, client_metrics
+from fedamm_pl.federation.intake import Intake, client_metrics, within_columns
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.stopwatch import Stopwatch
 
@@ -23,7 +23,7 @@ def close_round(
     """
     state, config, results, (metrics,) = run.state, run.config, intake.results, run.rows
     state.count(intake.failures, failed, config.max_failed_rounds)
-    metrics.update(client_metrics(results))
+    metrics.update(within_columns(client_metrics(results), state.history, state.round_num))
     due = state.round_num % config.eval_interval == 0 or state.round_num == config.num_rounds
     due = due or bool(state.stopped or state.ended)
     shown = {}

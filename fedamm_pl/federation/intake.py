@@ -28,6 +28,10 @@ OUTLIER = 10.0
 """An update so many times as long as the median of the others is reported."""
 
 
+MAX_COLUMNS = 1024
+"""Numbers about clients that a run records; with others each round, a client could fill the disk."""
+
+
 class RoundFailedError(Exception):
     """Too little came back from the clients of a round; the server keeps its state."""
 
@@ -94,6 +98,26 @@ def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
     if unmeasured := sum(math.isnan(value) for result in results for value in result.metrics.values()):
         means["client/nan_metrics"] = float(unmeasured)
     return means
+
+
+def within_columns(
+    metrics: dict[str, float], history: Sequence[Mapping[str, float]], round_num: int
+) -> dict[str, float]:
+    """Leave out the numbers about clients for which a run has no more columns.
+
+    Args:
+        metrics: Of a round.
+        history: The rows so far.
+        round_num: The round, for the log.
+    """
+    if not history or metrics.keys() <= history[-1].keys():
+        return metrics
+    known = {name for row in history for name in row if name.startswith("client/")}
+    new = sorted(metrics.keys() - known)
+    if left_out := new[max(0, MAX_COLUMNS - len(known)) :]:
+        text = "round %d: %d metrics of clients are left out, a run records %d at most: %s"
+        log.warning(text, round_num, len(left_out), MAX_COLUMNS, line(" ".join(left_out), 100))
+    return {name: value for name, value in metrics.items() if name not in left_out}
 
 
 class Intake:

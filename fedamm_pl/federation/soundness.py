@@ -16,7 +16,9 @@ from fedamm_pl.protocol.messages import ClientFailure, ClientResult, Stage, Stat
 from fedamm_pl.terminal import line
 
 MAX_WHOLE = 2**53
-"""The largest number of examples or bytes: up to it all whole numbers are exact in float64."""
+"""The largest number of examples, and the largest tally: up to it all whole numbers are exact in float64."""
+MAX_BYTES = 2**40
+"""Bytes that a client can have sent or received in a round: a tebibyte."""
 MAX_SECONDS = 366 * 24 * 3600.0
 """The longest that a client's round may have taken: a year."""
 MAX_METRICS = 256
@@ -82,8 +84,8 @@ def check_result(result: ClientResult, expected: Expected) -> tuple[ClientResult
     if type(result.num_examples) is not int or not 1 <= result.num_examples <= MAX_WHOLE:
         raise ValueError(f"it reports {shown(result.num_examples)} examples")
     for name in ("bytes_received", "bytes_sent"):
-        if type(value := getattr(result, name)) is not int or not 0 <= value <= MAX_WHOLE:
-            raise ValueError(f"its {name} is {shown(value)}, no whole number from 0 to 2**53")
+        if type(value := getattr(result, name)) is not int or not 0 <= value <= MAX_BYTES:
+            raise ValueError(f"its {name} is {shown(value)}, no whole number from 0 to 2**40")
     seconds = [_seconds(name, getattr(result, name)) for name in ("train_seconds", "meta_seconds")]
     payload, tallies = (
         _tensors(part, getattr(result, part), len(getattr(expected, part)) + MAX_EXTRA)

@@ -15,8 +15,10 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
+from fedamm_pl.algorithms.tallies import described
 from fedamm_pl.data.client import BatchLoader
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.models import WeightNet
 from fedamm_pl.protocol.messages import Question
 from fedamm_pl.seeding import derive_seed
 from tests.one_round import Round
@@ -352,3 +354,15 @@ def test_defaults_are_those_of_fedavg() -> None:
 def test_options_out_of_range_are_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"Expected `{option}` to be a number"):
         FedAMM(NUM_CLASSES, 1, tiny_resnet(NUM_CLASSES, 1), **{option: value})  # type: ignore[arg-type]
+
+
+def test_tallies_that_a_client_has_made_up_are_described_by_numbers_that_can_be() -> None:
+    lies = {"weights": torch.tensor([1.0, 4.0, -1.0, 2.0**53]), "examples": torch.tensor([0.0, 2.0, 1.0, 1e-300])}
+    lies = {name: value.double() for name, value in lies.items()}
+    shown = described(
+        WeightNet(), {**lies, "losses": torch.tensor([-5.0, 0.0, 3.0, 1.0]).double()}, [0.0, 1.0, 2.0, 3.0]
+    )
+    assert shown["weight_per_class"] == [None, 2.0, None, None]
+    assert shown["loss_histogram"] == [0.0, 0.0, 0.75, 0.25]
+    nothing = described(WeightNet(), {**lies, "losses": -torch.ones(4).double()}, [0.0, 1.0, 2.0, 3.0])
+    assert nothing["loss_histogram"] == [0.0] * 4

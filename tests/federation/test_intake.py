@@ -10,7 +10,15 @@ from torch import nn
 
 from fedamm_pl import FedAMM
 from fedamm_pl.federation.config import FederationConfig
-from fedamm_pl.federation.intake import Intake, RoundFailedError, client_metrics, outlier, require_sound
+from fedamm_pl.federation.intake import (
+    MAX_COLUMNS,
+    Intake,
+    RoundFailedError,
+    client_metrics,
+    outlier,
+    require_sound,
+    within_columns,
+)
 from fedamm_pl.federation.soundness import MAX_METRIC, MAX_WHOLE
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, ClientTask, State
 from tests.federation.small import make
@@ -304,3 +312,22 @@ def test_metrics_at_their_bounds_overflow_nothing() -> None:
     metrics = client_metrics(results)
     assert metrics["client/loss"] == 0
     assert metrics["client/loss_std"] == pytest.approx(MAX_METRIC)
+
+
+def test_a_run_records_so_many_numbers_about_clients_and_says_what_it_leaves_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    history: list[dict[str, float]] = [{"round": 0}]
+    for round_num in range(1, 8):
+        metrics = {"client/loss": 1.0, **{f"client/{round_num}_{number:03}": 1.0 for number in range(256)}}
+        metrics = within_columns(metrics, history, round_num)
+        assert metrics["client/loss"] == 1.0
+        history.append({"round": round_num, **metrics})
+    names = {name for row in history for name in row if name.startswith("client/")}
+    assert len(names) == MAX_COLUMNS
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 4
+    assert lines[0].startswith("round 4: 1 metrics of clients are left out, a run records 1024 at most: client/4_255")
+    assert lines[1].startswith("round 5: 256 metrics of clients are left out")
+    assert within_columns({"client/loss": 2.0}, history, 8) == {"client/loss": 2.0}
+    assert within_columns({"client/4_000": 2.0}, history, 8) == {"client/4_000": 2.0}
