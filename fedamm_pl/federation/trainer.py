@@ -135,7 +135,11 @@ class TrainerConfig:
         return pl.Trainer(**{**self._options, "precision": self.resolved_precision}, strategy=strategy, **options)
 
     def place(self, module: Classifier) -> None:
-        """Move a module to the device, and make it ready for the arithmetic that its fits will use."""
+        """Move a module to the device, and make it ready for the arithmetic that its fits will use.
+
+        Raises:
+            ValueError: If it has no weights yet.
+        """
         if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
             raise ValueError(
                 f"Expected `model` to have weights, got {module.network_name} with {empty[0]} on the meta device."
