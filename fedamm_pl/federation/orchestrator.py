@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,7 @@ class Orchestrator:
         self.data = data
         self.seed = seed
         self.callbacks = list(callbacks)
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else Path(os.path.expanduser(output_dir))
         self.keep_checkpoints = keep_checkpoints
         self.trainer = (trainer or TrainerConfig()).resolved()
         self.executor = executor or Sequential()

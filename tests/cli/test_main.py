@@ -10,6 +10,7 @@ import pytest
 
 from fedamm_pl import __version__
 from fedamm_pl.cli.main import main
+from fedamm_pl.cli.signals import StopSignal, stop_signals
 from fedamm_pl.federation.executors.worker import Worker
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,7 +28,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     assert __version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_run_and_says_how_to_continue(
     number: signal.Signals,
     status: int,
@@ -47,3 +48,30 @@ def test_a_signal_ends_the_run_and_says_how_to_continue(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"stopped by {number.name}; ")
     assert f"--output.dir {tmp_path}" in last
+
+
+def hang_up_twice() -> None:
+    with stop_signals():
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGHUP)  # the process would end here if this were another one
+
+
+def test_a_closed_terminal_may_say_so_twice() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with pytest.raises(StopSignal) as stop:
+            hang_up_twice()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert stop.value.signal == signal.SIGHUP
+
+
+def test_what_ignores_hang_ups_goes_on_ignoring_them() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

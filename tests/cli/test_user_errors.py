@@ -319,3 +319,58 @@ def test_a_truncated_checkpoint_alone_is_refused(refuse: Any, command: Any) -> N
         path.unlink()
     newest.write_bytes(newest.read_bytes()[:1000])
     assert_names(refuse(command("FedAMM", "run")), ["run/checkpoints", "whole checkpoint", "--output.dir"])
+
+
+BROKEN = {
+    "exits.py": "raise SystemExit('bye')",
+    "divides.py": "1 / 0",
+    "made.py": """
+from fedamm_pl import FedAvg
+class Own(FedAvg):
+    def __init__(self, num_classes: int, in_channels: int, model: str = "small_cnn"):
+        raise RuntimeError("no\\nluck")
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--algorithm", "exits.Own"], ["SystemExit: bye", "exits.py, line 1"]),
+        (["--algorithm", "divides.Own"], ["ZeroDivisionError: division by zero", "divides.py, line 1"]),
+        (["--algorithm", "made.Own"], ["RuntimeError: no luck", "made.py, line 5"]),
+        (["--algorithm.help", "exits.Own"], ["--algorithm", "exits.Own (SystemExit: bye)"]),
+        (["--data.help", "divides.Own"], ["--data", "divides.Own (ZeroDivisionError: division by zero)"]),
+    ],
+)
+def test_whatever_a_class_of_ones_own_raises_is_one_line(
+    words: list[str],
+    parts: list[str],
+    command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, text in BROKEN.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([*command("FedAvg", tmp_path / "run"), *words])
+    printed = capsys.readouterr()
+    assert (stop.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert printed.err.startswith("fedamm: error: ")
+    for part in parts:
+        assert part in printed.err
+
+
+def test_whatever_a_class_of_a_comparison_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "made.py").write_text(BROKEN["made.py"])
+    (tmp_path / "table.yaml").write_text("methods: {made.Own: }\nbase: {federation: {num_rounds: 1}}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", "table.yaml"])
+    assert capsys.readouterr().err.startswith("fedamm: error: made.Own: RuntimeError: no luck (")

@@ -273,6 +273,50 @@ def test_folders_with_other_options_are_refused(tmp_path: Path) -> None:
         check_folders(runs)
 
 
+# Names.
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "é" * 300, "中" * 300])
+def test_long_names_are_cut_and_stay_apart(name: str) -> None:
+    runs = planned(methods={f"{name}{ending}": {"class_path": "FedAvg"} for ending in ("x", "y")}, seeds=[0])
+    assert len({run.folder for run in runs}) == 2
+    for run in runs:
+        assert all(len(part.encode()) < 200 for part in run.log.parts)
+    assert planned(methods={f"{name}x": {"class_path": "FedAvg"}}, seeds=[0])[0].folder == runs[0].folder
+
+
+def test_names_are_shown_and_mean_nothing(tmp_path: Path) -> None:
+    method, value = '=HYPERLINK("http://e")', "d\n\\\\input{/etc/passwd}%|<b>"
+    runs = a_plan(tmp_path, methods={method: {"class_path": "FedAvg"}}, grid={"data.root": [value]})
+    for run in runs:
+        finished(run)
+    write_results(tmp_path, runs)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [line["method"] for line in found] == [f"'{method}"] * 2
+    assert [line["final/all"] for line in found] == ["50.0"] * 2
+    first, second, *_ = (tmp_path / "results.tex").read_text().splitlines()
+    assert first.startswith("% root d")
+    assert second.startswith(r"\begin{tabular}")
+    assert r"\input" not in (tmp_path / "results.tex").read_text()
+    markdown = (tmp_path / "results.md").read_text()
+    assert markdown.startswith("**root d")
+    assert r"\|\<b\>**" in markdown.splitlines()[0]
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fedamm_pl.results.comparison_files.comparison", fail)
+    runs = [finished(run) for run in a_plan(tmp_path)]
+    assert "| FedAvg |" in write_results(tmp_path, runs)
+    assert {path.name for path in tmp_path.glob("results.*")} == {"results.csv", "results.md", "results.tex"}
+    assert caplog.messages == [f"{tmp_path}: the figure is left out (MemoryError: )"]
+
+
 # What a folder from somebody else may hold.
 
 

@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, plain, row, stacked, table
+from fedamm_pl.results.tables import (
+    accuracies,
+    as_csv,
+    as_latex,
+    as_markdown,
+    markdown_text,
+    plain,
+    row,
+    stacked,
+    table,
+)
 from tests.results.handmade import a_summary
 
 
@@ -123,8 +133,51 @@ def test_latex_is_a_booktabs_table() -> None:
         ("a\\b", r"a\textbackslash{}b"),
         ("2^3", r"2\textasciicircum{}3"),
         ("a~b", r"a\textasciitilde{}b"),
+        ("[x]*", r"{[}x{]}{*}"),
+        ("a\n\\input{x}", r"a\textbackslash{}n\textbackslash{}input\{x\}"),
+        ("a\u202eb\r", r"a\textbackslash{}u202eb\textbackslash{}r"),
     ],
 )
 def test_latex_escapes_what_is_special_to_it(text: str, escaped: str) -> None:
     *_, line, _, _ = as_latex([[("method", False)], [(text, False)]])
     assert line == escaped + r" \\"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-x", "@SUM(A1)", " =1", "\uff1d1"])
+def test_a_text_that_begins_a_formula_gets_a_quote(text: str) -> None:
+    assert as_csv(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", [-1.5, 0, True, None, "FedAvg", "a=b", "[1, 2]"])
+def test_other_fields_stay_as_they_are(value: Any) -> None:
+    assert as_csv(value) is value
+
+
+def test_control_characters_begin_no_field() -> None:
+    assert [as_csv(text) for text in ("\t=1", "\r=1", "a\nb")] == [r"\t=1", r"\r=1", r"a\nb"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb", r"a\\nb"),
+        ("<img src=x>", r"\<img src=x\>"),
+        ("`x` *y* _z_ a_b", r"\`x\` \*y\* \_z\_ a_b"),
+        ("[a](b)", r"\[a\](b)"),
+        ("a\\", "a" + 2 * "\\"),
+        ("FedAMM †", "FedAMM †"),
+        ("67.3 ± 1.1", "67.3 ± 1.1"),
+    ],
+)
+def test_markdown_shows_a_text_as_it_is(text: str, shown: str) -> None:
+    assert markdown_text(text) == shown
+
+
+def test_the_heading_says_how_many_evaluations_were_averaged() -> None:
+    rows = [a_row("a", 0, 60) | {"num_averaged": count} for count in (3, 3)]
+    assert [title for title, _ in table(rows)[0]][6] == "all, mean of last 3"
+    assert [line[0] for line in stacked(table(rows))][-2] == ("mean of last 3", True)
+    rows[0]["num_averaged"] = 10
+    assert [title for title, _ in table(rows)[0]][6] == "all, mean of last 3 to 10"
+    rows[0]["num_averaged"] = None  # of an earlier version
+    assert [title for title, _ in table(rows)[0]][6] == "all, mean of last 10 or fewer"

@@ -31,7 +31,7 @@ class Progress(FederationCallback):
             initial=self._first,
             bar_format="round {n_fmt}/{total_fmt} |{bar:6}| {elapsed}<{remaining}{postfix}",
             ncols=shutil.get_terminal_size().columns,
-            disable=not sys.stderr.isatty(),
+            disable=sys.stderr is None or not sys.stderr.isatty(),
         )
 
     def on_client_end(self, run: Run, result: ClientResult) -> None:
