@@ -173,6 +173,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ValueError: If the file is damaged, cannot be read, or is no checkpoint of the round in its name.
     """
     try:
+        if path.exists() and not path.is_file():  # to read a pipe would wait for ever
+            raise ValueError("it is no file")
         content = path.read_bytes()
         archive, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
         if hashlib.sha256(archive).digest() != digest:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,14 @@ def test_accounts_add_up() -> None:
     assert (row["round"], row["bytes"], row["curve"]) == (1, 68, [1])
     assert row["seconds"] == {"clients": 2.0, "evaluate": 1.0, "other": 0.5}  # up to then
     assert row["client_seconds"] == {"train": 4.0, "meta": 2.0}
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_passed_over_and_not_waited_for(kind: Any, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1), {"seed": 1}, {})
+    kind(tmp_path / "round_000002.ckpt")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.state.round_num == 1
+    with pytest.raises(ValueError, match=r"got a damaged file \(it is no file\)"):
+        load_checkpoint(tmp_path / "round_000002.ckpt")

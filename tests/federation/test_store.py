@@ -1,6 +1,8 @@
 """What clients keep, version by version, in memory and in files."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +126,18 @@ def test_files_are_found_again_and_others_left_alone(tmp_path: Path) -> None:
         "notes.txt",
     ]
     assert_equal(second.read(3, 5), state(2))
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_waited_for(kind: Any, tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "clients")
+    store.write(0, 1, state(1))
+    path = tmp_path / "clients/000000_000001.state"
+    path.unlink()
+    kind(path)
+    assert not store.holds(0, 1)
+    with pytest.raises(OSError, match="what a client kept is no file"):
+        store.read(0, 1)
 
 
 @pytest.mark.parametrize("place", [0, 50, -40, -1])
