@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from fedamm_pl import files
-from fedamm_pl.files import HOLDER, LOCK, SUBFOLDERS, append_whole, atomic_file, lock_folder, of_the_disk, refuse_links, write_atomically
+from fedamm_pl.files import (
+    HOLDER,
+    LOCK,
+    SUBFOLDERS,
+    append_whole,
+    atomic_file,
+    lock_folder,
+    of_the_disk,
+    refuse_links,
+    write_atomically,
+)
 
 ROOT = Path(__file__).parents[1]
 

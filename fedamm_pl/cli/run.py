@@ -64,7 +64,7 @@ def run(words: Sequence[str]) -> None:
     except BrokenPipeError:  # of what the parser itself prints
         silence(sys.stdout)
     except StopSignal as stop:
-        stop.hint = how_to_continue(folder) if folder else ""
+        stop.hint = printable(how_to_continue(folder)) if folder else ""
         raise
 
 
@@ -246,7 +246,7 @@ def threads(executor: Executor) -> str:
 
 def fail(reason: str, folder: Path) -> NoReturn:
     """Print one line to standard error and exit with status 1."""
-    say(f"fedamm: error: {one_line(reason)}; {how_to_continue(folder)}", sys.stderr)
+    say(f"fedamm: error: {one_line(reason)}; {printable(how_to_continue(folder))}", sys.stderr)
     sys.exit(1)
 
 

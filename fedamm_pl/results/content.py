@@ -7,7 +7,6 @@ from typing import Any
 
 from fedamm_pl.federation.summary import SHOWN
 from fedamm_pl.results.kinds import (
-    MAX_NAME,
     MAX_TEXT,
     FieldError,
     Kind,
@@ -25,7 +24,7 @@ from fedamm_pl.results.kinds import (
 
 MAX_CLASSES, MAX_CLIENTS, MAX_ROUNDS, MAX_GROUPS = 50_000, 1_000_000, 1_000_000, 100
 """More than a run has: ImageNet-21k has 21,841 classes."""
-MAX_COLUMNS = MAX_CLASSES + MAX_NAME
+MAX_COLUMNS = MAX_CLASSES + 2_000
 KINDS = ("final", "best", "mean_last_10")
 
 SHARE = number(0, 1)

@@ -6,6 +6,7 @@ import pytest
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule
 from fedamm_pl.federation.estimate import estimate
+from fedamm_pl.federation.executors.sequential import SequentialRunner
 from fedamm_pl.federation.orchestrator import FederationError
 from tests.federation.executors.methods import Scripted
 from tests.federation.small import federation
@@ -59,3 +60,35 @@ def test_the_estimate_says_why_a_client_fails(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(FederationError, match=r"client \d failed \(training\): RuntimeError: no memory"):
         estimate(run)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("update", ["asynchronous", "synchronous"])
+def test_more_epochs_than_are_measured_are_calculated(update: str) -> None:
+    data = tiny_data(partition="iid")
+    run = federation(FedAMM, data, {"meta_update": update}, num_rounds=1, local_epochs=5)
+    cost = estimate(run)
+    assert cost.epochs == 2
+    run.run()
+    assert (cost.received, cost.sent) == (run.state.bytes_total["received"], run.state.bytes_total["sent"])
+
+
+def test_of_a_method_without_questions_one_epoch_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    train = SequentialRunner.run
+
+    def watched(runner: Any, broadcast: Any, *args: Any) -> Any:
+        epochs.append(broadcast.local_epochs)
+        return train(runner, broadcast, *args)
+
+    monkeypatch.setattr(SequentialRunner, "run", watched)
+    cost = estimate(federation(FedAvg, local_epochs=5))
+    assert (set(epochs), cost.epochs) == ({1}, 1)
+
+
+def test_of_a_test_set_that_takes_long_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedamm_pl.federation.estimate.QUICK", 0.0)
+    run = federation(data=tiny_data(test_batch_size=1))
+    monkeypatch.setattr(run.evaluator, "measure", lambda *_: pytest.fail("it measures all of them"))
+    cost, images = estimate(run), len(run.data.images.test_labels)
+    assert cost.test_images == -(-images // 10) < images
+    assert cost.evaluate > 0

@@ -208,3 +208,29 @@ assert not [name for name in loaded if name.startswith("matplotlib") or "figure"
 assert list(run.figures()) == ["class_counts", "accuracy", "class_accuracy"]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_row_that_is_being_written_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_run(tmp_path) / "metrics.csv"
+    whole = path.read_text()
+    path.write_text(whole[:-4])
+
+    def finish(_: float) -> None:
+        path.write_text(whole)
+
+    monkeypatch.setattr("fedamm_pl.results.reading.time.sleep", finish)
+    assert load(tmp_path).history[-1]["test/acc_few"] == 0.25
+
+
+def test_a_file_without_a_last_line_break_is_read(tmp_path: Path) -> None:
+    path = a_run(tmp_path) / "metrics.csv"
+    path.write_text(path.read_text().rstrip())
+    assert load(tmp_path).history[-1]["test/acc_few"] == 0.25
+
+
+def test_runs_of_an_earlier_version_tell_what_was_averaged_by_their_rows(tmp_path: Path) -> None:
+    run = load(a_run(tmp_path))
+    assert run.summary is not None
+    assert "num_averaged" not in run.summary
+    assert run.num_averaged == 3
+    assert load(a_run(tmp_path, num_averaged=2)).num_averaged == 2
