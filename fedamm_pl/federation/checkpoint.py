@@ -12,8 +12,9 @@ from typing import Any, get_type_hints
 import torch
 
 from fedamm_pl.files import write_atomically
+from fedamm_pl.hints import fits
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
-from fedamm_pl.stored import fits, reason_of, require_plain_archive
+from fedamm_pl.stored import reason_of, require_plain_archive
 from fedamm_pl.version import __version__
 
 log = logging.getLogger(__name__)
