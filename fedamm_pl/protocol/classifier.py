@@ -1,5 +1,6 @@
 """``Classifier``: a network with its normalisation, loss, optimizer and measures, as a LightningModule."""
 
+import reprlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -69,7 +70,8 @@ class Classifier(StoredModule):
         num_classes: Number of classes C.
         in_channels: Image channels: 1 grey, 3 colour.
         model: A name in :data:`fedamm_pl.models.MODELS`, the import path of a callable(num_classes, in_channels) ->
-            Module, or in Python a Module (``load_from_checkpoint`` then needs ``model=`` again).
+            Module (``load_from_checkpoint`` then needs ``trust_model=True`` or ``model=``), or in Python a Module
+            (``load_from_checkpoint`` then needs ``model=`` again).
         lr: Learning rate of the local SGD.
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
@@ -110,6 +112,8 @@ class Classifier(StoredModule):
         self.info: ImageInfo = info or {}
         check_info(self.info, num_classes, in_channels)
         network = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"Expected `model` to be a name, an import path or a Module, got {reprlib.repr(network)}.")
         self.model: nn.Module = getattr(network, "_orig_mod", network)  # its state has the names of the network itself
         self.compiles = self.model is not network
         self.compiled: Callable[[Tensor], Any] | None = partial(network) if self.compiles else None

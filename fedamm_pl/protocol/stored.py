@@ -1,6 +1,7 @@
 """``StoredModule``: modules from checkpoints of strangers, built of registered networks, plain options and sound tensors."""
 
 import copy
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +54,7 @@ class StoredModule(pl.LightningModule):
         options = stored_options(cls, content, name, hparams_file, kwargs)
         if not trust_model and "model" not in kwargs:
             _require_registered(options.get("model"), name)
-        state = _tensors(content.get("state_dict"), name)
+        state = _tensors(content, name)
         trusted = None if trust_model else [value for value in kwargs.values() if isinstance(value, str)]
         with registered_only(trusted):
             if not trust_model and size is not None:
@@ -74,9 +75,13 @@ def _require_registered(model: Any, name: str) -> None:
         )
 
 
-def _tensors(state: Any, name: str) -> dict[str, Tensor]:
+def _tensors(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    state = content.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(entry, str) for entry in state):
-        raise ValueError(f"Expected {name} to hold a `state_dict`, got {type(state).__name__}.")
+        found = (
+            type(state).__name__ if "state_dict" in content else f"one with {reprlib.repr(sorted(map(str, content)))}"
+        )
+        raise ValueError(f"Expected {name} to be a checkpoint of Lightning, which holds a `state_dict`, got {found}.")
     for entry, value in state.items():
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta or value.is_quantized:
             raise ValueError(f"Expected {entry:.80} in {name} to be a plain tensor, got {type(value).__name__}.")

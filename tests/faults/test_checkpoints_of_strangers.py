@@ -455,6 +455,11 @@ def test_something_else_than_a_checkpoint_is_refused(whole: Any) -> None:
     refused(packed(whole))
 
 
+def test_a_checkpoint_of_a_round_is_told_from_one_of_lightning(fedamm_run: Path) -> None:
+    line = refused(fedamm_run / "checkpoints/round_000005.ckpt")
+    assert "which holds a `state_dict`, got one with ['environment', 'fingerprint', 'format', 'state']" in line
+
+
 def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
         FedAMM.load_from_checkpoint(tmp_path / "nowhere.ckpt")

@@ -170,6 +170,12 @@ def test_what_is_known_of_other_images_is_refused(info: Any, message: str) -> No
         FedAvg(NUM_CLASSES, 1, "small_cnn", info=info)
 
 
+@pytest.mark.parametrize("network", [nn.Flatten, tiny_resnet, None, 3])
+def test_what_is_no_network_is_refused(network: Any) -> None:
+    with pytest.raises(ValueError, match="Expected `model` to be a name, an import path or a Module, got"):
+        FedAvg(NUM_CLASSES, 1, network)
+
+
 class Wrapping(nn.Module):
     def __init__(self) -> None:
         super().__init__()
