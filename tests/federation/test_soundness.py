@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from fedamm_pl import FedAvg
+from fedamm_pl.algorithms import Scaffold
 from fedamm_pl.federation import soundness
 from fedamm_pl.federation.soundness import Expected, check_failure, check_result, nonnegative
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
@@ -89,6 +91,29 @@ def test_what_is_checked_is_plain_and_detached() -> None:
     assert not any(value.requires_grad for part in (checked.payload, checked.kept) for value in part.values())
     assert type(checked.train_seconds) is float
     assert torch.equal(checked.payload["model.w"], SOUND["model.w"])
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that are asked for one by one: on a GPU each waits for all that was given to it before."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg, Scaffold])
+def test_a_sound_result_is_waited_for_once_however_many_entries_it_has(algorithm: type[FedAvg]) -> None:
+    module = make(algorithm, tiny_data())
+    sent = module.broadcast(module.shared_state(), None)
+    payload = module.expected_payload(sent)
+    expected = Expected(payload, module.shared, {}, nonnegative(module))
+    with Waits() as waits:
+        float(torch.ones(()))
+        assert waits.count == 1  # it sees them
+        check_result(result(payload=payload, tallies={}), expected)
+    assert waits.count == 1  # the one of the check is for a list of numbers
 
 
 def entry(name: str, value: Any) -> dict[str, Any]:
