@@ -36,6 +36,9 @@ NUM_EXAMPLES = 4
 LR = 1e3
 """Step size of the comparison: large, so that w_hat - w keeps the digits of the gradient."""
 
+UNKNOWN = "unknown"
+"""The network has diverged: it tells nothing, and is examined again."""
+
 _faults: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()
 
 
@@ -73,11 +76,14 @@ def unsuited(model: nn.Module, way: str, reason: str) -> ValueError:
 def fault(model: nn.Module, batch: Batch, way: str, anew: bool = False) -> str | None:
     """Return why a way is not right for a network, or None; see :func:`suited`.
 
-    Each network is examined once, in the mode it is in. It stays as it is, random numbers too.
+    Each network is examined once, in the mode that it is in then. It stays as it is, random numbers too.
     """
     found = _faults.setdefault(model, {})
     if anew or way not in found:
-        found[way] = _examined(model, batch, way)
+        reason = _examined(model, batch, way)
+        if reason == UNKNOWN:
+            return None
+        found[way] = reason
     return found[way]
 
 
@@ -89,7 +95,7 @@ def _examined(model: nn.Module, batch: Batch, way: str) -> str | None:
         try:
             moves, directions, expected = _reference(model, (images, labels))
             if not all(value.isfinite().all() for value in (*moves.values(), expected)):
-                return None  # it has diverged, and will be told so
+                return UNKNOWN
         except Exception as error:  # whatever a network raises
             return _line(error)
     with _apart(model, images.device):

@@ -61,6 +61,12 @@ def with_backward_hook() -> Block:
     return network
 
 
+def with_parameter_hook() -> Block:
+    network = Block(part := layer())
+    part.weight.register_hook(lambda gradient: gradient * 0.5)
+    return network
+
+
 def with_own_forward() -> Block:
     network = Block(part := layer())
     part.forward = lambda hidden: nn.functional.linear(hidden, part.weight, part.bias) * 2  # type: ignore[method-assign]
@@ -264,6 +270,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "checkpointed, reentrant": (lambda: wide(nn.Tanh(), reentrant=True), "use_reentrant=True"),
     "operator without second derivative": (lambda: wide(Applied(Once)), "(another gradient|jvp function)"),
+    "hook of a parameter": (with_parameter_hook, "another gradient"),
     "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(NUM_CLASSES)), "lazy layers"),
 }
 """Name -> how to build it, and what is said of it."""

@@ -185,10 +185,14 @@ def test_a_single_example_tells_too() -> None:
     assert fault(built(NETWORKS["forward hook"][0])[0], one, "higher")
 
 
-def test_a_network_that_has_diverged_tells_nothing() -> None:
-    model, _ = built(NETWORKS["plain"][0])
-    next(model.parameters()).data.fill_(float("nan"))
-    assert fault(model, SUPPORT, "forward") is None
+def test_a_network_that_has_diverged_tells_nothing_and_is_examined_again() -> None:
+    model, _ = built(NETWORKS["forward hook"][0])
+    bias = next(model.parameters()).data
+    before = bias.clone()
+    bias.fill_(float("nan"))
+    assert fault(model, SUPPORT, "higher") is None
+    bias.copy_(before)
+    assert fault(model, SUPPORT, "higher")
 
 
 def test_a_network_is_examined_once_unless_asked_anew() -> None:
