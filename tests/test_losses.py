@@ -71,3 +71,9 @@ def test_gradient_with_respect_to_the_weights_is_the_distance_from_the_mean() ->
     assert raw.grad is not None
     # d/dv_i (sum_j v_j l_j / sum_j v_j) = (l_i - L) / sum_j v_j
     assert raw.grad.tolist() == pytest.approx([(value - loss.item()) / 1.0 for value in losses.tolist()])
+
+
+def test_parts_of_a_weighted_loss_add_up_to_the_whole() -> None:
+    losses, raw = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.25, 0.75])
+    parts = [weighted_loss(losses[part], raw[part], raw.sum()) for part in (slice(2), slice(2, 3))]
+    torch.testing.assert_close(sum(parts), weighted_loss(losses, raw))

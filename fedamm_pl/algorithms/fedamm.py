@@ -13,7 +13,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from fedamm_pl.algorithms.meta import meta_gradient, training_mode, virtual_step
-from fedamm_pl.algorithms.plain_trainer import check_trainer, end_epoch_with_train_loader
+from fedamm_pl.algorithms.plain_trainer import check_client, check_trainer, end_epoch_with_train_loader
 from fedamm_pl.algorithms.ranks import summed
 from fedamm_pl.algorithms.suited import suited
 from fedamm_pl.algorithms.tallies import described, tallied
@@ -43,7 +43,7 @@ class FedAMM(FederatedModule):
 
     In a plain Trainer, on ``{"train": ..., "meta": ...}`` loaders, it is Meta-Weight-Net (Shu et al., NeurIPS 2019): the
     update is synchronous, an epoch is as long as the train loader, and the meta loader is cycled. Steps, in ``max_steps`` and
-    ``global_step``, are the classifier's. With the strategy ``ddp`` the batches of all devices are one: the weights are
+    ``global_step``, are the classifier's; so are those that call ``on_before_optimizer_step``. With the strategy ``ddp`` the batches of all devices are one: the weights are
     normalised over them, and both gradients are added up.
 
     Logged beside ``train/loss`` (the unweighted mean cross-entropy, comparable with FedAvg's): ``train/meta_loss``, the
@@ -91,8 +91,7 @@ class FedAMM(FederatedModule):
         require_range("meta_interval", meta_interval, least=1)
         self.weight_net = WeightNet()
         self.automatic_optimization = False
-        # its gradient is no backward pass of DDP's
-        self._ddp_params_and_buffers_to_ignore = [f"weight_net.{name}" for name in self.weight_net.state_dict()]
+        self._unexamined = True  # whether the first batch of a plain Trainer is still to come
         self._step: VirtualStep | None = None  # taken, and waiting for its meta gradient
         self._returned_weight_net: State = {}
         self._collected = -1  # the round in which garbage was last collected
@@ -110,12 +109,14 @@ class FedAMM(FederatedModule):
     # Client
 
     def on_fit_start(self) -> None:
-        """In a plain Trainer: refuse what would silently give a wrong gradient, and start with equal weight nets."""
-        if self.session is None:
-            check_trainer(self.trainer)
-            self._unexamined = True
-            for parameter in self.weight_net.parameters() if self._joint else ():
-                torch.distributed.broadcast(parameter.data, 0)
+        """Refuse what would silently give a wrong gradient; in a plain Trainer, start with equal weight nets."""
+        if self.session is not None:
+            check_client(self.trainer)
+            return
+        check_trainer(self.trainer)
+        self._unexamined = True
+        for parameter in self.weight_net.parameters() if self._joint else ():
+            torch.distributed.broadcast(parameter.data, 0)
 
     @property
     def asks_in_fit(self) -> bool:
@@ -269,6 +270,11 @@ class FedAMM(FederatedModule):
         return described(self.weight_net, tallies, LOSS_GRID)
 
     # Plain Trainer
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Read by DDP: the weight net's gradient comes from no backward pass of its own."""
+        return [name for name in self.state_dict() if name.startswith("weight_net.")]
 
     @property
     def _joint(self) -> bool:

@@ -13,18 +13,42 @@ log = logging.getLogger(__name__)
 LOADERS = '{"train": ..., "meta": ...}'
 
 
-def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse what would silently give a wrong gradient, and say what Lightning leaves to the user.
+def check_client(trainer: pl.Trainer) -> None:
+    """Refuse in a client's fit what would silently give a wrong gradient or do nothing.
 
     Raises:
-        ValueError: If the precision scales the loss, the strategy takes the parameters apart, or a share of a meta loader
-            is asked for that has too few batches.
+        ValueError: If the precision scales the loss, or there is an LR scheduler.
+    """
+    check_precision(trainer)
+    if trainer.lr_scheduler_configs:
+        name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+        raise ValueError(
+            "Expected `configure_optimizers` of a FedAMM in a federation to return no LR scheduler, which nothing would step, "
+            f"got {name}."
+        )
+
+
+def check_precision(trainer: pl.Trainer) -> None:
+    """Refuse loss scaling.
+
+    Raises:
+        ValueError: If the precision scales the loss.
     """
     if trainer.precision == "16-mixed":
         raise ValueError(
             "Expected `precision` to be one without loss scaling for FedAMM, which would leave the meta gradient "
             "unscaled, got '16-mixed': take bf16-mixed."
         )
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Refuse in a plain Trainer what would silently give a wrong gradient, and say what Lightning leaves to the user.
+
+    Raises:
+        ValueError: If the precision scales the loss, the strategy takes the parameters apart, or a share of a meta loader
+            is asked for that has too few batches.
+    """
+    check_precision(trainer)
     whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
     if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
         raise ValueError(

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from fedamm_pl import FedAMM
 from fedamm_pl.federation.executors import Processes
 from tests.federation.small import assert_equal, federation
+from tests.one_round import Round
+from tests.tiny import tiny_data
 
 
 class Reentrant(nn.Module):
@@ -82,3 +84,18 @@ def test_the_check_leaves_module_and_draws_as_they_were(way: str) -> None:
     assert torch.equal(torch.get_rng_state(), states)
     assert not any(part.training for part in module.model.modules())
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+class Scheduled(FedAMM):
+    """Adds a scheduler, as one would to another method."""
+
+    def configure_optimizers(self) -> Any:
+        optimizers = super().configure_optimizers()
+        return optimizers, [torch.optim.lr_scheduler.StepLR(optimizers[0], 1)]
+
+
+def test_a_scheduler_that_nothing_would_step_is_refused() -> None:
+    data = tiny_data()
+    here = Round(Scheduled(4, 1, hooked(4, 1), info=data.info), data)
+    with pytest.raises(ValueError, match="to return no LR scheduler, which nothing would step, got StepLR"):
+        here.train(0)
