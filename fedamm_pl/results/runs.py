@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,13 @@ from numpy.typing import NDArray
 
 from fedamm_pl.federation.summary import num_averaged, summarize
 from fedamm_pl.results.content import check_together
-from fedamm_pl.results.reading import METRICS, read_config, read_diagnostics, read_history, read_summary
+from fedamm_pl.results.reading import MAX_BYTES, METRICS, read_config, read_diagnostics, read_history, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_RUNS = 2_000
-"""Below one folder."""
+MAX_RUNS, MAX_SIZE = 2_000, 10**9
+"""Runs below one folder, and bytes of what is read of them."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _below(path: Path) -> Iterator[Path]:
 
     What lies in the folder of a run is no other run, though loggers write a metrics.csv too.
     """
-    waiting, found = [path], 0
+    waiting, found, size = [path], 0, 0
     while waiting:
         folder = waiting.pop()
         try:
@@ -160,8 +161,12 @@ def _below(path: Path) -> Iterator[Path]:
             continue
         if METRICS in inside:
             found += 1
-            if found > MAX_RUNS:
-                raise ValueError(f"Expected `path` to hold at most {MAX_RUNS:,} runs, got {path} with more.")
+            with suppress(OSError):  # gone in the meantime
+                size += sum((folder / name).lstat().st_size for name in MAX_BYTES if name in inside)
+            if found > MAX_RUNS or size > MAX_SIZE:
+                raise ValueError(
+                    f"Expected `path` to hold at most {MAX_RUNS:,} runs with files of {MAX_SIZE:,} bytes, got {path} with more."
+                )
             yield folder
         else:
             waiting += [folder / name for name in sorted(inside, reverse=True) if inside[name]]

@@ -325,6 +325,17 @@ def test_folders_are_looked_through_without_links_and_without_end(tmp_path: Path
     assert [found.path for found in load_all([tmp_path / "all"])] == [run]
 
 
+@pytest.mark.parametrize("limit", ["MAX_RUNS", "MAX_SIZE"])
+def test_more_runs_than_can_be_shown_are_refused(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        a_run(tmp_path / name)
+    monkeypatch.setattr(f"fedamm_pl.results.runs.{limit}", 1)
+    with pytest.raises(
+        ValueError, match=r"^Expected `path` to hold at most .* runs with files of .* bytes, got .* with more"
+    ):
+        load_all([tmp_path])
+
+
 def test_control_characters_are_shown_as_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = "a\x1b[2J\u202e\n<b>"
     folder = a_rich_run(tmp_path / f"run{odd.replace('/', '')}", [odd, "b", "c"], method=odd, dataset=odd, command=odd)
