@@ -173,7 +173,7 @@ def test_summary_has_the_promised_keys(finished: Path, algorithm: str) -> None:
     assert content["class_counts"] == CLASS_COUNTS
     assert content["shot_rule"] == "share"
     assert content["shot_groups"] == SHOT_GROUPS
-    assert (content["imbalance_factor"], content["IF"]) == (0.1, 10)
+    assert (content["imbalance_factor"], content["IF"]) == (5 / 55, 11)
     assert content["versions"]["fedamm_pl"] == __version__
     assert content["versions"]["torch"] == version("torch")
     assert "test" in content["best_is"]
