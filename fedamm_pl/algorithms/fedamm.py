@@ -13,11 +13,11 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from fedamm_pl.algorithms.meta import meta_gradient, training_mode, virtual_step
-from fedamm_pl.algorithms.plain_trainer import check_client, check_trainer, end_epoch_with_train_loader
-from fedamm_pl.algorithms.ranks import summed
-from fedamm_pl.algorithms.suited import suited
-from fedamm_pl.algorithms.tallies import described, tallied
-from fedamm_pl.algorithms.virtual_steps import Differentiation, VirtualStep
+from fedamm_pl.algorithms.meta.plain_trainer import check_client, check_trainer, end_epoch_with_train_loader
+from fedamm_pl.algorithms.meta.ranks import summed
+from fedamm_pl.algorithms.meta.suited import suited
+from fedamm_pl.algorithms.meta.tallies import described, tallied
+from fedamm_pl.algorithms.meta.virtual_steps import Differentiation, VirtualStep
 from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses, weighted_loss
@@ -180,7 +180,7 @@ class FedAMM(FederatedModule):
         return {**self.shared_state(), **self._returned_weight_net}
 
     def tallies(self) -> State:
-        """Return the sums of the last local epoch, see :func:`fedamm_pl.algorithms.tallies.tallied`."""
+        """Return the sums of the last local epoch, see :func:`fedamm_pl.algorithms.meta.tallies.tallied`."""
         return tallied(self._seen, int(self.hparams["num_classes"]), LOSS_GRID)
 
     def _batch_loss(self, losses: Tensor, raw_weights: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class FedAMM(FederatedModule):
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
         """Return the weight net on ``LOSS_GRID``, the mean relative weight of each class, and the histogram of losses.
 
-        See :func:`fedamm_pl.algorithms.tallies.described`.
+        See :func:`fedamm_pl.algorithms.meta.tallies.described`.
         """
         return described(self.weight_net, tallies, LOSS_GRID)
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
-from fedamm_pl.algorithms.tallies import described
+from fedamm_pl.algorithms.meta.tallies import described
 from fedamm_pl.data.client import BatchLoader
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.models import WeightNet

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedamm_pl.algorithms.meta import meta_gradient, virtual_step
-from fedamm_pl.algorithms.virtual_steps import Differentiation
+from fedamm_pl.algorithms.meta.virtual_steps import Differentiation
 from fedamm_pl.models import ResNetCIFAR, SmallCNN, WeightNet
 
 LR = 0.1

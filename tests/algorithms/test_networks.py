@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl.algorithms.meta import meta_gradient, virtual_step
-from fedamm_pl.algorithms.suited import fault
-from fedamm_pl.algorithms.virtual_steps import Differentiation
+from fedamm_pl.algorithms.meta.suited import fault
+from fedamm_pl.algorithms.meta.virtual_steps import Differentiation
 from fedamm_pl.models import WeightNet
 from tests.algorithms.networks import NETWORKS, NUM_CLASSES, REFUSED, SIZE
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fedamm_pl import FedAMM
 from fedamm_pl.algorithms.meta import meta_gradient
-from fedamm_pl.algorithms.plain_trainer import check_trainer
+from fedamm_pl.algorithms.meta.plain_trainer import check_trainer
 from fedamm_pl.federation.trainer import quiet
 from tests.tiny import tiny_data
 

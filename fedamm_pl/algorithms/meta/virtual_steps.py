@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedamm_pl.algorithms.ranks import gathered, summed
+from fedamm_pl.algorithms.meta.ranks import gathered, summed
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import logits_of

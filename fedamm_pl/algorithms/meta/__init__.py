@@ -14,7 +14,7 @@ derivative:
 
     h = -lr * grad_v sum_i (d L_S / d l_i) * <grad_w l_i, g>,    L_S = sum_i omega_i l_i,    inner products held constant.
 
-Not every way takes every network; :mod:`fedamm_pl.algorithms.suited` tells.
+Not every way takes every network; :mod:`fedamm_pl.algorithms.meta.suited` tells.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedamm_pl.algorithms.ranks import summed
-from fedamm_pl.algorithms.suited import fault, unsuited
-from fedamm_pl.algorithms.virtual_steps import (
+from fedamm_pl.algorithms.meta.ranks import summed
+from fedamm_pl.algorithms.meta.suited import fault, unsuited
+from fedamm_pl.algorithms.meta.virtual_steps import (
     WAYS,
     Differentiation,
     Tensors,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
-from fedamm_pl.algorithms.virtual_steps import (
+from fedamm_pl.algorithms.meta.virtual_steps import (
     WAYS,
     Differentiation,
     Tensors,
