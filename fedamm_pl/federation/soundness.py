@@ -21,8 +21,8 @@ MAX_BYTES = 2**40
 """Bytes that a client can have sent or received in a round: a tebibyte."""
 MAX_SECONDS = 366 * 24 * 3600.0
 """The longest that a client's round may have taken: a year."""
-MAX_METRICS = 256
-"""Metrics of a client: a hundred classes with two each."""
+MAX_METRICS = 1024
+"""Metrics of a client: five hundred classes with two each."""
 MAX_NAME = 200
 """Characters of the name of a metric, or of what a client keeps."""
 MAX_METRIC = torch.finfo(torch.float32).max
