@@ -24,6 +24,8 @@ PLAIN = re.compile(
     r"torch\.storage \w+|torch [a-z]\w*|torch\.serialization _get_layout|_codecs encode|(builtins|__builtin__) (set|complex)"
 )
 """What tensors and plain data are made of in a pickle: module and name."""
+MAX_DEPTH, CHARACTERS = 30, 100
+"""How deep plain data may be nested, and how many characters of a text count as one value."""
 DataT = TypeVar("DataT", bound="StoredData")
 
 
@@ -72,6 +74,33 @@ def _require_plain(program: bytes) -> None:
             raise ValueError(
                 f"it holds more than tensors and plain data, {str(name).replace(' ', '.'):.100}, which was not used"
             )
+
+
+def require_bounded(content: Any, size: int) -> None:
+    """Check that plain data hold no more values than a file of their size has bytes.
+
+    A list that holds the same list many times, and so on, takes little room in a file and in memory; printed, compared or
+    written out it never ends.
+
+    Args:
+        content: What was read; tensors count as one value.
+        size: Of the file.
+
+    Raises:
+        ValueError: If they hold more, or are nested too deep.
+    """
+    level, values = [content], 1
+    for _ in range(MAX_DEPTH):
+        holders = [value for value in level if isinstance(value, dict | list | tuple | set)]
+        values += sum(len(value) for value in level if isinstance(value, str | bytes)) // CHARACTERS
+        values += sum((1 + isinstance(holder, dict)) * len(holder) for holder in holders)
+        if values > size:
+            raise ValueError(f"it holds more values than its {size} bytes: the same ones again and again")
+        level = [part for holder in holders for part in holder]
+        level += [part for holder in holders if isinstance(holder, dict) for part in holder.values()]
+        if not level:
+            return
+    raise ValueError("it is nested too deep")
 
 
 def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool | None = None) -> Stored:

@@ -14,7 +14,7 @@ import torch
 from fedamm_pl.files import write_atomically
 from fedamm_pl.hints import fits
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
-from fedamm_pl.stored import reason_of, require_plain_archive
+from fedamm_pl.stored import reason_of, require_bounded, require_plain_archive
 from fedamm_pl.version import __version__
 
 log = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("its checksum differs")
         require_plain_archive(io.BytesIO(archive))
         loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        require_bounded(loaded, len(archive))
         if loaded.get("format") != FORMAT:
             raise OtherVersionError(
                 f"Expected {path} to be of fedamm_pl {__version__} (format {FORMAT}), got a checkpoint that version "

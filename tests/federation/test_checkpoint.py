@@ -214,3 +214,37 @@ def test_what_is_no_file_is_passed_over_and_not_waited_for(kind: Any, tmp_path: 
     assert found.state.round_num == 1
     with pytest.raises(ValueError, match=r"got a damaged file \(it is no file\)"):
         load_checkpoint(tmp_path / "round_000002.ckpt")
+
+
+def nested(depth: int, width: int, as_dict: bool = False) -> Any:
+    """A list, or a mapping, that holds the same one many times, which holds the same one, and so on."""
+    value: Any = {"k": 1} if as_dict else ["x"]
+    for _ in range(depth):
+        value = {str(place): value for place in range(width)} if as_dict else [value] * width
+    return value
+
+
+@pytest.mark.parametrize(
+    ("bomb", "said"),
+    [
+        (nested(12, 10), "it holds more values than its"),
+        (nested(12, 10, as_dict=True), "it holds more values than its"),
+        (["x" * 10**5] * 10**5, "it holds more values than its"),
+        (nested(100, 1), "it is nested too deep"),
+    ],
+)
+@pytest.mark.parametrize("place", ["fingerprint", "environment", "format"])
+def test_what_stands_for_more_than_the_file_holds_is_refused(bomb: Any, said: str, place: str, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, state(), {"fedamm_pl": "0"}, {})
+    rewrite(path, **{place: bomb if place == "format" else {"fedamm_pl": bomb}})
+    with pytest.raises(ValueError, match=said) as caught:
+        load_checkpoint(path)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_long_history_is_no_more_than_the_file_holds(tmp_path: Path) -> None:
+    long = state(2000)
+    names = [f"client/{'n' * 200}{number}" for number in range(20)]
+    long.history = [{"round": number, **dict.fromkeys(names, 0.5)} for number in range(2000)]
+    long.confusion = [[0] * 200 for _ in range(200)]
+    assert load_checkpoint(save_checkpoint(tmp_path, long, {}, {})).state.history == long.history
