@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,11 @@ from typing import Any, get_type_hints
 
 import torch
 
+from fedamm_pl.data.sources.reading import require_memory
+from fedamm_pl.federation.soundness import first_nonfinite
 from fedamm_pl.files import write_atomically
 from fedamm_pl.hints import fits
-from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State
+from fedamm_pl.protocol.messages import ClientFailure, ClientResult, State, payload_bytes
 from fedamm_pl.stored import reason_of, require_bounded, require_plain_archive
 from fedamm_pl.version import __version__
 
@@ -22,6 +25,8 @@ PATTERN = "round_*.ckpt"
 DIGEST_SIZE = hashlib.sha256().digest_size
 FORMAT = 2
 """Of the files; another one cannot be continued."""
+SPARE_BYTES = 2**30
+"""What the tensors of a state may take beside four times what its file does."""
 
 
 class OtherVersionError(ValueError):
@@ -176,6 +181,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.exists() and not path.is_file():  # to read a pipe would wait for ever
             raise ValueError("it is no file")
+        require_memory(path.stat().st_size, "it")
         content = path.read_bytes()
         archive, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
         if hashlib.sha256(archive).digest() != digest:
@@ -193,6 +199,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         types = get_type_hints(RunState)
         if wrong := [name for name, value in vars(state).items() if not fits(value, types[name], finite=False)]:
             raise ValueError(f"its {wrong[0]} is no {types[wrong[0]]}")
+        _require_sound(state, len(archive))
         if path.stem != f"round_{state.round_num:06d}":
             raise ValueError(f"it is of round {state.round_num}")
         return Checkpoint(state, dict(loaded["fingerprint"]), dict(loaded["environment"]))
@@ -202,6 +209,34 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(
             f"Expected {path} to be a whole checkpoint of a run, got a damaged file ({reason_of(error)})."
         ) from error
+
+
+def _require_sound(state: RunState, size: int) -> None:
+    """Check what the types leave open, so that a run which goes on from the state does not fail in the middle of a round.
+
+    Args:
+        state: Of a file.
+        size: Of the file.
+
+    Raises:
+        ValueError: If an account or a row lacks what a run writes, or the server's state is not finite or far larger than the
+            file.
+    """
+    blank = RunState(0, {})
+    for name in ("seconds", "client_seconds", "bytes_total", "counts"):
+        account = getattr(state, name)
+        if account.keys() != getattr(blank, name).keys() or not all(0 <= part < math.inf for part in account.values()):
+            raise ValueError(f"its {name} are no account of a run")
+    if not all({"round", "test/acc"} <= row.keys() for row in state.history):
+        raise ValueError("its history has a row without round or test/acc")
+    if state.diverged is not None and not {"round", "reason"} <= state.diverged.keys():
+        raise ValueError("its diverged lacks round or reason")
+    if odd := [name for name, value in state.shared.items() if value.layout is not torch.strided or value.is_meta]:
+        raise ValueError(f"its {odd[0]} is no dense tensor")
+    if (needed := payload_bytes(state.shared)) > SPARE_BYTES + 4 * size:
+        raise ValueError(f"its tensors take {needed} bytes")
+    if entry := first_nonfinite(state.shared):
+        raise ValueError(f"its {entry} is NaN or infinite")
 
 
 def saved_rounds(folder: Path) -> list[int]:

@@ -95,10 +95,13 @@ class Run:
                 f"got {self.config.num_rounds}."
             )
         own, shared = self.module.shared_state(), saved.state.shared
-        if other := [name for name in own if name not in shared or shared[name].shape != own[name].shape]:
+        kinds = {name: (value.shape, value.is_floating_point()) for name, value in shared.items()}
+        if other := [
+            name for name, value in own.items() if kinds.get(name) != (value.shape, value.is_floating_point())
+        ]:
             raise ValueError(
                 f"Expected `output_dir` {self.output_dir} to hold the state of {type(self.module).__name__}, got one in which "
-                f"{other[0]} is missing or of another shape: choose another folder."
+                f"{other[0]} is missing or of another shape or kind: choose another folder."
             )
         for difference in differences(saved.environment, self.environment):
             log.warning("%s; from here on results may differ in their last digits", difference)

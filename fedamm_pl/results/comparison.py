@@ -178,11 +178,15 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
         runs: The runs.
 
     Raises:
-        ValueError: If a folder holds a run with other options, which the message lists, or a link; or if a file cannot be read.
+        ValueError: If a folder holds a run with other options, which the message lists, a link, or a pipe; or if a file cannot be read.
     """
     for run in runs:
         for folder in reversed(run.folder.parents[: len(run.setting) + 2]):  # from that of the comparison downwards
             refuse_links(folder)
+        if run.log.exists() and not run.log.is_file():  # to open a pipe would wait for ever
+            raise ValueError(
+                f"Expected {run.log} to be a file, into which the output of the run goes, got something else."
+            )
         config = read_config(run.folder)
         wanted = flatten(yaml.safe_load(run.config))
         if config is not None and (differing := differences(flatten(config), wanted)):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -352,6 +353,15 @@ def test_links_in_a_comparison_are_refused(place: str, ending: str, tmp_path: Pa
     with pytest.raises(ValueError, match=rf"to hold no links, got {link}, which points to") as refused:
         check_folders(runs)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_log_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    runs = a_plan(tmp_path / "table")
+    runs[0].log.parent.mkdir(parents=True)
+    os.mkfifo(runs[0].log)
+    with pytest.raises(ValueError, match=rf"Expected {runs[0].log} to be a file, .* got something else"):
+        check_folders(runs)
 
 
 def test_a_log_that_is_a_link_is_not_written(tmp_path: Path) -> None:
