@@ -10,6 +10,12 @@ from fedamm_pl.terminal import printable
 
 RENAMED = {"output_dir": "--output.dir", "seed": "--seed", "logger": "--logger"}
 """Parameters of the library that are called otherwise here."""
+POSITIONAL = {"runs": "RUN"}
+"""What is given without the name of an option, as the help calls it."""
+UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: (.*) Given value type: \w+ Given value: (.*)"
+)
+"""What the parser says of a value that is of none of several types."""
 
 
 def one_line(message: str, owner: type | None = None) -> str:
@@ -29,6 +35,8 @@ def reworded(message: str, owner: type | None) -> str:
     message = re.sub(r"^Call to compute_fn of link .*?\) failed: ", "", message)
     options = option_names(owner)
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
+    if missing := re.match(r"the following arguments are required: (.*)", message):
+        return f"required, but not given: {', '.join(POSITIONAL.get(name, f'--{name}') for name in missing[1].split(', '))}"
     if unknown := re.search(r"(?:Option|accept option) '([\w.]+)'|unrecognized arguments: (.*)", message):
         return unknown_option(unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-"), owner)
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
@@ -38,11 +46,30 @@ def reworded(message: str, owner: type | None) -> str:
             got = re.sub(r"^Import path (\S+) does not .*", r"\1, which is none", got)
             got = re.sub(r"^Not a valid subclass of .*? Got value: (.*?) Subclass types .*", r"\1", got)
             return unknown_class(wrong[1], got)
-        text = re.sub(r"typing\.|<class '(\w+)'>", lambda match: match[1] or "", wrong[2])
+        text = re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", lambda match: match[1] or "", wrong[2])
+        if union := UNION.fullmatch(text):
+            return f"Expected {name} to be {alternatives(union[1])}, got {no_class(union[2]) or union[3]}"
         text = re.sub(r"Literal\[(.*?)\]", r"one of \1", text)
         text = re.sub(r"^Expected an? (.*?)\. Got value: (.*)", r"to be \1, got \2", text)
         return f"Expected {name} {text}" if text.startswith("to be") else f"{name}: {text}"
     return message
+
+
+def alternatives(types: str) -> str:
+    """Reword the types of a union, null the last of them.
+
+    Example:
+        >>> alternatives("NoneType, float"), alternatives("bool, list[pytorch_lightning.loggers.logger.Logger]")
+        ('float or null', 'bool or list[Logger]')
+    """
+    names = re.split(r", (?![^\[]*\])", re.sub(r"\b(\w+\.)+(?=\w)", "", types))
+    return " or ".join(sorted(names, key="NoneType".__eq__)).replace("NoneType", "null")
+
+
+def no_class(errors: str) -> str | None:
+    """Return the class among the errors of a union that does not exist, if that is one of them."""
+    found = re.search(r"Expected a dot import path string: (\S+)", errors)
+    return found and found[1]
 
 
 def option_names(owner: type | None = None) -> dict[str, str]:

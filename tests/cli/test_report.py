@@ -8,7 +8,7 @@ from fedamm_pl.cli.main import main
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "required: runs"),
+        ([], "required, but not given: RUN\n"),
         (["nowhere"], "Expected RUN to be the folder of a run"),
         (["nowhere", "--outputs", "x"], "unknown option outputs; did you mean --output?"),
     ],
