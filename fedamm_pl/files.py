@@ -156,7 +156,7 @@ def lock_folder(folder: Path) -> FolderLock:
                 f"{path} and start again; else {way_out}"
             )
         raise ValueError(
-            f"Expected `output_dir` to be a folder that no other run uses, got {folder}: {by and f'{by} uses it; '}{way_out}"
+            f"Expected `output_dir` to be a folder that no other run uses, got {folder}: {by and f'{by}; '}{way_out}"
         ) from error
     except OSError as error:
         raise ValueError(
@@ -196,12 +196,12 @@ def held_by(*paths: Path) -> str:
             except (ValueError, TypeError, RecursionError):
                 continue
         said = [printable(str(found.get(name, "?"))[:100]) for name in ("pid", "host", "since")]
-        return "process {} on {}, since {},".format(*said)
+        return "process {} on {} has used it since {}".format(*said)
     return ""
 
 
 def read_beginning(path: Path, most: int = 1000) -> tuple[str, float]:
-    """Return the first bytes of a file as text, and when it was changed; empty if it is no file that can be read at once."""
+    """Return the first bytes of a file as text, and when it was changed; empty if it is not a file that can be read at once."""
     try:
         descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:

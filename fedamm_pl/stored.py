@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 StoredFile = str | Path | IO[bytes]
 Stored = tuple[dict[str, Any], int | None]
 PLAIN = re.compile(
-    r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor|parameter)\w*|torch\.nn\.parameter Parameter|torch Size|torch(\.cuda)? \w+Storage|"
-    r"torch\.storage \w+|torch [a-z]\w*|torch\.serialization _get_layout|_codecs encode|(builtins|__builtin__) (set|complex)"
+    r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor|parameter)\w*|torch\.nn\.parameter Parameter|"
+    r"torch Size|torch(\.cuda)? \w+Storage|torch\.storage \w+|torch [a-z]\w*|torch\.serialization _get_layout|_codecs encode|(builtins|__builtin__) (set|complex)"
 )
 """What tensors and plain data are made of in a pickle: module and name."""
 MAX_DEPTH, CHARACTERS = 30, 100
@@ -56,7 +56,7 @@ def require_plain_archive(file: IO[bytes]) -> int:
     size = file.seek(0, 2)
     file.seek(start)
     if not zipfile.is_zipfile(file):
-        raise ValueError("it is no archive of torch" if size else "it is empty")
+        raise ValueError("it is not an archive of torch" if size else "it is empty")
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if (unpacked := sum(part.file_size for part in parts)) > size:

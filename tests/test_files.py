@@ -133,9 +133,7 @@ def test_nothing_is_appended_through_a_link(tmp_path: Path) -> None:
 def test_a_locked_folder_is_refused_until_it_is_released(tmp_path: Path) -> None:
     folder = tmp_path / "new/run"
     lock = lock_folder(folder)
-    who = (
-        rf"process {os.getpid()} on {re.escape(socket.gethostname())}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d, uses it; "
-    )
+    who = rf"process {os.getpid()} on {re.escape(socket.gethostname())} has used it since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d; "
     with pytest.raises(
         ValueError, match=rf"a folder that no other run uses, got {folder}: {who}wait for the other run"
     ):
@@ -181,7 +179,7 @@ def test_who_holds_a_lock_is_said_in_characters_that_only_show(tmp_path: Path) -
     lock = lock_folder(tmp_path)
     (tmp_path / HOLDER).write_text(json.dumps({"pid": [1], "host": "\x1b[2J\nfedamm: all is well" + "x" * 500}))
     with pytest.raises(
-        ValueError, match=r"process \[1\] on \\x1b\[2J\\nfedamm: all is wellx+, since \?, uses it"
+        ValueError, match=r"process \[1\] on \\x1b\[2J\\nfedamm: all is wellx+ has used it since \?;"
     ) as refused:
         lock_folder(tmp_path)
     assert str(refused.value).isprintable()
@@ -216,9 +214,9 @@ def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("lock", "holder", "who"),
     [
-        (b"4711\nother-node\n1\n", None, r"process 4711 on other-node, since 20\d\d-\S+ \S+, uses it; "),
-        (b"4711\nother-node\n", None, r"process 4711 on other-node, since 20\d\d-\S+ \S+, uses it; "),
-        (b"", b'{"pid": 4711, "host": "n", "since": "2026-01-01"}', "process 4711 on n, since 2026-01-01, uses it; "),
+        (b"4711\nother-node\n1\n", None, r"process 4711 on other-node has used it since 20\d\d-\S+ \S+; "),
+        (b"4711\nother-node\n", None, r"process 4711 on other-node has used it since 20\d\d-\S+ \S+; "),
+        (b"", b'{"pid": 4711, "host": "n", "since": "2026-01-01"}', "process 4711 on n has used it since 2026-01-01; "),
         (b"", None, ""),
     ],
 )

@@ -43,8 +43,8 @@ class FedAMM(FederatedModule):
 
     In a plain Trainer, on ``{"train": ..., "meta": ...}`` loaders, it is Meta-Weight-Net (Shu et al., NeurIPS 2019): the
     update is synchronous, an epoch is as long as the train loader, and the meta loader is cycled. Steps, in ``max_steps`` and
-    ``global_step``, are the classifier's; so are those that call ``on_before_optimizer_step``. With the strategy ``ddp`` the batches of all devices are one: the weights are
-    normalised over them, and both gradients are added up.
+    ``global_step``, are the classifier's; so are those that call ``on_before_optimizer_step``. With the strategy ``ddp`` the
+    batches of all devices are one: the weights are normalised over them, and both gradients are added up.
 
     Logged beside ``train/loss`` (the unweighted mean cross-entropy, comparable with FedAvg's): ``train/meta_loss``, the
     loss on the meta set after the virtual step.
@@ -173,7 +173,7 @@ class FedAMM(FederatedModule):
         """Log the epoch's means and the last meta loss."""
         super().on_train_epoch_end()
         if self._meta_loss is not None:
-            self.log("train/meta_loss", self._meta_loss)
+            self.log("train/meta_loss", self._meta_loss, sync_dist=True)  # equal on all devices
 
     def client_payload(self) -> State:
         """Return the trained classifier and the updated weight net."""

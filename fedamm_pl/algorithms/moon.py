@@ -14,10 +14,10 @@ from fedamm_pl.protocol.module import FederatedModule
 class Moon(FederatedModule):
     """FedAvg with a term that pulls a client's features to those of the global model, away from those of its previous model.
 
-    The features are the inputs of the linear layer that gives the network's logits, without a projection head of their own. A client that
-    takes part for the first time has no previous model and trains as in FedAvg, as everyone does with mu = 0. It keeps its
-    previous model to itself: one more model in memory for each client that has taken part. The two models that are compared
-    with run in evaluation mode, so a step costs two forward passes more.
+    The features are the inputs of the linear layer that gives the network's logits, without a projection head of their own.
+    A client that takes part for the first time has no previous model and trains as in FedAvg, as everyone does with mu = 0.
+    It keeps its previous model to itself: one more model in memory for each client that has taken part. The two models that
+    are compared with run in evaluation mode, so a step costs two forward passes more.
 
     In a plain Trainer there is no previous model, and it is FedAvg.
 

@@ -92,7 +92,7 @@ def check_size(text: str) -> None:
         if isinstance(node, yaml.CollectionNode):
             seen += len(node.value)
             if seen > MAX_VALUES:
-                raise ValueError(f"with its aliases it holds itself, or more than {MAX_VALUES:,} values")
+                raise ValueError(f"with its aliases it holds itself or more than {MAX_VALUES:,} values")
             waiting += itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
 
 

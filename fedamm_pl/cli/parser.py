@@ -109,7 +109,7 @@ def in_one_line() -> Iterator[None]:
     except (ValueError, OverflowError, BrokenPipeError):
         raise
     except RecursionError as error:
-        raise ValueError("Expected values of options to be plain, got one that is nested too deep.") from error
+        raise ValueError("Expected values of options to be plain, got one that is nested too deeply.") from error
     except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, StopSignal) or where.filename in (__file__, argparse.__file__):
@@ -162,7 +162,7 @@ class Dumper(yaml.SafeDumper):
     """Puts texts like 1e5 in quotes: they are numbers to the parser, though not to PyYAML. Writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write what stands twice twice."""
+        """Write out a value again where it is used again."""
         return True
 
     def represent_text(self, text: str) -> yaml.Node:

@@ -204,7 +204,7 @@ def rehearse(orchestrator: Orchestrator) -> None:
     say(
         f"estimated time of a round: {sum(seconds.values()):.2f} s ({parts}), measured on {cost.epochs} of "
         f"{config.local_epochs} local epochs of one client and on {cost.test_images} of {images} test images; "
-        f"{config.num_rounds} rounds: {datetime.timedelta(seconds=round(total))} (h:mm:ss)"
+        f"{config.num_rounds} round{'s' if config.num_rounds > 1 else ''}: {datetime.timedelta(seconds=round(total))} (h:mm:ss)"
     )
 
 

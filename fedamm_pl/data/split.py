@@ -123,8 +123,8 @@ def _warn_of_a_second_cut(
         return
     order = "size" if options["ranks_by_size"] else "chance" if options["shuffle_ranks"] else "index"
     log.warning(
-        "the classes differ in size already (class %s has %d images, class %s has %d): imbalance_profile %s, which ranks classes by %s, throws "
-        "%d of %d images away; imbalance_profile none keeps them all",
+        "the classes differ in size already (class %s has %d images, class %s has %d): imbalance_profile %s, which ranks "
+        "classes by %s, throws %d of %d images away; imbalance_profile none keeps them all",
         *(class_names[most], sizes[most], class_names[least], sizes[least]),
         *(options["imbalance_profile"], order, thrown_away, len(labels)),
     )

@@ -180,7 +180,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         if path.exists() and not path.is_file():  # to read a pipe would wait for ever
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         require_memory(path.stat().st_size, "it")
         content = path.read_bytes()
         archive, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]

@@ -49,7 +49,7 @@ def require_sound(state: State, nonnegative: Iterable[str] = ()) -> State:
     if name := first_nonfinite(state):
         raise RoundFailedError(f"the server's update made {name} NaN or infinite")
     if name := first_negative(state, (name for name in nonnegative if name in state)):
-        raise RoundFailedError(f"the server's update put {name} below 0, where no variance and no count is")
+        raise RoundFailedError(f"the server's update put {name} below 0, which no variance or count can be")
     return state
 
 
@@ -115,7 +115,7 @@ def within_columns(
     known = {name for row in history for name in row if name.startswith("client/")}
     new = sorted(metrics.keys() - known)
     if left_out := new[max(0, MAX_COLUMNS - len(known)) :]:
-        text = "round %d: %d metrics of clients are left out, a run records %d at most: %s"
+        text = "round %d: %d metrics of clients are left out; a run records at most %d: %s"
         log.warning(text, round_num, len(left_out), MAX_COLUMNS, line(" ".join(left_out), 100))
     return {name: value for name, value in metrics.items() if name not in left_out}
 
@@ -208,7 +208,7 @@ class Intake:
         """Check an outcome of any kind: return it in plain types, the failure that it is, or None if it is nobody's."""
         # by its type: what is of an odd kind may raise as soon as it is asked for its class
         if type(outcome) is not ClientResult and type(outcome) is not ClientFailure:
-            log.warning("round %d: what came back is a %s, no result", self.round_num, line(type(outcome).__name__))
+            log.warning("round %d: what came back is a %s, not a result", self.round_num, line(type(outcome).__name__))
             return None
         client = outcome.client_id
         if type(client) is not int or not 0 <= client <= MAX_WHOLE:

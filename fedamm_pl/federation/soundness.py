@@ -85,7 +85,7 @@ def check_result(result: ClientResult, expected: Expected) -> tuple[ClientResult
         raise ValueError(f"it reports {shown(result.num_examples)} examples")
     for name in ("bytes_received", "bytes_sent"):
         if type(value := getattr(result, name)) is not int or not 0 <= value <= MAX_BYTES:
-            raise ValueError(f"its {name} is {shown(value)}, no whole number from 0 to 2**40")
+            raise ValueError(f"its {name} is {shown(value)}, not a whole number from 0 to 2**40")
     seconds = [_seconds(name, getattr(result, name)) for name in ("train_seconds", "meta_seconds")]
     payload, tallies = (
         _tensors(part, getattr(result, part), len(getattr(expected, part)) + MAX_EXTRA)
@@ -109,9 +109,9 @@ def check_failure(failure: ClientFailure) -> ClientFailure:
         ValueError: If its stage or its reason is of another kind.
     """
     if type(failure.stage) is not str or failure.stage not in get_args(Stage):
-        raise ValueError(f"it reports a failure at the stage {shown(failure.stage)}, which there is not")
+        raise ValueError(f"it reports a failure at the stage {shown(failure.stage)}, which does not exist")
     if not isinstance(failure.reason, str):
-        raise ValueError(f"it reports a failure whose reason is {shown(failure.reason)}, no text")
+        raise ValueError(f"it reports a failure whose reason is {shown(failure.reason)}, not a text")
     return ClientFailure(failure.client_id, failure.stage, line(failure.reason))
 
 
@@ -174,7 +174,7 @@ def _check_values(payload: State, expected: Expected) -> float:
         if entry := first_nonfinite(payload):
             raise ValueError(f"{entry} is NaN or infinite")
         if entry := first_negative(payload, (name for name in expected.nonnegative if name in payload)):
-            raise ValueError(f"{entry} holds a number below 0, which no variance and no count is")
+            raise ValueError(f"{entry} holds a number below 0, which no variance or count can be")
         raise ValueError("its length is NaN or infinite")
     return float(length)
 
@@ -188,9 +188,9 @@ def _tensors(part: str, given: Any, most: int) -> State:
     entries = _entries(part, given, most)
     for name, value in entries.items():
         if type(value) is not Tensor and type(value) is not nn.Parameter:
-            raise ValueError(f"{name} is a {type(value).__name__}, no tensor")
+            raise ValueError(f"{name} is a {type(value).__name__}, not a tensor")
         if value.layout is not torch.strided or value.is_meta or value.is_nested:
-            raise ValueError(f"{name} is no dense tensor")
+            raise ValueError(f"{name} is not a dense tensor")
         if value.requires_grad or type(value) is not Tensor:
             entries[name] = value.detach()
     return entries
@@ -203,7 +203,7 @@ def _metrics(given: Any) -> dict[str, float]:
         if name in OWN_METRICS:
             raise ValueError(f"its metric {name} has a name that the server uses itself")
         if not isinstance(value, Real):
-            raise ValueError(f"its metric {name} is {shown(value)}, no number")
+            raise ValueError(f"its metric {name} is {shown(value)}, not a number")
         metrics[name] = number = _float(value)
         if not math.isnan(number) and not abs(number) <= MAX_METRIC:  # NaN is what could not be measured
             raise ValueError(f"its metric {name} is {shown(value)}, beyond the largest number of float32")
@@ -213,7 +213,7 @@ def _metrics(given: Any) -> dict[str, float]:
 def _seconds(name: str, value: Any) -> float:
     number = _float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not 0 <= number <= MAX_SECONDS:
-        raise ValueError(f"its {name} is {shown(value)}, no number of seconds from 0 to a year")
+        raise ValueError(f"its {name} is {shown(value)}, not a number of seconds from 0 to a year")
     return number
 
 
@@ -237,7 +237,7 @@ def _kept(given: Any, most: int) -> State:
 
 def _entries(part: str, given: Any, most: int) -> dict[Any, Any]:
     if not isinstance(given, Mapping):
-        raise ValueError(f"its {part} is a {type(given).__name__}, no mapping")
+        raise ValueError(f"its {part} is a {type(given).__name__}, not a mapping")
     entries = dict(itertools.islice(given.items(), most + 1))
     if len(entries) > most:
         raise ValueError(f"its {part} has more than {most} entries")

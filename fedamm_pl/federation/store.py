@@ -139,7 +139,7 @@ class FileStore:
         """
         path = self._path(client_id, round_num)
         if path.exists() and not path.is_file():  # to read a pipe would wait for ever
-            raise OSError(errno.EINVAL, "what a client kept is no file", str(path))
+            raise OSError(errno.EINVAL, "what a client kept is not a file", str(path))
         content = path.read_bytes()
         packed, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
         try:

@@ -75,7 +75,7 @@ def complete_lazy_layers(model: nn.Module, image: Tensor | None) -> None:
         return
     if image is None:
         raise ValueError(
-            f"Expected `info` to hold image_size for a network with lazy layers, got none: call the network once before, since "
+            f"Expected `info` to hold image_size for a network with lazy layers, got none: call the network once first, since "
             f"the size of {lazy[0]} follows from the images."
         )
     modes = [(part, part.training) for part in model.modules()]

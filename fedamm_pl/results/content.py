@@ -155,7 +155,7 @@ def check_history(columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -
         ValueError: If it is not as a run writes it; the message names the column, and the row, the first being 1.
     """
     if len(set(columns)) < len(columns):
-        raise ValueError("a column stands twice in it")
+        raise ValueError("it has a column twice")
     for name in columns:
         inside("the name of a column", text(), name)
     groups = [name for name in columns if name.startswith("test/acc_") and not name.startswith("test/acc_class_")]

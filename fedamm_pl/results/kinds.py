@@ -135,7 +135,7 @@ def parse_json(content: str) -> Any:
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a name stands twice in it")
+            raise ValueError("it has a name twice")
         return found
 
     def constant(name: str) -> None:

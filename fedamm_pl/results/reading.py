@@ -78,7 +78,7 @@ def read(path: Path, parse: Callable[[str], Any]) -> Any:
         parse: Its text -> its content.
 
     Raises:
-        ValueError: If it is no regular file, or cannot be read; the message names it in one line.
+        ValueError: If it is not a regular file, or cannot be read; the message names it in one line.
     """
     try:
         text = _text(path)
@@ -98,7 +98,7 @@ def read(path: Path, parse: Callable[[str], Any]) -> Any:
 def _text(path: Path) -> str:
     kind = path.lstat().st_mode
     if not stat.S_ISREG(kind):
-        raise ValueError("it is a link" if stat.S_ISLNK(kind) else "it is no regular file")
+        raise ValueError("it is a link" if stat.S_ISLNK(kind) else "it is not a regular file")
     # what is opened may be another file than what was looked at: still no link is followed and no pipe waited for
     with open(os.open(path, os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         content = file.read(MAX_BYTES[path.name] + 1)
@@ -141,7 +141,7 @@ class PlainLoader(yaml.SafeLoader):
 def _config(text: str) -> dict[str, Any]:
     content = yaml.load(text, PlainLoader)
     if not isinstance(content, dict):
-        raise ValueError("it is no mapping")
+        raise ValueError("it is not a mapping")
     _check_plain(content)
     check_options(flatten(content))
     return content
@@ -149,12 +149,12 @@ def _config(text: str) -> dict[str, Any]:
 
 def _check_plain(value: Any, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
-        raise ValueError("it is nested too deep")
+        raise ValueError("it is nested too deeply")
     if isinstance(value, dict):
         if not all(isinstance(name, str) for name in value):
-            raise ValueError("a name in it is no text")
+            raise ValueError("a name in it is not a text")
         if not isinstance(value.get("class_path", ""), str):
-            raise ValueError("a class_path in it is no text")
+            raise ValueError("a class_path in it is not a text")
         value = list(value.values())
     if isinstance(value, list):
         for part in value:

@@ -269,8 +269,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "checkpointed, reentrant": (lambda: wide(nn.Tanh(), reentrant=True), "use_reentrant=True"),
-    "operator without second derivative": (lambda: wide(Applied(Once)), "(another gradient|jvp function)"),
-    "hook of a parameter": (with_parameter_hook, "another gradient"),
+    "operator without second derivative": (lambda: wide(Applied(Once)), "(gradient differs|jvp function)"),
+    "hook of a parameter": (with_parameter_hook, "gradient differs"),
     "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(NUM_CLASSES)), "lazy layers"),
 }
 """Name -> how to build it, and what is said of it."""

@@ -224,7 +224,7 @@ def test_another_way_is_taken_and_said_where_one_is_not_right(caplog: pytest.Log
         actual = trained(made(hooked(), differentiation="higher", meta_lr=1.0))
     said = [record.getMessage() for record in caplog.records if "differentiation" in record.getMessage()]
     assert said == [
-        "differentiation higher is not right for Sequential (it computes another gradient than the network's own): "
+        "differentiation higher is not right for Sequential (its gradient differs from the network's own): "
         "functional is taken instead"
     ]
     expected = trained(made(hooked(), differentiation="functional", meta_lr=1.0))

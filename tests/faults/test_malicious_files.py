@@ -191,7 +191,7 @@ def test_objects_in_an_npz_are_refused(
     arrays["y_test"] = np.array([Bomb(trace)] * len(arrays["y_test"]), dtype=object)
     np.savez(tmp_path / "tiny.npz", **arrays)
     assert refused(command("FedAMM", tmp_path / "run", "--data.root", str(tmp_path)), capsys).startswith(
-        f"fedamm: error: Expected {tmp_path / 'tiny.npz'} to be a npz file of plain arrays, got Python objects in y_test"
+        f"fedamm: error: Expected {tmp_path / 'tiny.npz'} to be an npz file of plain arrays, got Python objects in y_test"
     )
     assert not trace.exists()
 

@@ -212,7 +212,7 @@ def test_what_is_no_file_is_passed_over_and_not_waited_for(kind: Any, tmp_path: 
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert found.state.round_num == 1
-    with pytest.raises(ValueError, match=r"got a damaged file \(it is no file\)"):
+    with pytest.raises(ValueError, match=r"got a damaged file \(it is not a file\)"):
         load_checkpoint(tmp_path / "round_000002.ckpt")
 
 

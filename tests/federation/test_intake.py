@@ -147,9 +147,9 @@ def test_errors_of_the_programs_own_are_no_failure_of_a_client(error: type[BaseE
 @pytest.mark.parametrize(
     ("outcome", "line"),
     [
-        (None, "what came back is a NoneType, no result"),
-        ("a result", "what came back is a str, no result"),
-        (ClientTask(2, 2), "what came back is a ClientTask, no result"),
+        (None, "what came back is a NoneType, not a result"),
+        ("a result", "what came back is a str, not a result"),
+        (ClientTask(2, 2), "what came back is a ClientTask, not a result"),
         (result([2]), "what came back names no client but [2]"),
         (result(True), "what came back names no client but True"),
         (result(2.0), "what came back names no client but 2.0"),
@@ -327,7 +327,7 @@ def test_a_run_records_so_many_numbers_about_clients_and_says_what_it_leaves_out
     assert len(names) == MAX_COLUMNS
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
-    assert lines[0].startswith("round 4: 1 metrics of clients are left out, a run records 1024 at most: client/4_255")
+    assert lines[0].startswith("round 4: 1 metrics of clients are left out; a run records at most 1024: client/4_255")
     assert lines[1].startswith("round 5: 256 metrics of clients are left out")
     assert within_columns({"client/loss": 2.0}, history, 8) == {"client/loss": 2.0}
     assert within_columns({"client/4_000": 2.0}, history, 8) == {"client/4_000": 2.0}

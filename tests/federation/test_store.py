@@ -136,7 +136,7 @@ def test_what_is_no_file_is_not_waited_for(kind: Any, tmp_path: Path) -> None:
     path.unlink()
     kind(path)
     assert not store.holds(0, 1)
-    with pytest.raises(OSError, match="what a client kept is no file"):
+    with pytest.raises(OSError, match="what a client kept is not a file"):
         store.read(0, 1)
 
 

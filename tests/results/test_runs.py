@@ -191,7 +191,7 @@ def test_nothing_is_waited_for(name: str, tmp_path: Path) -> None:
     folder = a_run(tmp_path / "run")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(ValueError, match=rf"^Expected {folder / name} to be .*, got .*: it is no regular file$"):
+    with pytest.raises(ValueError, match=rf"^Expected {folder / name} to be .*, got .*: it is not a regular file$"):
         load(folder)
 
 

@@ -90,7 +90,7 @@ def fault(model: nn.Module, batch: Batch, way: str, anew: bool = False) -> str |
 def _examined(model: nn.Module, batch: Batch, way: str) -> str | None:
     images, labels = (part[:NUM_EXAMPLES] for part in batch)
     if any(is_lazy(parameter) for parameter in model.parameters()):
-        return "it has lazy layers: call it once on a batch of images before"
+        return "it has lazy layers: call it once on a batch of images first"
     with _apart(model, images.device):
         try:
             moves, directions, expected = _reference(model, (images, labels))
@@ -109,7 +109,7 @@ def _examined(model: nn.Module, batch: Batch, way: str) -> str | None:
     scale = max((float(move.norm()) for move in moves.values()), default=0.0)
     steps = ((step.params[name] - before[name].detach(), move, scale) for name, move in moves.items())
     if not all(_close(*step) for step in (*steps, (actual, expected, 1.0))):
-        return "it computes another gradient than the network's own"
+        return "its gradient differs from the network's own"
     return None
 
 

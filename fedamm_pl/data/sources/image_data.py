@@ -66,7 +66,7 @@ def check_images(data: ImageData, where: str = "") -> None:
 
     Raises:
         ValueError: If images are not uint8 of shape (N, C, H, W), labels are not one int64 an image in 0..C - 1, training and
-            test images differ in shape, a class has no training image, or a name is empty, twice there or cannot be printed.
+            test images differ in shape, a class has no training image, or a name is empty, given twice or cannot be printed.
     """
     for part, images, labels in (
         ("train", data.train_images, data.train_labels),
@@ -104,7 +104,7 @@ def check_names(names: Sequence[str], where: str = "") -> None:
     """Check that names of classes can be told apart and printed.
 
     Raises:
-        ValueError: If a name is empty, twice there, or holds line breaks or other control characters.
+        ValueError: If a name is empty, given twice, or holds line breaks or other control characters.
     """
     seen = set()
     for name in names:

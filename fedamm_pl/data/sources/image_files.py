@@ -115,7 +115,7 @@ def _read_files(paths: list[Path], passed: PassedOver) -> Tensor:
 
 def _of_another_size(first_path: Path, path: Path, first: tuple[int, ...], size: tuple[int, ...]) -> UnusableFileError:
     return UnusableFileError(
-        f"Expected all images to be of one size, {first[1]} x {first[0]} as {first_path.name}, "
+        f"Expected all images to be of one size, {first[1]} x {first[0]} like {first_path.name}, "
         f"got {size[1]} x {size[0]} for {path}: resize them first."
     )
 

@@ -43,7 +43,7 @@ class PassedOver:
 HIDDEN = "hidden or system names, not used"
 LINKS = "links to other places, followed"
 OTHERS = "files without the suffix of an image, not used"
-LOOSE = "files outside of the class folders, not used"
+LOOSE = "files outside the class folders, not used"
 NESTED = "folders inside class folders, not used"
 BESIDE = "folders beside train and test, not used"
 FRAMES = "files with further frames or pages, the first used"

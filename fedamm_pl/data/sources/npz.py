@@ -119,7 +119,7 @@ def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
         header = Header(shape, dtype)
         if dtype.hasobject:
             raise UnusableFileError(
-                f"Expected {path} to be a npz file of plain arrays, got Python objects in {key}, which are never loaded: save "
+                f"Expected {path} to be an npz file of plain arrays, got Python objects in {key}, which are never loaded: save "
                 "it as an array of numbers."
             )
         if min(shape, default=0) < 0 or member.tell() + header.nbytes != info.file_size:

@@ -47,7 +47,7 @@ def require_regular_file(path: Path) -> None:
         OSError: If there is something at ``path`` that is no regular file.
     """
     if path.exists() and not path.is_file():
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
 
 
 def too_large(what: object) -> UnusableFileError:

@@ -157,8 +157,8 @@ def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
 
     Returns:
         The metrics, those of groups and classes under ``test_shots`` and ``test_per_class``; ``bytes/total``, tensor bytes
-        up to this round; ``seconds/...`` (wall time), ``client_seconds/...`` (added up over the clients); ``failures/...``; for a weight net ``weight_net/at_loss_<l>`` and the mean
-        relative weight of each group's classes.
+        up to this round; ``seconds/...`` (wall time), ``client_seconds/...`` (added up over the clients); ``failures/...``;
+        for a weight net ``weight_net/at_loss_<l>`` and the mean relative weight of each group's classes.
     """
     headings = {"test/acc_class_": "test_per_class/acc_", "test/acc_": "test_shots/"}
     scalars = {}

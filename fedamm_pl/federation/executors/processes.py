@@ -208,7 +208,7 @@ class ProcessSlot:
         except ValueError as error:
             raise EOFError(f"its worker sent what cannot be read: {line(str(error))}") from error
         if not isinstance(outcome, ClientResult | ClientFailure):
-            raise EOFError(f"its worker sent a {type(outcome).__name__}, no result")
+            raise EOFError(f"its worker sent a {type(outcome).__name__}, not a result")
         if outcome.client_id == NOBODY and isinstance(outcome, ClientFailure):
             raise EOFError(outcome.reason)
         self.ready = True

@@ -100,7 +100,7 @@ def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path: Path, caplo
     assert record.levelno == logging.WARNING
     assert len(record.getMessage().splitlines()) == 1
     for part in (
-        "files outside of the class folders, not used: 2 (train/loose.png, test/loose.png)",
+        "files outside the class folders, not used: 2 (train/loose.png, test/loose.png)",
         "files without the suffix of an image, not used: 4 (train/a/0.npy, train/a/1.npy, train/a/2.npy, ...)",
         "folders inside class folders, not used: 1 (train/a/more)",
         "folders beside train and test, not used: 1 (val)",
@@ -479,7 +479,7 @@ def test_no_program_is_started_to_read_an_image(folder: Path, part: str, monkeyp
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_pipe_or_device_named_as_an_image_is_refused_and_not_waited_for(folder: Path, part: str) -> None:
     path = folder / part / "a/1.png"
-    expected = rf"Expected .*{part}/a/1\.png to be a PNG, .* \(it is no regular file\)\.$"
+    expected = rf"Expected .*{part}/a/1\.png to be a PNG, .* \(it is not a regular file\)\.$"
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir):
         make(path)
         with pytest.raises(ValueError, match=expected):
@@ -545,5 +545,5 @@ def test_socket_named_as_an_image_is_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder / "train/a")  # the name of a socket is short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("1.png")
-        with pytest.raises(ValueError, match=r"train/a/1\.png to be a PNG, .* \(it is no regular file\)\.$"):
+        with pytest.raises(ValueError, match=r"train/a/1\.png to be a PNG, .* \(it is not a regular file\)\.$"):
             read_image_folder(folder)

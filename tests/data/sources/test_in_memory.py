@@ -332,7 +332,7 @@ class Bomb:
 def test_pickled_objects_are_refused_and_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     path = save_npz(tmp_path, arrays(y_train=np.array([Bomb(marker)] * 6, dtype=object)))
-    with pytest.raises(ValueError, match=r"Expected .*mine\.npz to be a npz file of plain arrays"):
+    with pytest.raises(ValueError, match=r"Expected .*mine\.npz to be an npz file of plain arrays"):
         read_npz(path)
     assert not marker.exists()
     with np.load(path, allow_pickle=True) as archive:
@@ -370,7 +370,7 @@ def test_pipe_or_device_named_npz_is_refused_and_not_waited_for(tmp_path: Path) 
     (tmp_path / "folder.npz").mkdir()
     for name in ("pipe", "device", "folder"):
         for read in (lambda name: read_npz(tmp_path / f"{name}.npz"), lambda name: load_images(name, tmp_path)):
-            with pytest.raises(ValueError, match=rf"Expected .*{name}\.npz to be a whole npz .*no regular file"):
+            with pytest.raises(ValueError, match=rf"Expected .*{name}\.npz to be a whole npz .*not a regular file"):
                 read(name)
 
 

@@ -85,7 +85,7 @@ class TestProcesses(ExecutorContract):
                 methods.SENDS_JUNK,
                 r"its worker sent what cannot be read: Expected packed tensors, got bytes .* \(2 times\)",
             ),
-            (methods.SENDS_ANOTHER_KIND, r"its worker sent a ClientTask, no result \(2 times\)"),
+            (methods.SENDS_ANOTHER_KIND, r"its worker sent a ClientTask, not a result \(2 times\)"),
         ],
     )
     def test_what_a_worker_sends_that_is_no_result_costs_one_client_and_the_worker(
