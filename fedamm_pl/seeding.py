@@ -1,8 +1,10 @@
 """Randomness as a function of (seed, purpose, round, client, step), derived here and nowhere else."""
 
+import random
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +42,43 @@ def torch_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def global_state(device: torch.device) -> tuple[Any, ...]:
+    """Return the state of all that a network may draw from: torch, on the device too, Python's ``random``, NumPy."""
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_device, random.getstate(), np.random.get_state()  # noqa: NPY002  a network may use it
+
+
+def set_global_state(state: tuple[Any, ...], device: torch.device) -> None:
+    """Set what :func:`global_state` has returned."""
+    on_cpu, on_device, python, numpy = state
+    torch.set_rng_state(on_cpu)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device, device)
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def drawing_as(state: tuple[Any, ...], device: torch.device) -> Iterator[None]:
+    """Draw once more what was drawn from a state; afterwards the global state is as it was."""
+    before = global_state(device)
+    set_global_state(state, device)
+    try:
+        yield
+    finally:
+        set_global_state(before, device)
+
+
 @contextmanager
 def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
     """Let dropout and the like, which draw from the global state, draw from a seed; afterwards it is as it was."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # on a CPU not torch.manual_seed, which looks for every kind of GPU: for a small client that is a tenth of its time
-        seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
-        seed_all(seed)
+    before = global_state(device)
+    # on a CPU not torch.manual_seed, which looks for every kind of GPU: for a small client that is a tenth of its time
+    seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+    seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
         yield
+    finally:
+        set_global_state(before, device)

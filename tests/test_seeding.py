@@ -1,12 +1,13 @@
 """Seeds: the same everywhere, and different wherever anything differs."""
 
 import itertools
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from fedamm_pl.seeding import derive_seed, numpy_generator, torch_generator
+from fedamm_pl.seeding import derive_seed, drawing_as, drawing_from, global_state, numpy_generator, torch_generator
 
 PURPOSES = ("sampling", "client", "meta", "partition")
 
@@ -56,3 +57,34 @@ def test_torch_generators_repeat_on_the_cpu_and_leave_the_global_state_alone() -
     assert first != other
     assert generators[0].device.type == "cpu"
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def draws() -> tuple[float, float, float]:
+    """A draw from each global state that a network may draw from."""
+    return float(torch.rand(())), random.random(), float(np.random.random())  # noqa: NPY002
+
+
+def test_all_that_a_network_may_draw_from_follows_the_seed_and_is_left_as_it_was() -> None:
+    device = torch.device("cpu")
+    before = global_state(device)
+    with drawing_from(3, device):
+        first = draws()
+        state = global_state(device)
+        then = draws()
+    with drawing_from(3, device):
+        assert draws() == first
+    with drawing_as(state, device):
+        assert draws() == then
+    left = draws()
+    with drawing_as(before, device):
+        assert draws() == left
+
+
+def test_the_global_state_is_as_it_was_after_an_error() -> None:
+    device = torch.device("cpu")
+    state = global_state(device)
+    with pytest.raises(ZeroDivisionError), drawing_from(3, device):
+        draws()[0] / 0
+    left = draws()
+    with drawing_as(state, device):
+        assert draws() == left

@@ -227,8 +227,8 @@ def _require_sound(state: RunState, size: int) -> None:
         account = getattr(state, name)
         if account.keys() != getattr(blank, name).keys() or not all(0 <= part < math.inf for part in account.values()):
             raise ValueError(f"its {name} are no account of a run")
-    if not all({"round", "test/acc"} <= row.keys() for row in state.history):
-        raise ValueError("its history has a row without round or test/acc")
+    if not state.history or not all({"round", "test/acc"} <= row.keys() for row in state.history):
+        raise ValueError("its history is empty or has a row without round or test/acc")
     if state.diverged is not None and not {"round", "reason"} <= state.diverged.keys():
         raise ValueError("its diverged lacks round or reason")
     if odd := [name for name, value in state.shared.items() if value.layout is not torch.strided or value.is_meta]:

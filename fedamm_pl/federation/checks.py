@@ -9,6 +9,7 @@ from fedamm_pl.federation.executors.base import Executor
 from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.models import attempt, deep_copy, features_and_logits, logits_of
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.seeding import drawing_from
 
 
 def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
@@ -115,7 +116,7 @@ def _check_network(module: FederatedModule, image: Tensor, num_classes: int, sin
     """
     device = module.device
     image = module.prepare(image.to(device))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with drawing_from(0, device):
         network = deep_copy(module.model).eval()
         with torch.no_grad():
             _check_logits(_logits(module, network, image, "take"), module, num_classes, image.dtype)

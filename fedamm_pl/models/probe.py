@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from fedamm_pl.models.build import failure
 from fedamm_pl.models.outputs import last_linear_call
+from fedamm_pl.seeding import drawing_from
 
 ResultT = TypeVar("ResultT")
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -110,7 +111,7 @@ def classifier_of(model: nn.Module, image: Tensor | None, num_classes: int) -> s
             )
         return str(able[0])
     probe = deep_copy(model).eval()
-    with torch.no_grad(), torch.random.fork_rng([image.device] if image.is_cuda else []):
+    with torch.no_grad(), drawing_from(0, image.device):
         attempt(lambda: probe(image), image, network)
         (layer, *_), times = last_linear_call(probe, image)
     (name, *others) = (name for name, part in probe.named_modules(remove_duplicate=False) if part is layer)

@@ -1,6 +1,7 @@
 """``StoredModule``: modules from checkpoints of strangers, built of registered networks, plain options and sound tensors."""
 
 import copy
+import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from fedamm_pl.models import MODELS, registered_only
 from fedamm_pl.stored import StoredFile, built, file_name, read_stored, stored_options
 
 ModuleT = TypeVar("ModuleT", bound="StoredModule")
+MAX_PIXELS = 2**20
+"""Of the images that a file speaks of: a method may try its network on one."""
 SPARE_BYTES = 2**30
 """What a module may hold beside four times what its file does: tensors that follow from the options."""
 
@@ -54,6 +57,7 @@ class StoredModule(pl.LightningModule):
         options = stored_options(cls, content, name, hparams_file, kwargs)
         if not trust_model and "model" not in kwargs:
             _require_registered(options.get("model"), name)
+            _require_small_images(options.get("info"), name)
         state = _tensors(content, name)
         trusted = None if trust_model else [value for value in kwargs.values() if isinstance(value, str)]
         with registered_only(trusted):
@@ -72,6 +76,15 @@ def _require_registered(model: Any, name: str) -> None:
         raise ValueError(
             f"Expected the network in {name} to be one of {', '.join(MODELS)}, which are built from a file, got {model!r:.80}: "
             "pass the network as `model`, or `trust_model=True` if you trust the file as you trust a program."
+        )
+
+
+def _require_small_images(info: Any, name: str) -> None:
+    size = (info or {}).get("image_size", [])
+    if math.prod(size) > MAX_PIXELS:
+        raise ValueError(
+            f"Expected `info` in {name} to hold an image_size of at most {MAX_PIXELS} pixels, got {size}: pass the network as "
+            "`model`, or `trust_model=True` if you trust the file."
         )
 
 

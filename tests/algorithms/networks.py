@@ -1,8 +1,10 @@
 """Networks of all kinds, small and in float64: what people build that a way to the weight-net gradient may not see."""
 
+import random
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -33,6 +35,17 @@ def wide(*parts: nn.Module, reentrant: bool | None = None) -> Block:
 
 def layer() -> nn.Linear:
     return nn.Linear(WIDTH, WIDTH)
+
+
+class Drawn(nn.Module):
+    """Scales what it gets by a number that is drawn elsewhere than from torch."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * (1 + self.draw())
 
 
 def with_hook() -> Block:
@@ -236,6 +249,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "complex": (Complex, set()),
     "buffers": (Counting, set()),
     "dropout": (lambda: wide(nn.Dropout(0.4)), set()),
+    "draws of random": (lambda: wide(Drawn(random.random)), set()),
+    "draws of NumPy": (lambda: wide(Drawn(np.random.random)), set()),
     "forward hook": (with_hook, {"higher"}),
     "forward pre-hook": (with_pre_hook, {"higher"}),
     "hook with keywords": (with_keyword_hook, {"higher"}),

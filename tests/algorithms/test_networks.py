@@ -1,11 +1,13 @@
 """Every kind of network: the gradients are right in all three ways, or the way is refused by name."""
 
 import copy
+import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,10 +51,16 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
+def seed_all() -> None:
+    torch.manual_seed(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002  the global state is what networks draw from
+
+
 @contextmanager
 def from_one_state(model: nn.Module) -> Iterator[None]:
     """Let all passes start from the same random numbers and buffers, and leave these as they are."""
-    torch.manual_seed(SEED)
+    seed_all()
     before = [(part, name, value) for part in model.modules() for name, value in part._buffers.items()]
     for part, name, value in before:
         part._buffers[name] = None if value is None else value.clone()
@@ -104,7 +112,7 @@ def test_weight_net_gradient_is_right_or_the_way_is_refused(name: str, way: Diff
     assert getattr(model, "calls", None) == states[2]
     chosen = "functional" if way in unsuited else way
 
-    torch.manual_seed(SEED)
+    seed_all()
     step = virtual_step(model, weight_net, SUPPORT, LR, chosen)
     expected = stepped(model, weight_net)
     torch.testing.assert_close(step.params, expected, rtol=1e-9, atol=1e-9)
@@ -132,7 +140,7 @@ def test_meta_gradient_is_right_at_other_parameters_than_the_network_has(name: s
     # the vectors of a spectral norm are those of its own weight
     at = own if "spectral" in name else stepped(model, weight_net)
     before = copy.deepcopy(dict(model.state_dict()))
-    torch.manual_seed(SEED)
+    seed_all()
     gradient, loss = meta_gradient(model, at, META)
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 

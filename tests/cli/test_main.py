@@ -38,7 +38,7 @@ def test_a_signal_ends_the_run_and_says_how_to_continue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Worker, "train", lambda *_: signal.raise_signal(number))
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
     try:
         with pytest.raises(SystemExit) as stop:
             main(command("FedAvg", tmp_path))
@@ -59,7 +59,7 @@ def hang_up_twice() -> None:
 
 
 def test_a_closed_terminal_may_say_so_twice() -> None:
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with pytest.raises(StopSignal) as stop:
             hang_up_twice()

@@ -20,6 +20,7 @@ from fedamm_pl.algorithms.meta.ranks import gathered, summed
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import logits_of
+from fedamm_pl.seeding import drawing_as, global_state
 
 Differentiation = Literal["higher", "functional", "forward"]
 Tensors = dict[str, Tensor]
@@ -92,8 +93,7 @@ def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, l
     """Replace the double backward by one directional derivative."""
     images, labels = support
     params = leaves(trainable(model))
-    devices = [images.device] if images.is_cuda else []
-    random_states = torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)
+    random_state = global_state(images.device)
 
     def slopes_and_gradients() -> tuple[Tensor, tuple[Tensor, ...]]:
         losses = example_losses(logits_of(model(images)), labels)
@@ -105,10 +105,7 @@ def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, l
     gradients = summed(found) if joint else found
 
     def gradient_at(gradient: Mapping[str, Tensor]) -> Tensors:
-        with torch.random.fork_rng(devices):  # dropout as in the losses above
-            torch.set_rng_state(random_states[0])
-            for device, state in zip(devices, random_states[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
+        with drawing_as(random_state, images.device):  # dropout as in the losses above
             inner = _directional_derivative(model, params, gradient, support)  # <grad_w l_i, g>, shape (B,)
         mapped = trainable(weight_net)
         values = torch.autograd.grad(
