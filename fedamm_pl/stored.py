@@ -87,7 +87,7 @@ def require_bounded(content: Any, size: int) -> None:
         size: Of the file.
 
     Raises:
-        ValueError: If they hold more, or are nested too deep.
+        ValueError: If they hold more, or are nested too deeply.
     """
     level, values = [content], 1
     for _ in range(MAX_DEPTH):
@@ -100,7 +100,7 @@ def require_bounded(content: Any, size: int) -> None:
         level += [part for holder in holders if isinstance(holder, dict) for part in holder.values()]
         if not level:
             return
-    raise ValueError("it is nested too deep")
+    raise ValueError("it is nested too deeply")
 
 
 def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool | None = None) -> Stored:

@@ -188,7 +188,7 @@ def _tensors(part: str, given: Any, most: int) -> State:
     entries = _entries(part, given, most)
     for name, value in entries.items():
         if type(value) is not Tensor and type(value) is not nn.Parameter:
-            raise ValueError(f"{name} is a {type(value).__name__}, not a tensor")
+            raise ValueError(f"{name} of its {part} is of type {type(value).__name__}, not a tensor")
         if value.layout is not torch.strided or value.is_meta or value.is_nested:
             raise ValueError(f"{name} is not a dense tensor")
         if value.requires_grad or type(value) is not Tensor:
@@ -237,7 +237,7 @@ def _kept(given: Any, most: int) -> State:
 
 def _entries(part: str, given: Any, most: int) -> dict[Any, Any]:
     if not isinstance(given, Mapping):
-        raise ValueError(f"its {part} is a {type(given).__name__}, not a mapping")
+        raise ValueError(f"its {part} is of type {type(given).__name__}, not a mapping")
     entries = dict(itertools.islice(given.items(), most + 1))
     if len(entries) > most:
         raise ValueError(f"its {part} has more than {most} entries")

@@ -264,6 +264,7 @@ def test_an_option_of_the_wrong_type_is_refused_or_harmless(option: str, content
         ({"info": {**INFO, "mean": ["0.5"]}}, r"Expected `info` in the checkpoint to be"),
         ({"info": {**INFO, "class_names": ["a"]}}, r"`info` to hold 3 class_names, got 1"),
         ({"info": {**INFO, "shot_groups": {"few": [3]}}}, r"`info` to hold shot_groups of the classes 0 to 2"),
+        ({"info": {**INFO, "image_size": [4096, 4096]}}, "to hold an image_size of at most 1048576 pixels"),
         ({"info": {**INFO, "owner": "me"}}, r"Expected `info` in the checkpoint to be"),
     ],
 )

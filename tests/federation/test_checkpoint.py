@@ -230,7 +230,7 @@ def nested(depth: int, width: int, as_dict: bool = False) -> Any:
         (nested(12, 10), "it holds more values than its"),
         (nested(12, 10, as_dict=True), "it holds more values than its"),
         (["x" * 10**5] * 10**5, "it holds more values than its"),
-        (nested(100, 1), "it is nested too deep"),
+        (nested(100, 1), "it is nested too deeply"),
     ],
 )
 @pytest.mark.parametrize("place", ["fingerprint", "environment", "format"])
