@@ -191,7 +191,7 @@ UNSOUND: list[tuple[dict[str, Any], str]] = [
     ({"tallies": {**TALLIES, "losses": torch.zeros(2)}}, "losses is of type torch.float32"),
     ({"tallies": {**TALLIES, "losses": TALLIES["losses"] * math.nan}}, "its tally losses is NaN"),
     ({"tallies": {**TALLIES, "examples": torch.full((4,), -1e16)}}, "its tally examples is NaN or larger than 2**53"),
-    ({"tallies": {**TALLIES, "losses": None}}, "losses is a NoneType"),
+    ({"tallies": {**TALLIES, "losses": None}}, "losses of its tallies is of type NoneType"),
 ]
 
 
