@@ -50,7 +50,7 @@ def test_the_page_goes_where_it_is_told(fedavg_run: Path, tmp_path: Path) -> Non
     [
         (["{tmp}/nowhere"], ["Expected RUN to be the folder of a run, with metrics.csv, got", "nowhere"]),
         (["{tmp}"], ["Expected RUN to be the folder of a run", "got {tmp}"]),
-        ([], ["required: runs"]),
+        ([], ["required, but not given: RUN"]),
         (["{run}", "--output", "{tmp}"], ["Expected --output to be a file that can be written, got {tmp}"]),
         (["{run}", "--output", "/proc/page.html"], ["Expected --output to be a file", "got /proc/page.html"]),
         (["{run}", "--outptu", "x"], ["unknown option outptu"]),

@@ -208,7 +208,7 @@ def test_image_is_turned_as_it_is_seen(tmp_path: Path, suffix: str, orientation:
 def test_sizes_are_compared_upright(tmp_path: Path) -> None:
     save_images(tmp_path, {"train/a/0.png": pixels(5, 4, 3), "test/a/0.png": pixels(5, 4, 3)})
     save_turned(tmp_path / "train/a/1.png", pixels(5, 4, 3), 6)
-    with pytest.raises(ValueError, match=r"one size, 4 x 5 as 0\.png, got 5 x 4 for .*1\.png"):
+    with pytest.raises(ValueError, match=r"one size, 4 x 5 like 0\.png, got 5 x 4 for .*1\.png"):
         read_image_folder(tmp_path)
 
 
@@ -417,7 +417,7 @@ def test_image_of_another_size_is_named(tmp_path: Path, part: str) -> None:
     save_images(tmp_path, dict.fromkeys(names, pixels(5, 4)))
     bad = "train/a/second.png" if part == "train" else "test/a/fourth.png"
     save_images(tmp_path, {bad: pixels(5, 6)})
-    with pytest.raises(ValueError, match=rf"one size, 4 x 5 as first\.png, got 6 x 5 for .*{bad}: resize them first"):
+    with pytest.raises(ValueError, match=rf"one size, 4 x 5 like first\.png, got 6 x 5 for .*{bad}: resize them first"):
         read_image_folder(tmp_path)
 
 
