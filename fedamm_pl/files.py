@@ -24,23 +24,24 @@ SUBFOLDERS = ("checkpoints", "clients", "figures")
 LOCK, HOLDER = ".lock", ".lock.holder"
 DISK_ERRORS = {
     getattr(errno, name)
-    for name in (
-        *(
-            "EACCES",
-            "EDQUOT",
-            "EFBIG",
-            "EIO",
-            "EISDIR",
-            "ELOOP",
-            "EMFILE",
-            "ENAMETOOLONG",
-            "ENFILE",
-            "ENOENT",
-            "ENOSPC",
-        ),
-        *("ENOTDIR", "EPERM", "EROFS", "ESTALE"),
-    )
-    if hasattr(errno, name)
+    for name in [
+        "EACCES",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EISDIR",
+        "ELOOP",
+        "EMFILE",
+        "ENAMETOOLONG",
+        "ENFILE",
+        "ENOENT",
+        "ENOSPC",
+        "ENOTDIR",
+        "EPERM",
+        "EROFS",
+        "ESTALE",
+    ]
+    if hasattr(errno, name)  # Windows has some of them only
 }
 NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedamm_pl.data.sources.reading import UnusableFileError, some
+from fedamm_pl.terminal import printable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 SYSTEM_NAMES = {
@@ -30,7 +31,7 @@ class PassedOver:
 
     def add(self, kind: str, path: Path) -> None:
         """Note a place."""
-        self.found.setdefault(kind, []).append(ascii(str(path.relative_to(self.root)))[1:-1])
+        self.found.setdefault(kind, []).append(printable(str(path.relative_to(self.root))))
 
     def log(self) -> None:
         """Log one line that counts all of them and names some; a warning where it may be more than what systems leave."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedamm_pl.data.sources.image_data import ImageData, check_images, image_tensor, require_images
 from fedamm_pl.data.sources.reading import UnusableFileError, amount, reading, require_memory, some
+from fedamm_pl.terminal import printable
 
 KEYS = (  # Keras, MedMNIST
     ("x_train", "y_train", "x_test", "y_test"),
@@ -100,7 +101,7 @@ def _keys(archive: zipfile.ZipFile, path: Path) -> tuple[str, ...]:
         raise UnusableFileError(f"Expected {path} to hold {wanted}, got {', '.join(names) or 'nothing'}.")
     if doubled := [key for key in keys if members.count(f"{key}.npy") > 1]:
         raise UnusableFileError(f"Expected {path} to hold {doubled[0]} once, got it several times.")
-    if unused := [" ".join(ascii(name)[1:-1].split()) for name in found if name not in keys]:
+    if unused := [printable(name) for name in found if name not in keys]:
         log.warning("%s: %d other arrays are not used: %s", path, len(unused), some(unused))
     return keys
 

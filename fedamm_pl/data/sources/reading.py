@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedamm_pl.terminal import printable
+
 
 class UnusableFileError(ValueError):
     """A file cannot be used; the message names it and says all, in one line whatever its name is.
@@ -14,7 +16,7 @@ class UnusableFileError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
+        super().__init__(printable(message))
 
 
 @contextmanager
