@@ -1,5 +1,6 @@
 """Class-balanced loss (Cui et al., *Class-Balanced Loss Based on Effective Number of Samples*, CVPR 2019)."""
 
+import torch
 from torch import Tensor, nn
 
 from fedamm_pl.algorithms.class_prior import ClassPriorModule, Counts
@@ -28,6 +29,9 @@ class ClassBalanced(ClassPriorModule):
         ValueError: If an option is out of range or there is no such network.
     """
 
+    class_weights: Tensor
+    """Of each class, shape (C,), during a fit."""
+
     def __init__(
         self,
         num_classes: int,
@@ -44,12 +48,13 @@ class ClassBalanced(ClassPriorModule):
         require_range("beta", beta, least=0)
         if beta >= 1:
             raise ValueError(f"Expected `beta` to be below 1, got {beta}.")
+        self.register_buffer("class_weights", torch.ones(num_classes), persistent=False)
 
     def on_train_start(self) -> None:
         """Compute the weights of the fit."""
         super().on_train_start()
-        self._class_weights = class_balanced_weights(self.class_counts, self.hparams["beta"])
+        self.class_weights = class_balanced_weights(self.class_counts, self.hparams["beta"])
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted cross-entropy of each example."""
-        return self._class_weights[labels] * example_losses(logits, labels)
+        return self.class_weights[labels] * example_losses(logits, labels)

@@ -51,6 +51,7 @@ class ClassPriorModule(FederatedModule):
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
         if counts not in ("local", "global"):
             raise ValueError(f"Expected `counts` to be local or global, got {counts!r}.")
+        self.register_buffer("class_counts", torch.zeros(num_classes, dtype=torch.int64), persistent=False)
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model, and the global class counts if they are used."""

@@ -70,7 +70,7 @@ class Climb(FederatedModule):
         """Log the epoch's means and the loss of the global model."""
         super().on_train_epoch_end()
         if self.session is not None:
-            self.log("train/global_loss", self.session.surveyed[LOSS].float())
+            self.log_means({"global_loss": self.session.surveyed[LOSS].float()})
 
     def expected_payload(self, sent: State) -> State:
         """Return the model and a loss."""

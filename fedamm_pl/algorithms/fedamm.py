@@ -94,6 +94,7 @@ class FedAMM(FederatedModule):
         self._unexamined = True  # whether the first batch of a plain Trainer is still to come
         self._step: VirtualStep | None = None  # taken, and waiting for its meta gradient
         self._returned_weight_net: State = {}
+        self._meta_loss: Tensor | None = None
         self._collected = -1  # the round in which garbage was last collected
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, losses and weights of the epoch's batches
 
@@ -114,7 +115,7 @@ class FedAMM(FederatedModule):
             check_client(self.trainer)
             return
         check_trainer(self.trainer)
-        self._unexamined = True
+        self._unexamined, self._meta_loss = True, None
         for parameter in self.weight_net.parameters() if self._joint else ():
             torch.distributed.broadcast(parameter.data, 0)
 
@@ -125,23 +126,24 @@ class FedAMM(FederatedModule):
 
     def question(self, session: ClientSession) -> State | None:
         """Asynchronous: take the virtual step of the round, and ask for the meta gradient at w_hat."""
+        self._meta_loss = None
         return None if self.asks_in_fit else self._virtual_step(self._on_device(*session.support()))
 
+    def take_answer(self, answer: Answer) -> None:
+        """Asynchronous: do the round's one meta step, and put its outcome aside for the result."""
+        received = self._weight_net_state()
+        self._meta_step(answer, self.sgd(self.weight_net, self.hparams["meta_lr"]))
+        self._returned_weight_net = self._weight_net_state()
+        self.load_state_dict(received, strict=False)
+
     def on_train_start(self) -> None:
-        """Federated and asynchronous: do the round's one meta step, and put its outcome aside for the result."""
+        """Start the epoch's sums; once a round, collect what ``higher`` leaves in reference cycles: its patched networks."""
         super().on_train_start()
-        self._meta_loss: Tensor | None = None
-        if self.session is None:
+        if self.session is None or self.hparams["differentiation"] != "higher":
             return
-        if self.hparams["differentiation"] == "higher" and self._collected != self.session.broadcast.round_num:
+        if self._collected != self.session.broadcast.round_num:
             self._collected = self.session.broadcast.round_num
-            gc.collect()  # higher leaves its patched networks in reference cycles
-        if self.session.answer is not None:
-            received = self._weight_net_state()
-            with self.session.during("meta step"), self.trainer.precision_plugin.forward_context():
-                self._meta_step(self.session.answer)  # this hook runs outside of the trainer's arithmetic
-            self._returned_weight_net = self._weight_net_state()
-            self.load_state_dict(received, strict=False)
+            gc.collect()
 
     def on_train_epoch_start(self) -> None:
         """In a plain Trainer: check the loaders and let the train loader set the length of the epoch."""
@@ -173,7 +175,7 @@ class FedAMM(FederatedModule):
         """Log the epoch's means and the last meta loss."""
         super().on_train_epoch_end()
         if self._meta_loss is not None:
-            self.log("train/meta_loss", self._meta_loss, sync_dist=True)  # equal on all devices
+            self.log_means({"meta_loss": self._meta_loss})
 
     def client_payload(self) -> State:
         """Return the trained classifier and the updated weight net."""
@@ -196,11 +198,12 @@ class FedAMM(FederatedModule):
         self._step = step = virtual_step(self.model, self.weight_net, support, self.hparams["lr"], way, self._joint)
         return {f"model.{name}": value for name, value in step.params.items()}
 
-    def _meta_step(self, answer: Answer) -> None:
+    def _meta_step(self, answer: Answer, optimizer: torch.optim.Optimizer) -> None:
         """Update the weight net in place by steps 3 and 4 of a round.
 
         Args:
             answer: The meta gradient at w_hat, and the meta loss there.
+            optimizer: The weight net's.
         """
         gradient = {name.removeprefix("model."): value.to(self.device) for name, value in answer.payload.items()}
         self._meta_loss = answer.metrics["meta_loss"]
@@ -209,7 +212,7 @@ class FedAMM(FederatedModule):
         weight_net_gradient = step.weight_net_gradient(gradient)
         for name, parameter in self.weight_net.named_parameters():
             parameter.grad = weight_net_gradient[name]
-        self._optimizers[1].optimizer.step()  # not Lightning's step, which would count
+        optimizer.step()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _synchronous_step(self, support: Batch, meta: Batch | None) -> None:
@@ -226,7 +229,7 @@ class FedAMM(FederatedModule):
             else:
                 assert meta is not None
                 answer = self._meta_gradient(stepped, meta, self._joint)
-            self._meta_step(answer)
+            self._meta_step(answer, self._optimizers[1].optimizer)  # not Lightning's own, whose steps count
 
     def _meta_gradient(self, stepped: State, meta: Batch, joint: bool = False) -> Answer:
         params = {name.removeprefix("model."): value.to(self.device) for name, value in stepped.items()}

@@ -69,7 +69,8 @@ class FedNova(FederatedModule):
 
     def client_payload(self) -> State:
         """Return the trained model and the number of steps."""
-        return {**super().client_payload(), NUM_STEPS: torch.tensor(self.trainer.global_step)}
+        assert self.session is not None
+        return {**super().client_payload(), NUM_STEPS: torch.tensor(self.session.num_steps)}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
         """Divide the update by the work in it; the work itself is averaged beside it.

@@ -1,7 +1,5 @@
 """FedProx (Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -48,10 +46,10 @@ class FedProx(FederatedModule):
         super().on_train_start()
         self._global = [parameter.detach().clone() for parameter in self.model.parameters()]
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the batch loss with the proximal term."""
-        loss = super().training_step(batch, batch_idx)
-        if loss is None or self.hparams["mu"] == 0:
+        loss = super().batch_loss(losses, present)
+        if self.hparams["mu"] == 0:
             return loss
         pairs = zip(self.model.parameters(), self._global, strict=True)
         distance = torch.stack([((now - start) ** 2).sum() for now, start in pairs]).sum()

@@ -65,6 +65,9 @@ class RatioLoss(FederatedModule):
     uses_meta_set = True
     uses_features = True
 
+    class_weights: Tensor
+    """Of each class, shape (C,), during a fit."""
+
     def __init__(
         self,
         num_classes: int,
@@ -82,6 +85,7 @@ class RatioLoss(FederatedModule):
         require_range("alpha", alpha, least=0)
         require_range("beta", beta, least=0)
         require_range("max_ratio", max_ratio, above=0)
+        self.register_buffer("class_weights", torch.ones(num_classes), persistent=False)
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model and its ratios."""
@@ -96,11 +100,11 @@ class RatioLoss(FederatedModule):
     def on_train_start(self) -> None:
         """Take the class weights of the round."""
         super().on_train_start()
-        self._class_weights = torch.ones(self.hparams["num_classes"], device=self.device)
+        self.class_weights = torch.ones(self.hparams["num_classes"], device=self.device)
         if self.session is not None:
             ratios = self.session.payload["ratios"].to(self.device)
-            self._class_weights = self.hparams["alpha"] + self.hparams["beta"] * ratios
+            self.class_weights = self.hparams["alpha"] + self.hparams["beta"] * ratios
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted cross-entropy of each example."""
-        return self._class_weights[labels] * example_losses(logits, labels)
+        return self.class_weights[labels] * example_losses(logits, labels)

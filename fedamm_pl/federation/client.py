@@ -28,46 +28,74 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
     Raises:
         Exception: Whatever goes wrong in the client's data, training or questions; ``session.stage`` says where.
     """
-    start, seed = time.perf_counter(), session.task.seed
-    module.load_shared_state(session.payload)
-    module.load_personal_state(session.kept)
-    session.kept = {name: value for name, value in session.kept.items() if not name.startswith(module.personal)}
+    start = time.perf_counter()
     module.session = session
     fit = trainer.build(max_epochs=session.broadcast.local_epochs)
     try:
-        with trainer.precision_plugin.forward_context():
-            with torch.no_grad(), drawing_from(derive_seed(seed, "survey"), module.device):
-                session.surveyed = module.eval().survey(session)
-            module.train()  # fit keeps the mode that it finds
-            with session.during("meta step"), drawing_from(derive_seed(seed, "question"), module.device):
-                question = module.question(session)
-                session.answer = None if question is None else session.ask(0, question)
-            if question is None:
-                session.seconds["meta step"] = 0.0  # to ask nothing is no step
-        with drawing_from(derive_seed(seed, "global"), module.device):
+        module.load_shared_state(session.payload)
+        prepare(module, session, trainer)
+        with drawing_from(derive_seed(session.task.seed, "global"), module.device):
             fit.fit(module, session.train_loader())
-            # copies: the next client trains on the same module
-            payload = _copied({**module.client_payload(), **session.surveyed})
-        kept = {**session.kept, **module.personal_state()}
-        tallies = module.tallies()
+            session.num_steps = fit.global_step
+            for name, value in fit.callback_metrics.items():  # what a subclass has logged by itself
+                if name.startswith("train/"):
+                    session.metrics[name.removeprefix("train/")] = value
+            payload = module.client_payload()
+        return result(module, session, payload, time.perf_counter() - start)
     finally:
         module.session = None
+
+
+def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> None:
+    """Do what comes before a client's fit: take up its personal state, survey the received model, ask the server.
+
+    Args:
+        module: Holds the received state.
+        session: The client's.
+        trainer: In which arithmetic.
+    """
+    seed, method = session.task.seed, type(module)
+    if module.personal:
+        module.load_personal_state(session.kept)
+        session.kept = {name: value for name, value in session.kept.items() if not name.startswith(module.personal)}
+    with trainer.precision_plugin.forward_context():
+        if method.survey is not FederatedModule.survey:
+            with torch.no_grad(), drawing_from(derive_seed(seed, "survey"), module.device):
+                session.surveyed = module.eval().survey(session)
+        module.train()  # fit keeps the mode that it finds
+        if method.question is not FederatedModule.question:
+            with session.during("meta step"), drawing_from(derive_seed(seed, "question"), module.device):
+                question = module.question(session)
+                if question is not None:
+                    session.answer = session.ask(0, question)
+                    module.take_answer(session.answer)
+            if question is None:
+                session.seconds["meta step"] = 0.0  # to ask nothing is no step
+
+
+def result(module: FederatedModule, session: ClientSession, payload: State, seconds: float) -> ClientResult:
+    """Put together what a client returns.
+
+    Args:
+        module: Holds the trained state.
+        session: The client's.
+        payload: What it sends beside the survey.
+        seconds: Its time, meta steps included.
+    """
+    # copies: the next client trains on the same module
+    payload = {name: value.detach().clone() for name, value in {**payload, **session.surveyed}.items()}
     meta_seconds = session.seconds["meta step"]
     return ClientResult(
         client_id=session.task.client_id,
         num_examples=session.data.num_examples,
         payload=payload,
-        metrics={
-            name.removeprefix("train/"): float(value)
-            for name, value in fit.callback_metrics.items()
-            if name.startswith("train/")
-        },
+        metrics={name: float(value) for name, value in session.metrics.items()},
         bytes_received=session.bytes_received,
         bytes_sent=session.bytes_sent + payload_bytes(payload),
-        train_seconds=time.perf_counter() - start - meta_seconds,
+        train_seconds=seconds - meta_seconds,
         meta_seconds=meta_seconds,
-        kept=kept,
-        tallies=tallies,
+        kept={**session.kept, **(module.personal_state() if module.personal else {})},
+        tallies=module.tallies(),
     )
 
 
@@ -86,7 +114,3 @@ def one_line_reason(error: Exception) -> str:
     own = [frame for frame in summary.stack if "site-packages" not in frame.filename] or summary.stack
     text = line(next(iter(str(summary).strip().splitlines()), ""), 200)
     return f"{type(error).__name__}: {text} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
-
-
-def _copied(state: State) -> State:
-    return {name: value.detach().clone() for name, value in state.items()}

@@ -1,7 +1,7 @@
 """``Classifier``: a network with its normalisation, loss, optimizer and measures, as a LightningModule."""
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -185,11 +185,11 @@ class Classifier(StoredModule):
         self._num_seen = 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return the mean of :meth:`objective` over a batch (images, labels)."""
+        """Return :meth:`batch_loss` of the :meth:`objective` of a batch (images, labels)."""
         images, labels = batch
         losses = self.objective(self(images), labels)
         self.track(len(labels), loss=losses.sum())
-        return losses.mean()
+        return self.batch_loss(losses)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what training minimises on average, for each example; here the cross-entropy.
@@ -202,6 +202,16 @@ class Classifier(StoredModule):
             Losses of shape (B,).
         """
         return example_losses(logits, labels)
+
+    def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return what a step minimises, given the :meth:`objective` of a batch; here its mean.
+
+        Args:
+            losses: Of shape (B,).
+            present: Which of them count, shape (B,); None: all. The others are there because clients whose batches differ in
+                size train side by side.
+        """
+        return losses.mean() if present is None else losses.where(present, 0).sum() / present.sum()
 
     def track(self, num_examples: int, **sums: Tensor) -> None:
         """Add to sums kept on the device; their means over the epoch are logged as ``train/...`` at its end.
@@ -221,8 +231,12 @@ class Classifier(StoredModule):
             add = partial(self.trainer.strategy.reduce, reduce_op="sum")
             sums = {name: add(value) for name, value in sums.items()}
             num_seen = float(add(torch.tensor(num_seen, device=self.device)))
-        self.log_dict({f"train/{name}": value / num_seen for name, value in sums.items()}, sync_dist=True)
+        self.log_means({name: value / num_seen for name, value in sums.items()})
         self._sums, self._num_seen = {}, 0
+
+    def log_means(self, means: Mapping[str, Tensor]) -> None:
+        """Log means over an epoch, equal on all devices, as ``train/...``."""
+        self.log_dict({f"train/{name}": value for name, value in means.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Return SGD over the parameters of the classifier alone."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+from torch import Tensor
+
 from fedamm_pl.data.client import Batch
 from fedamm_pl.protocol.classifier import Classifier
 from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
@@ -58,6 +60,14 @@ class FederatedModule(Classifier):
 
     # Client
 
+    def log_means(self, means: Mapping[str, Tensor]) -> None:
+        """Log the epoch's means; in a federation they go straight into the client's result."""
+        # a client's Trainer has no logger; only what lowers the learning rate may read what is logged
+        if self.session is None or self.trainer.lr_scheduler_configs:
+            super().log_means(means)
+        else:
+            self.session.metrics.update(means)
+
     @property
     def asks_in_fit(self) -> bool:
         """Whether clients put questions in the middle of a fit, by ``session.ask``; some executors cannot answer then."""
@@ -70,6 +80,9 @@ class FederatedModule(Classifier):
         cannot wait for the answer, the question is computed again in another process.
         """
         return None
+
+    def take_answer(self, answer: Answer) -> None:
+        """Take up the answer, before the fit and in the arithmetic of the run; here nothing: ``session.answer`` has it."""
 
     def survey(self, session: ClientSession) -> State:
         """Return statistics of the received model on the client's data; they are sent along with the result.
@@ -107,16 +120,14 @@ class FederatedModule(Classifier):
             ValueError: If an entry is missing, unknown or of another shape.
         """
         state = {name: value for name, value in state.items() if name.startswith(self.shared)}
-        expected = {name for name in self.state_dict() if name.startswith(self.shared)}
-        if set(state) != expected:
-            differing = sorted(expected ^ set(state))
+        try:
+            missing, unknown = self.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"Expected `state` to have the shapes of the module, got {error}.") from error
+        if differing := sorted([*(name for name in missing if name.startswith(self.shared)), *unknown]):
             raise ValueError(
                 f"Expected `state` to hold the shared entries of the module, got a difference in {differing}."
             )
-        try:
-            self.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"Expected `state` to have the shapes of the module, got {error}.") from error
 
     def load_personal_state(self, state: State) -> None:
         """Copy the personal entries of a state into this module, in place; what else the state holds is left alone."""

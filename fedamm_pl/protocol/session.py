@@ -33,6 +33,8 @@ class ClientSession:
         kept: What it keeps to itself from one of its rounds to the next, empty at first: assign to it during the fit.
         surveyed: What :meth:`~fedamm_pl.protocol.module.FederatedModule.survey` returned before the fit.
         answer: The answer to the question before the fit; None if there was none.
+        metrics: Means over the last local epoch, for the result.
+        num_steps: Steps that the fit has taken, once it has ended.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class ClientSession:
         self.kept: State = dict(kept or {})
         self.surveyed: State = {}
         self.answer: Answer | None = None
+        self.metrics: dict[str, torch.Tensor | float] = {}
+        self.num_steps = 0
         self.stage: ClientStage = "training"
         self.seconds: dict[ClientStage, float] = {"data": 0.0, "training": 0.0, "meta step": 0.0}
         self.bytes_received = payload_bytes(self.payload)

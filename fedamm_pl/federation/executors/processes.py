@@ -259,30 +259,30 @@ def work(spec: bytes, place: int, pipe: Connection) -> None:
     """Be a worker: build module and data, then train what comes through the pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one ends the others
     logging.getLogger("fedamm_pl").setLevel(logging.ERROR)  # the first process has said it
-    try:
-        with quiet():
+    with quiet():
+        try:
             run_spec: RunSpec = pickle.loads(spec)
             torch.set_num_threads(run_spec.threads)
             worker = Worker(replace(run_spec, trainer=_own_device(run_spec.trainer, place)))
             environment = worker.environment
-    except Exception as error:
-        pipe.send_bytes(json.dumps({"error": " ".join(str(error).split()) or type(error).__name__}).encode())
-        return
-    try:
-        pipe.send_bytes(json.dumps(environment).encode())
-        while True:
-            message = decode(pipe.recv_bytes())
-            if isinstance(message, Broadcast):
-                worker.begin(message)
-            elif isinstance(message, ClientTask):
-                pipe.send_bytes(_encoded(worker.train(message, unpack(pipe.recv_bytes())[0])))
-    except (EOFError, OSError):  # the other end is gone
-        return
-    except ValueError as error:  # decode's and unpack's: a client's own errors are its failure
-        with suppress(OSError):
-            pipe.send_bytes(
-                _encoded(ClientFailure(NOBODY, "lost", f"its worker cannot read what it was sent: {error}"))
-            )
+        except Exception as error:
+            pipe.send_bytes(json.dumps({"error": " ".join(str(error).split()) or type(error).__name__}).encode())
+            return
+        try:
+            pipe.send_bytes(json.dumps(environment).encode())
+            while True:
+                message = decode(pipe.recv_bytes())
+                if isinstance(message, Broadcast):
+                    worker.begin(message)
+                elif isinstance(message, ClientTask):
+                    pipe.send_bytes(_encoded(worker.train(message, unpack(pipe.recv_bytes())[0])))
+        except (EOFError, OSError):  # the other end is gone
+            return
+        except ValueError as error:  # decode's and unpack's: a client's own errors are its failure
+            with suppress(OSError):
+                pipe.send_bytes(
+                    _encoded(ClientFailure(NOBODY, "lost", f"its worker cannot read what it was sent: {error}"))
+                )
 
 
 def _encoded(outcome: Outcome) -> bytes:
