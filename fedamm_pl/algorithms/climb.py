@@ -64,13 +64,9 @@ class Climb(FederatedModule):
         """Measure the loss of the global model on the client's examples."""
         batches = session.data.plain_batches()
         losses = [example_losses(self(images), labels.to(self.device)) for images, labels in batches]
-        return {LOSS: torch.cat(losses).mean().cpu().double()}
-
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's means and the loss of the global model."""
-        super().on_train_epoch_end()
-        if self.session is not None:
-            self.log_means({"global_loss": self.session.surveyed[LOSS].float()})
+        loss = torch.cat(losses).mean().cpu()
+        session.metrics["global_loss"] = loss.float()
+        return {LOSS: loss.double()}
 
     def expected_payload(self, sent: State) -> State:
         """Return the model and a loss."""

@@ -71,6 +71,7 @@ class FedAMM(FederatedModule):
     shared: ClassVar[tuple[str, ...]] = ("model.", "weight_net.")
     uses_meta_set: ClassVar[bool] = True
     trains_on_meta_set: ClassVar[bool] = True
+    plain_steps: ClassVar[bool] = True  # of asynchronous clients
 
     def __init__(
         self,
@@ -135,10 +136,13 @@ class FedAMM(FederatedModule):
         self._meta_step(answer, self.sgd(self.weight_net, self.hparams["meta_lr"]))
         self._returned_weight_net = self._weight_net_state()
         self.load_state_dict(received, strict=False)
+        if self.session is not None and self._meta_loss is not None:
+            self.session.metrics["meta_loss"], self._meta_loss = self._meta_loss, None
 
     def on_train_start(self) -> None:
         """Start the epoch's sums; once a round, collect what ``higher`` leaves in reference cycles: its patched networks."""
         super().on_train_start()
+        self._seen = []
         if self.session is None or self.hparams["differentiation"] != "higher":
             return
         if self._collected != self.session.broadcast.round_num:
@@ -180,6 +184,19 @@ class FedAMM(FederatedModule):
     def client_payload(self) -> State:
         """Return the trained classifier and the updated weight net."""
         return {**self.shared_state(), **self._returned_weight_net}
+
+    def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return the weighted batch loss."""
+        with torch.no_grad():
+            raw_weights = self.weight_net(losses)
+        if present is not None:
+            losses, raw_weights = losses.where(present, 0), raw_weights.where(present, 0)
+        return weighted_loss(losses, raw_weights)
+
+    def observe(self, labels: Tensor, losses: Tensor) -> None:
+        """Note the losses of a batch and what they weigh."""
+        with torch.no_grad():
+            self._seen.append((labels, losses, self.weight_net(losses)))
 
     def tallies(self) -> State:
         """Return the sums of the last local epoch, see :func:`fedamm_pl.algorithms.meta.tallies.tallied`."""

@@ -33,6 +33,7 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
     fit = trainer.build(max_epochs=session.broadcast.local_epochs)
     try:
         module.load_shared_state(session.payload)
+        module.train()  # fit keeps the mode that it finds
         prepare(module, session, trainer)
         with drawing_from(derive_seed(session.task.seed, "global"), module.device):
             fit.fit(module, session.train_loader())
@@ -40,7 +41,7 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
             for name, value in fit.callback_metrics.items():  # what a subclass has logged by itself
                 if name.startswith("train/"):
                     session.metrics[name.removeprefix("train/")] = value
-            payload = module.client_payload()
+            payload = copied(module.client_payload())  # the next client trains on the same module
         return result(module, session, payload, time.perf_counter() - start)
     finally:
         module.session = None
@@ -50,7 +51,7 @@ def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerCon
     """Do what comes before a client's fit: take up its personal state, survey the received model, ask the server.
 
     Args:
-        module: Holds the received state.
+        module: Holds the received state, in training mode.
         session: The client's.
         trainer: In which arithmetic.
     """
@@ -62,7 +63,7 @@ def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerCon
         if method.survey is not FederatedModule.survey:
             with torch.no_grad(), drawing_from(derive_seed(seed, "survey"), module.device):
                 session.surveyed = module.eval().survey(session)
-        module.train()  # fit keeps the mode that it finds
+            module.train()
         if method.question is not FederatedModule.question:
             with session.during("meta step"), drawing_from(derive_seed(seed, "question"), module.device):
                 question = module.question(session)
@@ -79,11 +80,10 @@ def result(module: FederatedModule, session: ClientSession, payload: State, seco
     Args:
         module: Holds the trained state.
         session: The client's.
-        payload: What it sends beside the survey.
+        payload: What it sends beside the survey; nobody else's tensors.
         seconds: Its time, meta steps included.
     """
-    # copies: the next client trains on the same module
-    payload = {name: value.detach().clone() for name, value in {**payload, **session.surveyed}.items()}
+    payload = {**payload, **copied(session.surveyed)}
     meta_seconds = session.seconds["meta step"]
     return ClientResult(
         client_id=session.task.client_id,
@@ -97,6 +97,11 @@ def result(module: FederatedModule, session: ClientSession, payload: State, seco
         kept={**session.kept, **(module.personal_state() if module.personal else {})},
         tallies=module.tallies(),
     )
+
+
+def copied(state: State) -> State:
+    """Return detached copies of tensors."""
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def attempt(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult | ClientFailure:

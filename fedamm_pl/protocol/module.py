@@ -43,6 +43,11 @@ class FederatedModule(Classifier):
     uses_features: ClassVar[bool] = False
     """Whether the method needs the features that enter the linear layer which gives the network's logits."""
 
+    plain_steps: ClassVar[bool] = True
+    """Whether a local step, as the hooks of this class stand, is one of SGD on ``batch_loss(objective(...))`` alone. Clients then
+    can train side by side. A subclass with a ``training_step`` or other fit hooks of its own that are no more than that says it
+    again. What differs between clients in it must be a buffer of the module, set in ``on_train_start``."""
+
     session: ClientSession | None = None
     """The round, for the time of a client's fit."""
 
@@ -91,6 +96,14 @@ class FederatedModule(Classifier):
         server reduces them; ``session.surveyed`` has them during the fit.
         """
         return {}
+
+    def observe(self, labels: Tensor, losses: Tensor) -> None:
+        """Take note of a batch of the last local epoch, for :meth:`tallies`, where clients train side by side; here nothing.
+
+        Args:
+            labels: Of shape (B,).
+            losses: The :meth:`objective` of its examples before the step, shape (B,).
+        """
 
     def client_payload(self) -> State:
         """Return what the client sends back after its fit, beside the survey."""

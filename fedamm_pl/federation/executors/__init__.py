@@ -3,5 +3,6 @@
 from fedamm_pl.federation.executors.base import Executor, Kept, Outcome, Runner, RunSpec
 from fedamm_pl.federation.executors.processes import Processes
 from fedamm_pl.federation.executors.sequential import Sequential
+from fedamm_pl.federation.executors.vectorized import Vectorized
 
-__all__ = ["Executor", "Kept", "Outcome", "Processes", "RunSpec", "Runner", "Sequential"]
+__all__ = ["Executor", "Kept", "Outcome", "Processes", "RunSpec", "Runner", "Sequential", "Vectorized"]

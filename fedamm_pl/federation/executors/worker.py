@@ -44,17 +44,22 @@ class Worker:
 
     def train(self, task: ClientTask, kept: State) -> Outcome:
         """Train a client of the round."""
+        return attempt(self.module, self.session(task, kept), self.spec.trainer)
+
+    def session(self, task: ClientTask, kept: State) -> ClientSession:
+        """Return what a client of the round has in it."""
         assert self._broadcast is not None
-        session = ClientSession(self._broadcast, task, self.spec.data.client, self._answer, kept)
-        return attempt(self.module, session, self.spec.trainer)
+        return ClientSession(self._broadcast, task, self.spec.data.client, self.answer, kept)
 
     @cached_property
-    def _server(self) -> Server:
+    def server(self) -> Server:
+        """What answers its clients, equal to the run's own."""
         return Server(self.spec.build_module(), self.spec.data, self.spec.trainer, self.spec.seed)
 
-    def _answer(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> Answer:
+        """Answer a client of the round."""
         if self._answering is not self._broadcast:
             assert self._broadcast is not None
-            self._server.begin(self._broadcast)
+            self.server.begin(self._broadcast)
             self._answering = self._broadcast
-        return self._server.answer(question)
+        return self.server.answer(question)
