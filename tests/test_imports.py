@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedamm_pl"
 ORDER = ["base", "data", "models", "protocol", "algorithms", "federation", "results", "cli"]
-BASE = {"version", "pyplot", "files", "hints", "stored", "terminal", "seeding", "losses", "metrics"}
+BASE = {"version", "pyplot", "files", "hints", "stored", "terminal", "cores", "seeding", "losses", "metrics"}
 """Files beside the folders."""
 HEAVY = ["matplotlib.pyplot", "ray", "flwr", "pandas"]
 

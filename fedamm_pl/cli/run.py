@@ -22,6 +22,7 @@ from fedamm_pl.cli.help import requested
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.parser import Parser, build_parser, dump, in_one_line, parse
 from fedamm_pl.cli.signals import StopSignal
+from fedamm_pl.cores import crowded, follow_cores, shared_out
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.callbacks.loggers import check_loggers
 from fedamm_pl.federation.estimate import estimate, typical_client
@@ -32,6 +33,8 @@ from fedamm_pl.federation.sampling import num_sampled
 from fedamm_pl.federation.summary import table
 from fedamm_pl.files import write_atomically
 from fedamm_pl.terminal import printable, say, silence
+
+log = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 20
 """Up to so many, the opening lines list classes one by one."""
@@ -55,6 +58,9 @@ def run(words: Sequence[str]) -> None:
                 else:
                     folder = Path(os.path.expanduser(config.output.dir or default_folder(config)))
                 with deferred_log():
+                    for note in (follow_cores(), crowded()):
+                        if note:
+                            log.warning(note)
                     orchestrator, loggers = instantiate(parser, config, folder, stack)
                 if folder is None:
                     return rehearse(orchestrator)
@@ -239,7 +245,7 @@ def threads(executor: Executor) -> str:
     """Return how many threads compute."""
     count, workers = torch.get_num_threads(), ""
     if isinstance(executor, Processes):
-        count = executor.threads_per_worker or max(1, count // executor.num_workers)
+        count = executor.threads_per_worker or shared_out(count, executor.num_workers)
         workers = f" in each of {executor.num_workers} processes"
     return f"{count} thread{'s' if count > 1 else ''}{workers}"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fedamm_pl.cores import too_many
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.accounts import close_round, evaluate_end
 from fedamm_pl.federation.callbacks.base import FederationCallback
@@ -121,6 +122,10 @@ class Orchestrator:
                 self._store = FileStore(self.output_dir / "clients")
             with quiet():
                 runner = stack.enter_context(self.executor.open(self.spec()))
+            workers = getattr(self.executor, "num_workers", 1)
+            if self.trainer.kind == "cpu" and (found := too_many(runner.environment["threads"], workers)):
+                remedy = "num_workers and threads_per_worker" if workers > 1 else "torch.set_num_threads"
+                log.warning("%s, and is slow for it: OMP_NUM_THREADS or %s set fewer", found, remedy)
             run = Run(
                 self.config, self.seed, self.server.module, self.data, self.trainer, self.state, runner.environment
             )

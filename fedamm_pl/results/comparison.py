@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from fedamm_pl.cores import shared_out, usable_cores
 from fedamm_pl.federation.fingerprint import differences, flatten
 from fedamm_pl.files import NO_FOLLOW, refuse_links, write_atomically
 from fedamm_pl.results.reading import read_config, read_summary
@@ -240,7 +241,7 @@ def start(run: PlannedRun, jobs: int) -> "subprocess.Popen[bytes]":
     path = run.folder.with_name(run.folder.name + ".yaml")
     write_atomically(path, run.config.encode())
     package = str(Path(__file__).parents[2])
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = str(shared_out(usable_cores(), jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "fedamm_pl.cli.main", "--config", str(path), "--output.dir", str(run.folder)]

@@ -21,7 +21,7 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
-from fedamm_pl import FedAMM, FedAvg, FederatedDataModule
+from fedamm_pl import FedAMM, FedAvg, FederatedDataModule, cores
 from fedamm_pl.cli.main import main
 from fedamm_pl.cli.parser import build_parser
 from fedamm_pl.cli.run import callbacks
@@ -180,6 +180,36 @@ def test_an_executor_does_not_change_the_result(command: Any, fedamm_run: Path, 
     assert (tmp_path / "metrics.csv").read_text() == (fedamm_run / "metrics.csv").read_text()
     executor = yaml.safe_load((tmp_path / "config.yaml").read_text())["executor"]
     assert executor["class_path"] == "fedamm_pl.federation.executors.Processes"
+
+
+@pytest.mark.parametrize("busy", [0.0, 7.5])
+def test_threads_follow_the_cores_in_one_line(
+    busy: float, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (*cores.CHOSEN, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
+    monkeypatch.setattr(cores, "busy_cores", lambda: busy)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "getloadavg", lambda: (8.0, 8.0, 8.0), raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        main(command("FedAvg", tmp_path, "--federation.num_rounds", "1"))
+        printed = capsys.readouterr()
+        lines = [
+            "torch has 3 threads, but may use 2 of 8 cores: it computes with 2 (OMP_NUM_THREADS sets another number)"
+        ]
+        if busy:
+            lines += [
+                "other programs keep 7.5 of 8 cores busy, and threads that wait for each other are slow then: "
+                "OMP_WAIT_POLICY=passive, or OMP_NUM_THREADS=1, helps"
+            ]
+        assert printed.err.splitlines() == lines
+        assert printed.out.splitlines()[0].endswith(", 2 threads")
+        assert json.loads((tmp_path / "summary.json").read_text())["hardware"]["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # The dry run

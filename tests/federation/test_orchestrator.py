@@ -1,5 +1,6 @@
 """Rounds on the tiny problem: what a run computes, what it leaves behind, and how it goes on."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
+from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator, cores
 from fedamm_pl.algorithms import Scaffold
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import load_checkpoint
 from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.executors import Sequential
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.protocol.messages import ClientResult
@@ -99,6 +101,41 @@ def test_a_run_leaves_the_module_untouched_until_its_end() -> None:
     run.run()
     assert seen == [True] * 3
     assert not torch.equal(module.state_dict()["model.conv1.weight"], before["model.conv1.weight"])
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch has two threads, the process may use one core of eight, and the user has not chosen that."""
+    for name in cores.CHOSEN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_more_threads_than_cores_are_one_warning_and_stay(caplog: pytest.LogCaptureFixture) -> None:
+    federation(num_rounds=2).run()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "torch has 2 threads, but may use 1 of 8 cores, and is slow for it: OMP_NUM_THREADS or torch.set_num_threads set fewer"
+    ]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("one_core")
+def test_more_threads_of_all_workers_than_cores_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class Several(Sequential):
+        num_workers = 3
+
+    federation(num_rounds=1, executor=Several()).run()
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    assert warning == (
+        "torch has 2 threads in each of 3 processes, but may use 1 of 8 cores, and is slow for it: "
+        "OMP_NUM_THREADS or num_workers and threads_per_worker set fewer"
+    )
 
 
 def test_an_open_run_locks_the_folder_and_has_taken_up_what_it_holds(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fedamm_pl import FedAvg
+from fedamm_pl import FedAvg, cores
 from fedamm_pl.cli.main import main
+from fedamm_pl.results import comparison
 from fedamm_pl.results.comparison import (
     CompareConfig,
     PlannedRun,
@@ -385,6 +387,21 @@ def test_a_run_is_not_read_through_a_link(name: str, use: Callable[[list[Planned
     (run.folder / name).symlink_to(other.folder / "summary.json")
     with pytest.raises(ValueError, match=rf"Expected {run.folder / name} to be .*: it is a link"):
         use(runs)
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "3"), ("7", "7")])
+def test_runs_share_the_cores_unless_the_user_has_chosen(
+    chosen: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: found.append(env))
+    monkeypatch.setattr(cores, "usable_cores", lambda: 6)
+    monkeypatch.setattr(comparison, "usable_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    start(a_plan(tmp_path)[0], 2)
+    assert found[0]["OMP_NUM_THREADS"] == expected
 
 
 # The program.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fedamm_pl.cores import shared_out
 from fedamm_pl.federation.executors.base import Executor, Kept, Outcome, Runner, RunSpec
 from fedamm_pl.federation.executors.slots import Slot, run_on_slots
 from fedamm_pl.federation.executors.worker import Worker
@@ -44,7 +45,7 @@ class Processes(Executor):
 
     Args:
         num_workers: Processes; on GPUs they share them in turn.
-        threads_per_worker: Threads of each; by default this process's, shared out.
+        threads_per_worker: Threads of each; by default this process's, as far as there are cores, shared out.
         client_timeout: Seconds after which a client is given up; null for none.
         max_retries: How often a client is trained again whose process died or whose time was over.
 
@@ -71,7 +72,7 @@ class Processes(Executor):
 
     def open(self, spec: RunSpec) -> Runner:
         """Start the processes and wait until each has its module and its data."""
-        threads = self.threads_per_worker or max(1, spec.threads // self.num_workers)
+        threads = self.threads_per_worker or shared_out(spec.threads, self.num_workers)
         return ProcessRunner(self, replace(spec, threads=threads))
 
 

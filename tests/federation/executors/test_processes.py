@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fedamm_pl import FedAvg
+from fedamm_pl import FedAvg, cores
 from fedamm_pl.federation.executors import Executor, Processes, Runner, RunSpec, Sequential, processes
 from fedamm_pl.protocol.messages import ClientFailure
 from tests.federation.executors import methods
@@ -245,9 +245,12 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ProcessRunner", lambda options, spec: threads.append(spec.threads))
     data = tiny_data()
     described = RunSpec(make(FedAvg, data), data, spec(make(FedAvg, data), data).trainer, seed=0, threads=8)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 16)
     for executor in (Processes(3), Processes(9), Processes(3, threads_per_worker=5)):
         executor.open(described)
-    assert threads == [2, 1, 5]
+    monkeypatch.setattr(cores, "usable_cores", lambda: 4)  # more threads than these would wait for each other
+    Processes(2).open(described)
+    assert threads == [2, 1, 5, 2]
 
 
 def test_a_module_that_is_not_as_its_options_make_it_is_refused_by_name() -> None:
