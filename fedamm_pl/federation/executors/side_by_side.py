@@ -2,9 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from torch.optim.sgd import sgd
 
 from fedamm_pl.data.client import Batch
+from fedamm_pl.models.masked import masked_batch_norm, padded
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
 
@@ -153,34 +154,6 @@ def train(
     return [{name: value[rows[place]] for name, value in stacks.items()} for place in range(len(members))]
 
 
-def padded(batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor, Tensor | None, list[int]]:
-    """Put the batches of several clients into one tensor.
-
-    Args:
-        batches: Of each client; None: it has none.
-
-    Returns:
-        Images (G, B, ...), labels (G, B), which of them are there (G, B) or None if all are, and how many each client has. What is
-        not there is a copy of the client's first example, so that nothing in it is out of range.
-    """
-    found = [batch for batch in batches if batch is not None]
-    like_images, like_labels = found[0] if found else (torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64))
-    sizes = [0 if batch is None else len(batch[1]) for batch in batches]
-    most = max(1, *sizes)
-    if min(sizes) == most:
-        images, labels = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return images, labels, None, sizes
-    images = like_images.new_zeros(len(batches), most, *like_images.shape[1:])
-    labels = like_labels.new_zeros(len(batches), most)
-    for place, batch in enumerate(batches):
-        if batch is not None:
-            for whole, part in zip((images, labels), batch, strict=True):
-                whole[place, : len(part)] = part
-                whole[place, len(part) :] = part[0]
-    present = torch.arange(most) < torch.tensor(sizes)[:, None]
-    return images, labels, present.to(images.device), sizes
-
-
 def _stacked(sent: Tensor, own: Sequence[Tensor | None]) -> Tensor:
     if all(value is None for value in own):
         return sent.expand(len(own), *sent.shape).clone(memory_format=torch.contiguous_format)
@@ -207,81 +180,3 @@ def _note(
         member.num_seen += sizes[row]
         if keeps:
             member.seen.append((labels[row, : sizes[row]], losses[row, : sizes[row]]))
-
-
-# BatchNorm
-
-
-@dataclass
-class Mask:
-    """What BatchNorm layers are told in a step, and what they tell.
-
-    Attributes:
-        present: Which examples of the batch are there, shape (B,); None: all.
-        moved: Their running statistics after the step, by the network's names.
-    """
-
-    present: Tensor | None = None
-    moved: dict[str, Tensor] = field(default_factory=dict)
-
-
-@contextmanager
-def masked_batch_norm(model: nn.Module) -> Iterator[Mask]:
-    """Let BatchNorm layers in training mode take their statistics over the examples that are there, and return what has moved.
-
-    torch's own moves its running statistics in place, and counts every example.
-    """
-    mask, layers = Mask(), [(name, part) for name, part in model.named_modules() if type(part) in BATCH_NORMS]
-    for name, layer in layers:
-        layer.forward = _Masked(name, layer, mask)
-    try:
-        yield mask
-    finally:
-        for _, layer in layers:
-            del layer.forward
-
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-@dataclass
-class _Masked:
-    """The forward pass of a BatchNorm layer over the examples that are there."""
-
-    name: str
-    layer: Any
-    mask: Mask
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Normalise inputs (B, C, ...)."""
-        layer = self.layer
-        if not layer.training and layer.running_mean is not None:
-            return cast(Tensor, type(layer).forward(layer, inputs))
-        wide = inputs if inputs.dtype == torch.float64 else inputs.float()
-        dims = [0, *range(2, inputs.ndim)]
-        shape = [1, -1] + [1] * (inputs.ndim - 2)
-        if self.mask.present is None:
-            count: float | Tensor = float(inputs.numel() // inputs.shape[1])
-            weight: float | Tensor = 1.0
-        else:
-            weight = self.mask.present.to(wide.dtype).reshape(-1, *[1] * (inputs.ndim - 1))
-            count = weight.sum() * (inputs.numel() // (inputs.shape[0] * inputs.shape[1]))
-        mean = (wide * weight).sum(dims) / count
-        centred = wide - mean.reshape(shape)
-        variance = (centred.square() * weight).sum(dims) / count
-        if layer.training and layer.running_mean is not None:
-            self._move(mean.detach(), variance.detach() * (count / (count - 1)))
-        scaled = centred * (variance + layer.eps).rsqrt().reshape(shape)
-        if layer.affine:
-            scaled = scaled * layer.weight.to(wide.dtype).reshape(shape) + layer.bias.to(wide.dtype).reshape(shape)
-        return cast(Tensor, scaled.to(inputs.dtype))
-
-    def _move(self, mean: Tensor, variance: Tensor) -> None:
-        layer, prefix = self.layer, f"{self.name}." if self.name else ""
-        seen = layer.num_batches_tracked + 1
-        share = 1 / seen if layer.momentum is None else layer.momentum
-        self.mask.moved |= {
-            f"{prefix}num_batches_tracked": seen,
-            f"{prefix}running_mean": layer.running_mean + share * (mean.to(layer.running_mean) - layer.running_mean),
-            f"{prefix}running_var": layer.running_var + share * (variance.to(layer.running_var) - layer.running_var),
-        }
