@@ -1,7 +1,7 @@
 """What a round will cost, by the measure of one client and a part of the test set."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedamm_pl.federation.executors import Runner
 from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
@@ -79,9 +79,15 @@ def estimate(orchestrator: Orchestrator) -> Estimate:
 
 def typical_client(orchestrator: Orchestrator) -> int:
     """Return the client that is measured: of median size among those that hold something."""
+    return typical_clients(orchestrator, 1)[0]
+
+
+def typical_clients(orchestrator: Orchestrator, number: int) -> list[int]:
+    """Return some clients around the median of the sizes, among those that hold something."""
     data = orchestrator.data
     held = sorted((size, client) for client in range(data.num_clients) if (size := data.client_size(client)))
-    return held[len(held) // 2][1]
+    first = max(0, len(held) // 2 - number // 2)
+    return [client for _, client in held[first : first + number]]
 
 
 def sent_out(orchestrator: Orchestrator) -> int:
@@ -92,17 +98,27 @@ def sent_out(orchestrator: Orchestrator) -> int:
 
 
 def fit(orchestrator: Orchestrator, runner: Runner, epochs: int) -> ClientResult:
-    """Train the typical client; a quick one up to three times, since the first fit is slower."""
+    """Train the typical client, or as many as train together; up to three times if it is quick, since the first is slower.
+
+    Returns:
+        The mean of their results, as far as it is about costs.
+    """
     personal = orchestrator.module.personal_state()
     broadcast = orchestrator.server.broadcast(orchestrator.state.shared, 1, epochs)
-    tasks = [orchestrator.task(1, typical_client(orchestrator))]
+    sampled = num_sampled(orchestrator.data.num_clients, orchestrator.config.client_fraction)
+    clients = typical_clients(orchestrator, min(orchestrator.executor.together, sampled))
+    tasks = [orchestrator.task(1, client) for client in clients]
     begun = time.perf_counter()
     results: list[ClientResult] = []
     while not results or (len(results) < 3 and time.perf_counter() - begun < QUICK):
-        (outcome,) = runner.run(broadcast, tasks, lambda _: personal)
-        if isinstance(outcome, ClientFailure):
-            raise FederationError(str(outcome))
-        results.append(outcome)
+        outcomes = []
+        for outcome in runner.run(broadcast, tasks, lambda _: personal):
+            if isinstance(outcome, ClientFailure):
+                raise FederationError(str(outcome))
+            outcomes.append(outcome)
+        costs = ("num_examples", "train_seconds", "meta_seconds", "bytes_received", "bytes_sent")
+        means = {name: sum(getattr(outcome, name) for outcome in outcomes) / len(outcomes) for name in costs}
+        results.append(replace(outcomes[0], **means))
     return results[-1]
 
 

@@ -23,7 +23,8 @@ NEUTRAL = {
     "federation.max_failed_rounds",  # when to give up
     "trainer.devices",  # which one of its kind
 }
-"""Options that change no bit of a round. The executor's are no part of it either: with as many threads all compute the same."""
+"""Options that change no bit of a round. The executor's are no part of it either: with as many threads all compute the
+same, or what they compute with says that it is only nearly the same."""
 
 
 def options(

@@ -3,10 +3,13 @@
 import logging
 import pickle
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import registry
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -342,3 +345,61 @@ def test_nothing_waits_for_the_device_in_an_epoch(
     Orchestrator(module, data, num_rounds=1, local_epochs=1, trainer=TrainerConfig("cpu", precision="32-true")).run()
     assert len(steps) > 1
     assert waits == []
+
+
+# Trainers
+
+
+def test_a_trainer_is_fresh_and_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainerConfig("cpu", precision="32-true").resolved()
+    built: list[dict[str, Any]] = []
+    make = pl.Trainer.__init__
+
+    def counted(self: pl.Trainer, *args: Any, **options: Any) -> None:
+        built.append(options)
+        make(self, *args, **options)
+
+    monkeypatch.setattr(pl.Trainer, "__init__", counted)
+    one, other, longer = config.build(max_epochs=2), config.build(max_epochs=2), config.build(max_epochs=3)
+    assert len(built) == 2  # of each kind of options one; the rest is unpickled: Lightning's Trainer can be pickled
+    assert (one.max_epochs, other.max_epochs, longer.max_epochs) == (2, 2, 3)
+    assert one.fit_loop is not other.fit_loop
+    assert one.strategy is not other.strategy
+    assert one.strategy.precision_plugin is not other.strategy.precision_plugin
+    assert one.fit_loop.trainer is one
+    data = tiny_data(num_clients=2)
+    one.fit(FedAvg(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info), data.client(0).train_loader(0))
+    assert (one.current_epoch, other.current_epoch, config.build(max_epochs=2).current_epoch) == (2, 0, 0)
+
+
+class Unpicklable(pl.Callback):
+    def __init__(self) -> None:
+        self.handle = lambda: None
+
+
+def test_a_callback_that_another_package_plugs_in_is_new_for_each_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainerConfig("cpu", precision="32-true").resolved()
+    monkeypatch.setattr(registry, "entry_points", lambda group: [SimpleNamespace(name="x", load=lambda: Unpicklable)])
+    callbacks = [next(c for c in config.build().callbacks if isinstance(c, Unpicklable)) for _ in range(2)]  # type: ignore[attr-defined]
+    assert callbacks[0] is not callbacks[1]
+
+
+def test_determinism_is_set_each_time() -> None:
+    config = TrainerConfig("cpu", precision="32-true", deterministic=True).resolved()
+    try:
+        config.build()
+        torch.use_deterministic_algorithms(False)
+        config.build()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_quiet_within_quiet_ends_with_the_outer_one() -> None:
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    before = logger.level
+    with quiet():
+        with quiet():
+            pass
+        assert logger.level == logging.WARNING
+    assert logger.level == before

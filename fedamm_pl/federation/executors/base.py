@@ -164,6 +164,11 @@ class Executor(ABC):
     can_ask: ClassVar[bool] = True
     """Whether clients can put questions to the server in the middle of a fit."""
 
+    @property
+    def together(self) -> int:
+        """How many clients train as one program, whose time is that of all of them."""
+        return 1
+
     @abstractmethod
     def open(self, spec: RunSpec) -> Runner:
         """Start what trains the clients of a run.

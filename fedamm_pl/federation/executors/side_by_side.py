@@ -49,9 +49,10 @@ class Member:
         return self.epochs * self.steps_per_epoch
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the fit; a loader that raises is noted."""
+        """Yield the batches of the fit; a loader that raises, or has fewer than it says, is noted."""
         try:
             yield from itertools.chain.from_iterable(itertools.repeat(self.loader, self.epochs))
+            self.error = ValueError("its loader has fewer batches than it says")
         except Exception as error:
             self.error = error
 

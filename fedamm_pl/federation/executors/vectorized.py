@@ -1,5 +1,6 @@
 """Clients in groups, each group trained side by side in one program, in this process."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,14 +53,19 @@ class Vectorized(Executor):
         if self.group_size < 1:
             raise ValueError(f"Expected `group_size` to be 1 or more, got {self.group_size}.")
 
+    @property
+    def together(self) -> int:
+        """The size of a group."""
+        return self.group_size
+
     def open(self, spec: RunSpec) -> Runner:
         """Build the one worker, and compare two clients with what a Trainer makes of them.
 
         Raises:
             ValueError: If method or network cannot be trained side by side.
         """
-        exact = "32-true" if spec.trainer.precision == "bf16-mixed" else spec.trainer.precision
-        trainer: Any = replace(spec.trainer, precision=exact)  # in which a mistake is more than rounding
+        exact: Any = "32-true" if "bf16" in spec.trainer.precision else spec.trainer.precision
+        trainer = replace(spec.trainer, precision=exact)  # in which a mistake is more than rounding
         VectorizedRunner(replace(spec, trainer=trainer), self.group_size).check()
         return VectorizedRunner(spec, self.group_size)
 
@@ -183,12 +189,14 @@ class VectorizedRunner(Runner):
             ValueError: If they cannot be trained side by side, or differ by more than rounding explains.
         """
         worker, data = self._worker, self._worker.spec.data
+        if worker.spec.trainer.precision == "32-true":
+            worker.module.float()  # it may have been trained in another
         by_size = sorted(range(data.num_clients), key=lambda client: -data.client_size(client))
         clients = [client for client in by_size if data.client_size(client)][:2]
         start = worker.module.shared_state()
         broadcast = worker.server.broadcast(start, 0, 1)
         # not equally many steps, and last batches of different size
-        few = {client: _first(data.client(client), 2.5 - place) for place, client in enumerate(clients)}
+        few = {client: _some(data.client(client), 2.5 - place) for place, client in enumerate(clients)}
         sessions = [
             [
                 ClientSession(broadcast, ClientTask(client, client), few.__getitem__, worker.answer, self._personal)
@@ -203,6 +211,8 @@ class VectorizedRunner(Runner):
             if isinstance(expected, ClientFailure):
                 continue  # no matter of this executor
             reason = found.reason if isinstance(found, ClientFailure) else _difference(expected, found, start)
+            if reason and "randomness" in reason:  # of a long message of vmap's
+                reason = "its network draws random numbers while it trains, as dropout does"
             if reason:
                 name = f"{type(worker.module).__name__} with {worker.module.network_name}"
                 raise ValueError(f"Expected `executor` to suit {name}, got Vectorized: {reason}.")
@@ -228,19 +238,31 @@ def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
     return None
 
 
-def _first(data: ClientData, batches: float) -> ClientData:
-    """Return a client with its first few batches of examples."""
-    return replace(data, indices=data.indices[: max(1, int(batches * data.batch_size))])
+def _some(data: ClientData, batches: float) -> ClientData:
+    """Return a client with a few batches of its examples, taken from all over them, and small ones if it has not many."""
+    size = max(1, min(data.batch_size, data.num_examples // 3))
+    count = min(data.num_examples, max(1, int(batches * size)))
+    chosen = torch.linspace(0, data.num_examples - 1, count).long()
+    return replace(data, batch_size=size, indices=data.indices[chosen])
 
 
 def _difference(expected: ClientResult, found: ClientResult, start: State) -> str | None:
     """Return in what two results differ, if they do by more than rounding explains."""
-    for name, value in expected.payload.items():
+    for part in ("payload", "metrics", "kept", "tallies"):
+        if other := sorted(getattr(expected, part).keys() ^ getattr(found, part).keys()):
+            return f"its {part} has or lacks {other[0]}"
+    for name, value in {**expected.payload, **expected.kept}.items():
+        now = {**found.payload, **found.kept}[name].to(value)
         before = start[name].to(value) if name in start else torch.zeros_like(value)
+        moved, gap, length = (float(part.double().norm()) for part in (value - before, value - now, value))
         least = TOLERANCE.get(value.dtype, COARSE)
-        moved, gap = (float((value - other).double().norm()) for other in (before, found.payload[name].to(value)))
-        if value.isfinite().all() and not gap <= least * (moved + least * float(value.double().norm())):
-            return f"after a few steps {name} is not what a Trainer makes of it, by {gap / moved if moved else gap:.2g} of the change"
+        if math.isfinite(moved) and not gap <= least * (moved + least * length):
+            return (
+                f"after a few steps {name} is not what a Trainer makes of it, by {gap / (moved or 1):.2g} of the change"
+            )
+    for name, number in expected.metrics.items():
+        if math.isfinite(number) and not abs(number - found.metrics[name]) <= COARSE * max(1, abs(number)):
+            return f"its {name} is {found.metrics[name]:.4g}, a Trainer's {number:.4g}"
     return None
 
 

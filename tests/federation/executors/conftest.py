@@ -11,12 +11,13 @@ from tests.federation.small import make, spec
 
 
 @pytest.fixture(scope="class")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+def scripted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     """A method whose rounds go as their numbers say."""
     tail = {"num_meta_per_class": 2, "imbalance_factor": 0.2}
     data = HalfReadable("tiny", num_clients=NUM_CLIENTS, partition="iid", batch_size=8, **tail)
     folder = str(tmp_path_factory.mktemp("scripted"))
-    return spec(make(Scripted, data, differentiation="forward", folder=folder), data)
+    method = getattr(request.cls, "method", Scripted)
+    return spec(make(method, data, differentiation="forward", folder=folder), data)
 
 
 @pytest.fixture(scope="class")
@@ -32,3 +33,10 @@ def runner(request: pytest.FixtureRequest, scripted: RunSpec) -> Iterator[Runner
     with request.cls().executor().open(scripted) as runner:
         yield runner
     assert multiprocessing.active_children() == []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Compare runs of the methods that the class of an executor names."""
+    if {"algorithm", "options"} <= set(metafunc.fixturenames) and hasattr(metafunc.cls, "bits"):
+        names = ["-".join([algorithm.__name__, *options]) for algorithm, options in metafunc.cls.bits]
+        metafunc.parametrize(("algorithm", "options"), metafunc.cls.bits, ids=names)

@@ -2,14 +2,14 @@
 
 import dataclasses
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from fedamm_pl import FedAMM, FederatedModule
+from fedamm_pl import FedAMM, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import CReFF, Moon, Scaffold
 from fedamm_pl.federation.executors import Executor, Outcome, Runner, RunSpec, Sequential
 from fedamm_pl.federation.store import FileStore
@@ -57,9 +57,27 @@ class ExecutorContract:
 
     window: ClassVar[int]
     """How many tasks may be given out beyond the one yielded last."""
+    method: ClassVar[type[FederatedModule]] = methods.Scripted
+    """The method whose rounds go as their numbers say."""
+    bits: ClassVar[list[tuple[type[FederatedModule], dict[str, Any]]]] = BITS
+    """Methods whose runs are compared."""
 
     def executor(self) -> Executor:
         raise NotImplementedError
+
+    def compare(self, found: Iterable[Outcome], expected: Iterable[Outcome]) -> None:
+        """Check that results are the same, bit for bit."""
+        assert [comparable(outcome) for outcome in found] == [comparable(outcome) for outcome in expected]
+
+    def compare_runs(self, found: Orchestrator, expected: Orchestrator) -> None:
+        """Check that runs have the same history and state, bit for bit."""
+        assert found.state.history == expected.state.history
+        assert_equal(found.state.shared, expected.state.shared)
+        assert found.state.kept == expected.state.kept
+
+    def compare_states(self, found: State, expected: State) -> None:
+        """Check that what clients keep is the same, bit for bit."""
+        assert_equal(found, expected)
 
     # What comes out
 
@@ -90,8 +108,7 @@ class ExecutorContract:
     ) -> None:
         for round_num, clients in ((methods.SOUND, READABLE), (methods.SLOW, READABLE[::-1])):
             sent, asked = broadcast(scripted, round_num), tasks(round_num, clients)
-            found = [comparable(outcome) for outcome in runner.run(sent, asked, at_first)]
-            assert found == [comparable(outcome) for outcome in reference.run(sent, asked, at_first)]
+            self.compare(runner.run(sent, asked, at_first), reference.run(sent, asked, at_first))
 
     def test_results_are_detached_and_name_what_was_trained(self, runner: Runner, scripted: RunSpec) -> None:
         (result,) = runner.run(broadcast(scripted, methods.SOUND), tasks(methods.SOUND, [2]), at_first)
@@ -124,8 +141,7 @@ class ExecutorContract:
         assert (failure.client_id, failure.stage) == (STRUCK, stage)
         assert failure.reason.startswith(reason)
         del asked[1]
-        expected = reference.run(broadcast(scripted, round_num), asked, at_first)
-        assert [comparable(outcome) for outcome in found] == [comparable(outcome) for outcome in expected]
+        self.compare(found, reference.run(broadcast(scripted, round_num), asked, at_first))
 
     def test_data_that_cannot_be_read_cost_one_client(
         self, runner: Runner, reference: Runner, scripted: RunSpec
@@ -137,8 +153,7 @@ class ExecutorContract:
             assert isinstance(outcome, ClientFailure)
             assert (outcome.client_id, outcome.stage) == (client, "data")
             assert outcome.reason.startswith(f"OSError: {reason} (methods.py, line ")
-        expected = reference.run(sent, [asked[0], asked[2], asked[4]], at_first)
-        assert [comparable(outcome) for outcome in (zero, two, four)] == [comparable(outcome) for outcome in expected]
+        self.compare((zero, two, four), reference.run(sent, [asked[0], asked[2], asked[4]], at_first))
 
     # What clients keep
 
@@ -170,8 +185,7 @@ class ExecutorContract:
         next(dropped)
         dropped.close()  # type: ignore[attr-defined]
         sent, asked = broadcast(scripted, methods.SOUND), tasks(methods.SOUND, [2, 4])
-        found = [comparable(outcome) for outcome in runner.run(sent, asked, at_first)]
-        assert found == [comparable(outcome) for outcome in reference.run(sent, asked, at_first)]
+        self.compare(runner.run(sent, asked, at_first), reference.run(sent, asked, at_first))
 
     def test_it_says_what_clients_compute_with(self, runner: Runner, scripted: RunSpec) -> None:
         assert runner.environment["content_hash"] == scripted.data.content_hash
@@ -179,10 +193,7 @@ class ExecutorContract:
         assert runner.environment["device"] == "cpu"
         assert runner.environment["torch"] == torch.__version__.partition("+")[0]
 
-    @pytest.mark.parametrize(
-        ("algorithm", "options"), BITS, ids=lambda value: getattr(value, "__name__", None) or "-".join(value)
-    )
-    def test_a_run_has_the_bits_of_one_client_after_the_other(
+    def test_a_run_is_that_of_one_client_after_the_other(
         self, algorithm: type[FederatedModule], options: dict[str, Any], tmp_path: Path
     ) -> None:
         before = set(multiprocessing.active_children())
@@ -191,15 +202,17 @@ class ExecutorContract:
             federation(algorithm, tiny_data(), options, executor=executor, output_dir=tmp_path / name, **more)
             for name, executor in (("plain", Sequential()), ("other", self.executor()))
         )
-        assert plain.run() == other.run()
-        assert_equal(plain.state.shared, other.state.shared)
-        assert plain.state.kept == other.state.kept
+        for run in (plain, other):
+            run.run()
+        self.compare_runs(other, plain)
         assert other.state.counts["failed_clients"] == 0
         files = sorted(path.name for path in (tmp_path / "plain/clients").glob("*"))
-        assert bool(files) == (algorithm in (Scaffold, Moon))
+        assert bool(files) == (algorithm in (Scaffold, Moon) or bool(algorithm.personal))
         for name in files:
             version = [int(number) for number in name.removesuffix(".state").split("_")]
-            assert_equal(*(FileStore(tmp_path / folder / "clients").read(*version) for folder in ("plain", "other")))
+            self.compare_states(
+                *(FileStore(tmp_path / folder / "clients").read(*version) for folder in ("other", "plain"))
+            )
         assert min(other.state.seconds.values()) >= 0
         assert other.state.client_seconds["train"] > 0
         assert set(multiprocessing.active_children()) == before

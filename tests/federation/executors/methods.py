@@ -47,8 +47,8 @@ BROKEN_SEED = 13
 """Numbers of rounds."""
 
 
-class Scripted(FedAMM):
-    """FedAMM with a state of its own at each client, that counts its rounds; one client misbehaves.
+class Obedient(FedAMM):
+    """FedAMM with a state of its own at each client, that counts its rounds; one client misbehaves, but not in its steps.
 
     Args:
         folder: Where a client that dies once notes that it has.
@@ -76,18 +76,10 @@ class Scripted(FedAMM):
             raise RuntimeError("no question")
         return super().question(session)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        assert self.session is not None
-        if self.session.task.client_id == 0 and self.session.broadcast.round_num == SLOW and batch_idx == 0:
-            time.sleep(1.5)
-        if batch_idx == 1:
-            if self.turn(FAILS_IN_TRAINING):
-                raise RuntimeError("no step")
-            if self.turn(DIES) or (self.turn(DIES_ONCE) and self.first_time()):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.turn(HANGS):
-                time.sleep(3600)
-        return super().training_step(batch, batch_idx)
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.turn(FAILS_IN_TRAINING):
+            raise RuntimeError("no step")
 
     def first_time(self) -> bool:
         """Whether it is, by a file that outlives the process."""
@@ -112,6 +104,21 @@ class Scripted(FedAMM):
     def tallies(self) -> State:
         odd = self.session is not None and self.turn(SENDS_AN_ODD_RESULT)
         return [1] if odd else super().tallies()  # type: ignore[return-value]
+
+
+class Scripted(Obedient):
+    """The same; it misbehaves in its steps, too."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        assert self.session is not None
+        if self.session.task.client_id == 0 and self.session.broadcast.round_num == SLOW and batch_idx == 0:
+            time.sleep(1.5)
+        if batch_idx == 1:
+            if self.turn(DIES) or (self.turn(DIES_ONCE) and self.first_time()):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.turn(HANGS):
+                time.sleep(3600)
+        return super().training_step(batch, batch_idx)
 
 
 class HalfReadable(TinyData):
