@@ -352,6 +352,7 @@ def test_nothing_waits_for_the_device_in_an_epoch(
 
 def test_a_trainer_is_fresh_and_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainerConfig("cpu", precision="32-true").resolved()
+    config.build()
     built: list[dict[str, Any]] = []
     make = pl.Trainer.__init__
 
