@@ -5,6 +5,7 @@ Not to be confused with two later methods of the same acronym (MICCAI 2025, TIFS
 
 import gc
 import logging
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from fedamm_pl.algorithms.meta import meta_gradient, training_mode, virtual_step
 from fedamm_pl.algorithms.meta.plain_trainer import check_client, check_trainer, end_epoch_with_train_loader
 from fedamm_pl.algorithms.meta.ranks import summed
-from fedamm_pl.algorithms.meta.suited import suited
+from fedamm_pl.algorithms.meta.suited import fault, suited
 from fedamm_pl.algorithms.meta.tallies import described, tallied
+from fedamm_pl.algorithms.meta.together import VirtualSteps, expanded, meta_gradients, stacked, unstacked, virtual_steps
 from fedamm_pl.algorithms.meta.virtual_steps import Differentiation, VirtualStep
 from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import WeightNet
+from fedamm_pl.models.masked import padded
 from fedamm_pl.protocol.classifier import require_range
 from fedamm_pl.protocol.messages import Answer, Question, State
 from fedamm_pl.protocol.module import FederatedModule
@@ -94,6 +97,7 @@ class FedAMM(FederatedModule):
         self.automatic_optimization = False
         self._unexamined = True  # whether the first batch of a plain Trainer is still to come
         self._step: VirtualStep | None = None  # taken, and waiting for its meta gradient
+        self._steps: VirtualSteps | None = None  # the same of several clients
         self._returned_weight_net: State = {}
         self._meta_loss: Tensor | None = None
         self._collected = -1  # the round in which garbage was last collected
@@ -138,6 +142,34 @@ class FedAMM(FederatedModule):
         self.load_state_dict(received, strict=False)
         if self.session is not None and self._meta_loss is not None:
             self.session.metrics["meta_loss"], self._meta_loss = self._meta_loss, None
+
+    def questions(self, sessions: Sequence[ClientSession]) -> list[State] | None:
+        """Asynchronous: take the virtual steps of several clients at once, if forward mode is right for the network."""
+        images, labels, present, sizes = padded([session.support() for session in sessions])
+        images, labels = self._stack_on_device(images, labels)
+        present = None if present is None else present.to(self.device)
+        largest = sizes.index(max(sizes))
+        if fault(self.model, (images[largest], labels[largest]), "forward"):
+            return None
+        self._meta_loss = None
+        self._steps = virtual_steps(self.model, self.weight_net, images, labels, present, self.hparams["lr"])
+        return unstacked(self._steps.params, "model.")
+
+    def take_answers(self, sessions: Sequence[ClientSession], answers: Sequence[Answer]) -> Iterator[None]:
+        """Asynchronous: do the meta steps of several clients at once."""
+        steps, self._steps = self._steps, None
+        assert steps is not None
+        found = steps.weight_net_gradients(stacked([answer.payload for answer in answers], "model.", self.device))
+        each = expanded(self.weight_net, len(sessions))
+        updated = nn.ParameterList(value.detach().clone() for value in each.values())
+        for parameter, gradient in zip(updated, found.values(), strict=True):
+            parameter.grad = gradient
+        self.sgd(updated, self.hparams["meta_lr"]).step()  # element by element
+        rows = unstacked(dict(zip(each, updated, strict=True)), "weight_net.")
+        for session, answer, row in zip(sessions, answers, rows, strict=True):
+            self._returned_weight_net = {**self._weight_net_state(), **row}
+            session.metrics["meta_loss"] = answer.metrics["meta_loss"]
+            yield
 
     def on_train_start(self) -> None:
         """Start the epoch's sums; once a round, collect what ``higher`` leaves in reference cycles: its patched networks."""
@@ -257,6 +289,10 @@ class FedAMM(FederatedModule):
         """Prepare a batch that Lightning did not move: support and meta set may lie on the CPU."""
         return self.prepare(images), labels.to(self.device)
 
+    def _stack_on_device(self, images: Tensor, labels: Tensor) -> Batch:
+        """Prepare the batches of several clients: images (G, B, ...) and labels (G, B)."""
+        return self.prepare(images.flatten(0, 1)).view(*images.shape), labels.to(self.device)
+
     @property
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
@@ -281,6 +317,20 @@ class FedAMM(FederatedModule):
         """
         with training_mode(self.model):  # as clients train
             return self._meta_gradient(question.payload, server.meta_for(question))
+
+    def answers(self, questions: Sequence[Question], server: ServerSession) -> list[Answer]:
+        """Return the meta gradients of several clients, computed at once.
+
+        Args:
+            questions: Hold w_hat.
+            server: Has the meta set.
+        """
+        params = stacked([question.payload for question in questions], "model.", self.device)
+        images, labels = (torch.stack(part) for part in zip(*map(server.meta_for, questions), strict=True))
+        with training_mode(self.model):
+            gradients, losses = meta_gradients(self.model, params, *self._stack_on_device(images, labels))
+        rows = zip(unstacked(gradients, "model."), losses, strict=True)
+        return [Answer(gradient, {"meta_loss": loss}) for gradient, loss in rows]
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
         """Return the weight net on ``LOSS_GRID``, the mean relative weight of each class, and the histogram of losses.

@@ -156,6 +156,7 @@ def augmented_batch(
         augmentation: The training transform.
         generator: Source of its draws.
     """
-    draws = draw_augmentation(len(chosen), generator, augmentation).to(images.device)
+    draws = None if augmentation == "none" else draw_augmentation(len(chosen), generator, augmentation)
     chosen = chosen.to(images.device)
-    return augment(images[chosen], draws), labels[chosen]
+    batch = images[chosen], labels[chosen]
+    return batch if draws is None else (augment(batch[0], draws.to(images.device)), batch[1])

@@ -48,7 +48,7 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
 
 
 def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> None:
-    """Do what comes before a client's fit: take up its personal state, survey the received model, ask the server.
+    """Do what comes before a client's fit: take up its personal state, survey the received model, ask the server if it has not.
 
     Args:
         module: Holds the received state, in training mode.
@@ -64,7 +64,7 @@ def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerCon
             with torch.no_grad(), drawing_from(derive_seed(seed, "survey"), module.device):
                 session.surveyed = module.eval().survey(session)
             module.train()
-        if method.question is not FederatedModule.question:
+        if session.answer is None and method.question is not FederatedModule.question:
             with session.during("meta step"), drawing_from(derive_seed(seed, "question"), module.device):
                 question = module.question(session)
                 if question is not None:

@@ -1,7 +1,7 @@
 """``Server``: a module, the meta set and the seed; it broadcasts, answers questions and reduces what comes back."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from fedamm_pl.data.datamodule import FederatedDataModule
@@ -67,6 +67,11 @@ class Server:
         draws = self._drawing("answer", question.client_id, question.step)
         with draws, self.trainer.precision_plugin.forward_context():
             return self.module.answer(question, self.session)
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer several clients at once, by a method that can."""
+        with self._drawing("answers"), self.trainer.precision_plugin.forward_context():
+            return self.module.answers(questions, self.session)
 
     def contribution(self, result: ClientResult) -> ClientResult:
         """Return a result with what of it is reduced as its payload.

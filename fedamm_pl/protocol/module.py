@@ -1,6 +1,6 @@
 """``FederatedModule``: a classifier that also knows both sides of a federated round; by itself, FedAvg."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -88,6 +88,19 @@ class FederatedModule(Classifier):
 
     def take_answer(self, answer: Answer) -> None:
         """Take up the answer, before the fit and in the arithmetic of the run; here nothing: ``session.answer`` has it."""
+
+    def questions(self, sessions: Sequence[ClientSession]) -> list[State] | None:
+        """Return :meth:`question` of each of several clients, computed at once; None, as here: each is asked by itself.
+
+        Called only of a class whose ``question``, ``answer`` and ``take_answer`` are those of the class that defines this, and
+        without personal state. With :meth:`answers` and :meth:`take_answers` it must come to the same but for rounding. Whatever
+        they raise, each client is asked by itself then.
+        """
+        return None
+
+    def take_answers(self, sessions: Sequence[ClientSession], answers: Sequence[Answer]) -> Iterator[None]:
+        """Take up the answers to :meth:`questions`; each time it yields, it leaves what ``take_answer`` of the next client leaves."""
+        raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing at once")
 
     def survey(self, session: ClientSession) -> State:
         """Return statistics of the received model on the client's data; they are sent along with the result.
@@ -177,6 +190,10 @@ class FederatedModule(Classifier):
             server: ``meta_for(question)`` is the meta set.
         """
         raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing")
+
+    def answers(self, questions: Sequence[Question], server: ServerSession) -> list[Answer]:
+        """Answer :meth:`questions` at once."""
+        raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing at once")
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
         """Return what of a client's result is reduced, its payload scaled or converted, say.

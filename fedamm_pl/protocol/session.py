@@ -87,10 +87,19 @@ class ClientSession:
 
     def ask(self, step: int, payload: State) -> Answer:
         """Send a question at a local step and return the answer."""
-        answer = self._ask(Question(self.broadcast.round_num, self.task.client_id, step, payload))
-        self.bytes_sent += payload_bytes(payload)
-        self.bytes_received += payload_bytes(answer.payload)
+        question = self.question(step, payload)
+        answer = self._ask(question)
+        self.count(question, answer)
         return answer
+
+    def question(self, step: int, payload: State) -> Question:
+        """Return what :meth:`ask` sends; to whoever sends the questions of several clients at once."""
+        return Question(self.broadcast.round_num, self.task.client_id, step, payload)
+
+    def count(self, question: Question, answer: Answer) -> None:
+        """Count the bytes of a question and of its answer."""
+        self.bytes_sent += payload_bytes(question.payload)
+        self.bytes_received += payload_bytes(answer.payload)
 
 
 @dataclass

@@ -333,6 +333,11 @@ def test_the_base_is_fedavg() -> None:
     assert not stepped["model.1.bias"].any()
     with pytest.raises(NotImplementedError, match="FederatedModule clients ask the server nothing"):
         module.answer(Question(1, 0, 0, {}), one.server.session)
+    assert module.questions([one.session(0)]) is None
+    with pytest.raises(NotImplementedError, match="FederatedModule clients ask the server nothing at once"):
+        module.answers([], one.server.session)
+    with pytest.raises(NotImplementedError, match="FederatedModule clients ask the server nothing at once"):
+        module.take_answers([], [])
 
 
 def test_states_that_do_not_fit_are_refused_by_name() -> None:

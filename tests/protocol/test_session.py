@@ -61,6 +61,14 @@ def test_questions_carry_round_client_and_step_and_their_bytes_count() -> None:
     assert (mine.bytes_received, mine.bytes_sent) == (48 + 2 * 40, 2 * 12)
 
 
+def test_what_is_asked_for_several_clients_at_once_is_the_same_question_and_counts_the_same() -> None:
+    mine = session()  # who answers it is not asked
+    question, answer = mine.question(4, {"w": torch.zeros(3)}), Answer({"g": torch.zeros(5)})
+    mine.count(question, answer)
+    assert (question.round_num, question.client_id, question.step) == (3, 2, 4)
+    assert (mine.bytes_received, mine.bytes_sent) == (48 + 20, 12)
+
+
 def test_data_are_fetched_once_when_they_are_needed() -> None:
     data, fetched = tiny_data(), []
     mine = session(lambda client: fetched.append(client) or data.client(client))  # type: ignore[func-returns-value]

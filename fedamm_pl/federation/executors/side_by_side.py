@@ -115,7 +115,7 @@ def train(
             batches = [next(stream, None) for stream in streams[:count]]
             images, labels, present, sizes = padded(batches)
             images = module.prepare(images.flatten(0, 1)).view(*images.shape)
-            labels = labels.to(images.device)
+            labels, present = labels.to(images.device), None if present is None else present.to(images.device)
             now = {name: value[:count] for name, value in stacks.items()}
             params = {name: now[name].detach().requires_grad_() for name in trained}
             given = {**now, **{name: value[:count] for name, value in constants.items()}, **params}

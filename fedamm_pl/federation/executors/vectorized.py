@@ -1,5 +1,6 @@
 """Clients in groups, each group trained side by side in one program, in this process."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ClientSession
 from fedamm_pl.seeding import derive_seed, drawing_from
 
+log = logging.getLogger(__name__)
 FIT_HOOKS = sorted(
     {
         name
@@ -105,6 +107,8 @@ class VectorizedRunner(Runner):
         self._module = self._worker.module
         self._personal = self._module.personal_state()
         self._group_size = group_size
+        self._asks_at_once = asks_at_once(spec.module)
+        self._fault: str | None = None  # why clients that could ask at once did not
         self.environment = {**self._worker.environment, "clients": f"{group_size} side by side"}
 
     def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept) -> Iterator[Outcome]:
@@ -121,7 +125,9 @@ class VectorizedRunner(Runner):
         module.load_shared_state(sessions[0].payload)
         module.train()
         before = _attributes(module)
+        asked = self._asked(sessions)
         for session in sessions:
+            _set_attributes(module, asked.get(session.task.client_id, before))
             try:
                 clients[session.task.client_id] = self._begun(session)
             except Exception as error:
@@ -149,6 +155,32 @@ class VectorizedRunner(Runner):
                 yield ClientFailure(client_id, session.stage, one_line_reason(error))
             finally:
                 _set_attributes(module, before)
+
+    def _asked(self, sessions: Sequence[ClientSession]) -> dict[int, dict[str, Any]]:
+        """Ask for all clients at once; return the module's attributes of each client then, of none if each must ask by itself."""
+        module, worker, start = self._module, self._worker, time.perf_counter()
+        if not self._asks_at_once:
+            return {}
+        seed = derive_seed(sessions[0].task.seed, "question")
+        try:
+            with worker.spec.trainer.precision_plugin.forward_context(), drawing_from(seed, module.device):
+                payloads = module.questions(sessions)
+                if payloads is None:
+                    return {}
+                questions = [session.question(0, payload) for session, payload in zip(sessions, payloads, strict=True)]
+                answers = worker.answers(questions)
+                taken = zip(sessions, module.take_answers(sessions, answers), strict=True)
+                asked = {session.task.client_id: _attributes(module) for session, _ in taken}
+        except Exception as error:  # raised again where it belongs: when the client asks by itself, or never
+            self._fault = one_line_reason(error)
+            for session in sessions:
+                session.stage = "training"
+            return {}
+        for session, question, answer in zip(sessions, questions, answers, strict=True):
+            session.count(question, answer)
+            session.answer = answer
+            session.seconds["meta step"] = (time.perf_counter() - start) / len(sessions)
+        return asked
 
     def _begun(self, session: ClientSession) -> _Client:
         """Do what comes before a client's steps: what Lightning calls until its first batch."""
@@ -216,6 +248,8 @@ class VectorizedRunner(Runner):
             if reason:
                 name = f"{type(worker.module).__name__} with {worker.module.network_name}"
                 raise ValueError(f"Expected `executor` to suit {name}, got Vectorized: {reason}.")
+        if self._fault and not any(isinstance(expected, ClientFailure) for expected in plain):
+            log.warning("clients ask the server one after the other, since all at once would not do: %s", self._fault)
 
 
 def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
@@ -236,6 +270,17 @@ def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
     if compiles or module.compiles:
         return "a compiled network cannot be trained side by side"
     return None
+
+
+def asks_at_once(module: FederatedModule) -> bool:
+    """Return whether a method's :meth:`questions` stands for its :meth:`question`: no subclass has changed one of them alone."""
+    kind = type(module)
+    declared = next(base for base in kind.__mro__ if "questions" in vars(base))
+    return (
+        declared is not FederatedModule
+        and not module.personal
+        and all(getattr(kind, name) is getattr(declared, name) for name in ("question", "answer", "take_answer"))
+    )
 
 
 def _some(data: ClientData, batches: float) -> ClientData:

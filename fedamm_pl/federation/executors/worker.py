@@ -1,5 +1,6 @@
 """``Worker``: a module, data and a server of its own; trains one client at a time, in whatever process it is."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -58,8 +59,16 @@ class Worker:
 
     def answer(self, question: Question) -> Answer:
         """Answer a client of the round."""
+        self._begin_to_answer()
+        return self.server.answer(question)
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer several clients of the round at once, by a method that can."""
+        self._begin_to_answer()
+        return self.server.answers(questions)
+
+    def _begin_to_answer(self) -> None:
         if self._answering is not self._broadcast:
             assert self._broadcast is not None
             self.server.begin(self._broadcast)
             self._answering = self._broadcast
-        return self.server.answer(question)
