@@ -31,7 +31,8 @@ from benchmarks.machine import hardware
 BARE = "bare loop"
 AVERAGED = {"large": "averages BatchNorm's running statistics like weights"}
 OURS = {
-    "small": "a new Lightning Trainer for each client, and Lightning's loops around its one step, take most of the time",
+    "small": "Lightning's loops and hooks around the one step take most of the time",
+    "medium": "Lightning's calls around each step",
     "large": "computes channels-last, its default for this network; averages BatchNorm's running statistics like weights",
 }
 CONTENDERS = {
@@ -43,6 +44,11 @@ CONTENDERS = {
         *("fedamm_pl, Sequential", "ours", "with_fedamm"),
         ours=True,
         notes=OURS,
+    ),
+    "vectorized": Contender(
+        *("fedamm_pl, Vectorized", "ours", "with_fedamm", {"executor": "Vectorized"}),
+        ours=True,
+        notes={"large": OURS["large"]},
     ),
     "processes": Contender(
         *("fedamm_pl, Processes(1)", "ours", "with_fedamm", {"executor": "Processes"}),
@@ -169,7 +175,7 @@ def describe(job: Job, material: Material) -> str:
     """Return what a job is, in words."""
     return (
         f"{job.num_clients} clients of {job.client_size} images, {job.network}, batches of {job.batch_size}, "
-        f"{job.rounds} rounds; {material.source}"
+        f"timed rounds: {job.rounds}; {material.source}"
     )
 
 

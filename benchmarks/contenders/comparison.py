@@ -76,7 +76,8 @@ def overview(job: Job, entries: Sequence[Entry], bare: Entry | None) -> str:
     for entry in entries:
         cells = [entry.contender.name]
         if entry.wall:
-            cells += [f"{entry.milliseconds(job, kind):.3g}" for kind in KINDS[:2]]
+            taken = [entry.milliseconds(job, kind) for kind in KINDS[:2]]
+            cells += [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in taken]
             cells += [f"{statistics.median(entry.peak):.0f}"]
             cells += [f"{entry.ratio(bare, kind):.2f}x" for kind in KINDS] if bare and bare.wall else [""] * 3
             cells += [f"{statistics.median(entry.accuracy):.1f}"]
