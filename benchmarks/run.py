@@ -25,6 +25,7 @@ from benchmarks.memory import row_memory
 from benchmarks.operators import profile
 from benchmarks.program import row_start, row_watching
 from benchmarks.rounds import row_arithmetic, row_outside, row_round
+from benchmarks.small_clients import profile_small, row_fit, row_together
 from benchmarks.timing import Row
 
 ROWS: dict[str, Callable[[int], list[Row]]] = {
@@ -36,6 +37,8 @@ ROWS: dict[str, Callable[[int], list[Row]]] = {
     "memory": row_memory,
     "checkpoint": row_checkpoint,
     "clients": row_clients,
+    "fit": row_fit,
+    "together": row_together,
     "data": row_data,
     "processes": row_processes,
     "watching": row_watching,
@@ -61,13 +64,16 @@ def main() -> None:
         for row in ROWS[name](args.repeats) if name in ROWS else []:
             print(" | ".join(row.cells()), flush=True)
             rows.append(row)
-    shares = profile() if "profile" in args.rows else {}
-    content = {"hardware": found, "rows": [{**asdict(row), "verdict": row.verdict} for row in rows], "profile": shares}
+    tables = (
+        {"where a round's time goes": profile(), "where a small client's time goes": profile_small()}
+        if "profile" in args.rows
+        else {}
+    )
+    content = {"hardware": found, "rows": [{**asdict(row), "verdict": row.verdict} for row in rows], "profile": tables}
     args.output.write_text(json.dumps(content, indent=1) + "\n")
     print("\n" + markdown([row.cells() for row in rows], ["what", "measured", "bar", "", ""]))
-    if shares:
-        cells = [[kind, f"{share:.1f} %"] for kind, share in shares.items()]
-        print("\n" + markdown(cells, ["where a round's time goes", "share"]))
+    for head, shares in tables.items():
+        print("\n" + markdown([[kind, f"{share:.1f} %"] for kind, share in shares.items()], [head, "share"]))
 
 
 if __name__ == "__main__":

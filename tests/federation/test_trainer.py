@@ -369,7 +369,8 @@ def test_a_trainer_is_fresh_and_built_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert one.strategy.precision_plugin is not other.strategy.precision_plugin
     assert one.fit_loop.trainer is one
     data = tiny_data(num_clients=2)
-    one.fit(FedAvg(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info), data.client(0).train_loader(0))
+    with quiet():
+        one.fit(FedAvg(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info), data.client(0).train_loader(0))
     assert (one.current_epoch, other.current_epoch, config.build(max_epochs=2).current_epoch) == (2, 0, 0)
 
 
