@@ -96,7 +96,7 @@ def generated(job: Job) -> ImageData:
     num_train = job.num_clients * job.client_size
     labels = torch.arange(num_train + job.num_test) % 10
     noise = torch.randn(len(labels), channels, height, width, generator=generator)
-    images = (128 + 8 * patterns[labels] + 60 * noise).clamp(0, 255).to(torch.uint8)
+    images = (128 + 15 * patterns[labels] + 60 * noise).clamp(0, 255).to(torch.uint8)
     names = [str(label) for label in range(10)]
     return ImageData(images[:num_train], labels[:num_train], images[num_train:], labels[num_train:], names)
 
