@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pytorch_lightning.core.hooks import DataHooks, ModelHooks
 
 from fedamm_pl.data.client import ClientData
 from fedamm_pl.federation.client import attempt, copied, one_line_reason, prepare, result
 from fedamm_pl.federation.executors.base import Executor, Kept, Outcome, Runner, RunSpec
+from fedamm_pl.federation.executors.obstacles import asks_at_once, obstacle
 from fedamm_pl.federation.executors.side_by_side import Member, train
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State
@@ -21,19 +21,6 @@ from fedamm_pl.protocol.session import ClientSession
 from fedamm_pl.seeding import derive_seed, drawing_from
 
 log = logging.getLogger(__name__)
-FIT_HOOKS = sorted(
-    {
-        name
-        for name in {**vars(ModelHooks), **vars(DataHooks)}
-        if not name.startswith("_")
-        and not any(part in name for part in ("valid", "test", "predict", "dataloader", "save"))
-    }
-    - {"on_train_start"}
-    | {"training_step", "backward", "configure_optimizers", "configure_gradient_clipping", "optimizer_step"}
-    | {"optimizer_zero_grad", "lr_scheduler_step", "forward", "track", "log_means", "sgd"}
-)
-"""What of a method runs in a Lightning fit, and does not run here."""
-
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Of an update, relative to its length, between a client trained side by side and by a Trainer; of rounding alone it is less."""
 COARSE = 0.1
@@ -250,37 +237,6 @@ class VectorizedRunner(Runner):
                 raise ValueError(f"Expected `executor` to suit {name}, got Vectorized: {reason}.")
         if self._fault and not any(isinstance(expected, ClientFailure) for expected in plain):
             log.warning("clients ask the server one after the other, since all at once would not do: %s", self._fault)
-
-
-def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
-    """Return why the clients of a method cannot train side by side, as far as its class tells; None if nothing speaks against it.
-
-    Args:
-        module: The method.
-        compiles: Whether its network is to be compiled.
-    """
-    if module.asks_in_fit:
-        return "its clients ask the server in the middle of a fit"
-    kind = type(module)
-    declared = next(base for base in kind.__mro__ if "plain_steps" in vars(base))
-    if own := [name for name in FIT_HOOKS if getattr(kind, name) is not getattr(declared, name)]:
-        return f"its steps are more than SGD on an objective of each example, it has {', '.join(own)} of its own"
-    if not module.plain_steps:
-        return "its steps are more than SGD on an objective of each example"
-    if compiles or module.compiles:
-        return "a compiled network cannot be trained side by side"
-    return None
-
-
-def asks_at_once(module: FederatedModule) -> bool:
-    """Return whether a method's :meth:`questions` stands for its :meth:`question`: no subclass has changed one of them alone."""
-    kind = type(module)
-    declared = next(base for base in kind.__mro__ if "questions" in vars(base))
-    return (
-        declared is not FederatedModule
-        and not module.personal
-        and all(getattr(kind, name) is getattr(declared, name) for name in ("question", "answer", "take_answer"))
-    )
 
 
 def _some(data: ClientData, batches: float) -> ClientData:

@@ -10,7 +10,7 @@ from torch import nn
 from fedamm_pl import FedAMM, FedAvg
 from fedamm_pl.data.client import ClientData
 from fedamm_pl.federation.executors import Executor, Sequential, Vectorized
-from fedamm_pl.federation.executors.vectorized import asks_at_once
+from fedamm_pl.federation.executors.obstacles import asks_at_once
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.messages import Answer, ClientFailure, ClientResult, Question, State
 from fedamm_pl.protocol.session import ClientSession, ServerSession

@@ -1,0 +1,49 @@
+"""What a method's class tells of whether its clients can train, and ask the server, side by side."""
+
+from pytorch_lightning.core.hooks import DataHooks, ModelHooks
+
+from fedamm_pl.protocol.module import FederatedModule
+
+FIT_HOOKS = sorted(
+    {
+        name
+        for name in {**vars(ModelHooks), **vars(DataHooks)}
+        if not name.startswith("_")
+        and not any(part in name for part in ("valid", "test", "predict", "dataloader", "save"))
+    }
+    - {"on_train_start"}
+    | {"training_step", "backward", "configure_optimizers", "configure_gradient_clipping", "optimizer_step"}
+    | {"optimizer_zero_grad", "lr_scheduler_step", "forward", "track", "log_means", "sgd"}
+)
+"""What of a method runs in a Lightning fit, and does not run side by side."""
+
+
+def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
+    """Return why the clients of a method cannot train side by side, as far as its class tells; None if nothing speaks against it.
+
+    Args:
+        module: The method.
+        compiles: Whether its network is to be compiled.
+    """
+    if module.asks_in_fit:
+        return "its clients ask the server in the middle of a fit"
+    kind = type(module)
+    declared = next(base for base in kind.__mro__ if "plain_steps" in vars(base))
+    if own := [name for name in FIT_HOOKS if getattr(kind, name) is not getattr(declared, name)]:
+        return f"its steps are more than SGD on an objective of each example, it has {', '.join(own)} of its own"
+    if not module.plain_steps:
+        return "its steps are more than SGD on an objective of each example"
+    if compiles or module.compiles:
+        return "a compiled network cannot be trained side by side"
+    return None
+
+
+def asks_at_once(module: FederatedModule) -> bool:
+    """Return whether a method's :meth:`questions` stands for its :meth:`question`: no subclass has changed one of them alone."""
+    kind = type(module)
+    declared = next(base for base in kind.__mro__ if "questions" in vars(base))
+    return (
+        declared is not FederatedModule
+        and not module.personal
+        and all(getattr(kind, name) is getattr(declared, name) for name in ("question", "answer", "take_answer"))
+    )
