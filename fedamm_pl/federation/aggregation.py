@@ -55,7 +55,7 @@ class WeightedAverage:
         """
         if not self._sums:
             self._dtypes = {name: value.dtype for name, value in state.items()}
-            self._sums = {name: torch.zeros_like(_float64(value)) for name, value in state.items()}
+            self._sums = {name: torch.zeros_like(float64(value)) for name, value in state.items()}
         for name, total in self._sums.items():
             total.add_(state[name].to(total.device, torch.float64), alpha=weight)
         self.total += weight
@@ -131,8 +131,8 @@ class TrimmedMean:
         cut = num_trimmed(len(self._states), self.trim_fraction)
         means = {}
         for name, first in self._states[0].items():
-            device = _float64(first).device
-            values = torch.stack([_float64(state[name]).to(device) for state in self._states])
+            device = float64(first).device
+            values = torch.stack([float64(state[name]).to(device) for state in self._states])
             kept = values.sort(dim=0).values[cut : len(self._states) - cut]
             means[name] = _cast(kept.mean(0), first.dtype)
         return means
@@ -206,8 +206,8 @@ def update_norm(payload: State, sent: State) -> Tensor:
     lengths = []
     for name, before in sent.items():
         if before.is_floating_point():
-            after = _float64(payload[name])
-            lengths.append(torch.linalg.vector_norm(after - _float64(before).to(after.device)))
+            after = float64(payload[name])
+            lengths.append(torch.linalg.vector_norm(after - float64(before).to(after.device)))
     length: Tensor = torch.linalg.vector_norm(torch.stack(lengths)) if lengths else torch.zeros((), dtype=torch.float64)
     return length
 
@@ -229,7 +229,8 @@ def clip_update(payload: State, sent: State, scale: float) -> State:
     }
 
 
-def _float64(value: Tensor) -> Tensor:
+def float64(value: Tensor) -> Tensor:
+    """Return a tensor in float64, on a device that has it."""
     return value.to("cpu" if value.is_mps else value.device, torch.float64)  # MPS has no float64
 
 

@@ -4,13 +4,14 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Real
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fedamm_pl.federation.aggregation import update_norm
+from fedamm_pl.federation.aggregation import float64, update_norm
 from fedamm_pl.protocol.codec import sendable
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult, Stage, State, payload_bytes
 from fedamm_pl.terminal import line
@@ -52,6 +53,12 @@ class Expected:
     shared: tuple[str, ...] = ("",)
     tallies: State = field(default_factory=dict)
     nonnegative: tuple[str, ...] = ()
+
+    @cached_property
+    def sent(self) -> State:
+        """The values that updates are measured from, in float64."""
+        shared = {name: value for name, value in self.payload.items() if name.startswith(self.shared)}
+        return {name: float64(value) if value.is_floating_point() else value for name, value in shared.items()}
 
 
 def nonnegative(module: nn.Module) -> tuple[str, ...]:
@@ -160,8 +167,7 @@ def _check_values(payload: State, expected: Expected) -> float:
     Raises:
         ValueError: If an entry is NaN or infinite, or below 0 where it cannot be.
     """
-    sent = {name: value for name, value in expected.payload.items() if name.startswith(expected.shared)}
-    norm = update_norm(payload, sent)
+    norm = update_norm(payload, expected.sent)
     beside = [value for name, value in payload.items() if not name.startswith(expected.shared)]
     found = [norm, *(value.isfinite().all().to(norm) for value in beside)]
     bounded: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedamm_pl.data.client import Batch
 
@@ -87,16 +88,18 @@ class _Masked:
         wide = inputs if inputs.dtype == torch.float64 else inputs.float()
         dims = [0, *range(2, inputs.ndim)]
         shape = [1, -1] + [1] * (inputs.ndim - 2)
+        moves = layer.training and layer.running_mean is not None
         if self.mask.present is None:
-            count: float | Tensor = float(inputs.numel() // inputs.shape[1])
-            weight: float | Tensor = 1.0
-        else:
-            weight = self.mask.present.to(wide.dtype).reshape(-1, *[1] * (inputs.ndim - 1))
-            count = weight.sum() * (inputs.numel() // (inputs.shape[0] * inputs.shape[1]))
+            if moves:
+                variance, mean = torch.var_mean(wide.detach(), dims)
+                self._move(mean, variance)
+            return functional.batch_norm(inputs, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+        weight = self.mask.present.to(wide.dtype).reshape(-1, *[1] * (inputs.ndim - 1))
+        count = weight.sum() * (inputs.numel() // (inputs.shape[0] * inputs.shape[1]))
         mean = (wide * weight).sum(dims) / count
         centred = wide - mean.reshape(shape)
         variance = (centred.square() * weight).sum(dims) / count
-        if layer.training and layer.running_mean is not None:
+        if moves:
             self._move(mean.detach(), variance.detach() * (count / (count - 1)))
         scaled = centred * (variance + layer.eps).rsqrt().reshape(shape)
         if layer.affine:
@@ -107,8 +110,7 @@ class _Masked:
         layer, prefix = self.layer, f"{self.name}." if self.name else ""
         seen = layer.num_batches_tracked + 1
         share = 1 / seen if layer.momentum is None else layer.momentum
-        self.mask.moved |= {
-            f"{prefix}num_batches_tracked": seen,
-            f"{prefix}running_mean": layer.running_mean + share * (mean.to(layer.running_mean) - layer.running_mean),
-            f"{prefix}running_var": layer.running_var + share * (variance.to(layer.running_var) - layer.running_var),
-        }
+        self.mask.moved[f"{prefix}num_batches_tracked"] = seen
+        for name, new in (("running_mean", mean), ("running_var", variance)):
+            old = getattr(layer, name)
+            self.mask.moved[prefix + name] = old + share * (new.to(old) - old)
