@@ -108,9 +108,14 @@ class _Masked:
 
     def _move(self, mean: Tensor, variance: Tensor) -> None:
         layer, prefix = self.layer, f"{self.name}." if self.name else ""
-        seen = layer.num_batches_tracked + 1
+        moved = self.mask.moved  # by an earlier call in the same step, too
+
+        def now(name: str) -> Tensor:
+            return cast(Tensor, moved.get(prefix + name, getattr(layer, name)))
+
+        seen = now("num_batches_tracked") + 1
         share = 1 / seen if layer.momentum is None else layer.momentum
-        self.mask.moved[f"{prefix}num_batches_tracked"] = seen
+        found = {"num_batches_tracked": seen}
         for name, new in (("running_mean", mean), ("running_var", variance)):
-            old = getattr(layer, name)
-            self.mask.moved[prefix + name] = old + share * (new.to(old) - old)
+            found[name] = now(name) + share * (new.to(now(name)) - now(name))
+        moved |= {prefix + name: value for name, value in found.items()}

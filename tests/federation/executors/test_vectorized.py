@@ -162,6 +162,18 @@ class Tied(nn.Module):
         return self.last(hidden.relu())  # type: ignore[no-any-return]
 
 
+class Twice(nn.Module):
+    """A network that uses one BatchNorm twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm2d(1), nn.Linear(64, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layer(self.norm(self.norm(images).relu() + images).flatten(1))
+        return logits
+
+
 class InEvaluation(nn.Sequential):
     """A network that keeps its BatchNorm in evaluation mode."""
 
@@ -184,6 +196,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "BatchNorm of a cumulative mean": lambda: with_norm(nn.BatchNorm2d(4, momentum=None)),
     "BatchNorm without running statistics": lambda: with_norm(nn.BatchNorm2d(4, track_running_stats=False)),
     "BatchNorm without scale": lambda: with_norm(nn.BatchNorm2d(4, affine=False)),
+    "BatchNorm used twice": Twice,
     "BatchNorm in evaluation mode": lambda: with_norm(nn.BatchNorm2d(4), InEvaluation),
     "BatchNorm1d": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, NUM_CLASSES)),
     "the layer itself": lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, NUM_CLASSES)),
