@@ -65,7 +65,8 @@ class FedAMM(FederatedModule):
         meta_update: When a client updates the weight net: asynchronous (once a round) or synchronous.
         meta_interval: Synchronous: steps from one update to the next.
         differentiation: How the weight net's gradient is computed: higher, functional or forward (the fast one). All
-            agree up to rounding. For a network that it is not right for, another one is taken, which is said.
+            agree up to rounding. For a network that it is not right for, another one is taken, which is said. Clients that ask
+            at once, side by side, take the fast one if it is right.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
