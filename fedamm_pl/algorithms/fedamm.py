@@ -216,7 +216,8 @@ class FedAMM(FederatedModule):
 
     def client_payload(self) -> State:
         """Return the trained classifier and the updated weight net."""
-        return {**self.shared_state(), **self._returned_weight_net}
+        returned, self._returned_weight_net = self._returned_weight_net, {}
+        return {**self.shared_state(), **returned}
 
     def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the weighted batch loss."""

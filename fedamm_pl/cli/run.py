@@ -189,8 +189,10 @@ def rehearse(orchestrator: Orchestrator) -> None:
     say(f"classes per client: {held.min()} to {held.max()}")
     config, data = orchestrator.config, orchestrator.data
     client, images = typical_client(orchestrator), len(data.images.test_labels)
+    together = min(orchestrator.executor.together, num_sampled(data.num_clients, config.client_fraction))
+    measured = "one client" if together == 1 else f"{together} clients side by side"
     say(
-        f"measuring a local epoch of client {client} ({data.client_size(client)} images) and an evaluation of up to "
+        f"measuring a local epoch of {f'client {client}' if together == 1 else measured} ({data.client_size(client)} images) and an evaluation of up to "
         f"{images} test images ..."
     )
     try:
@@ -209,7 +211,7 @@ def rehearse(orchestrator: Orchestrator) -> None:
     total = sum(seconds.values()) * config.num_rounds
     say(
         f"estimated time of a round: {sum(seconds.values()):.2f} s ({parts}), measured on {cost.epochs} of "
-        f"{config.local_epochs} local epochs of one client and on {cost.test_images} of {images} test images; "
+        f"{config.local_epochs} local epochs of {measured} and on {cost.test_images} of {images} test images; "
         f"{config.num_rounds} round{'s' if config.num_rounds > 1 else ''}: {datetime.timedelta(seconds=round(total))} (h:mm:ss)"
     )
 

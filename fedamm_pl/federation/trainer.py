@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -141,18 +141,19 @@ class TrainerConfig:
         Args:
             options: Further arguments of the Trainer, for example ``max_epochs``.
         """
-        if self.deterministic:  # which a Trainer's construction sets for the whole process
-            return self._constructed(options)
         key = tuple(options.items())
+        # determinism is set for the whole process when a Trainer is built
+        if self.deterministic or not all(isinstance(value, int | float | str | None) for _, value in key):
+            return self._constructed(options)
         if key not in self._templates:
             self._templates[key] = _pickled(self._constructed(options))
         template = self._templates[key]
-        # in Python built each time it takes 50 times as long: Lightning looks for plug-ins in all that is installed
-        return self._constructed(options) if template is None else pickle.loads(template)
+        # built each time it takes 50 times as long: Lightning looks for plug-ins in all that is installed
+        return self._constructed(options) if template is None else cast(pl.Trainer, pickle.loads(template))
 
     @cached_property
     def _templates(self) -> dict[Any, bytes | None]:
-        """Options -> a Trainer as Lightning has built it, untouched by any fit; None where it cannot be pickled."""
+        """Options -> a Trainer as Lightning has built it, untouched by any fit; None where each must be built."""
         return {}
 
     def _constructed(self, options: dict[str, Any]) -> pl.Trainer:
@@ -178,9 +179,10 @@ class TrainerConfig:
 
 
 def _pickled(trainer: pl.Trainer) -> bytes | None:
+    """Return a Trainer as bytes; None if another package has plugged in callbacks, which are to be new for each fit."""
     try:
-        return pickle.dumps(trainer)
-    except Exception:  # whatever a callback that another package has plugged in may raise
+        return None if trainer.callbacks else pickle.dumps(trainer)  # type: ignore[attr-defined]
+    except Exception:  # whatever a part of another Lightning raises
         return None
 
 

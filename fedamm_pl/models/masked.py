@@ -24,6 +24,10 @@ def padded(batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor, Tensor | No
     """
     found = [batch for batch in batches if batch is not None]
     like_images, like_labels = found[0] if found else (torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64))
+    if kinds := {(images.dtype, images.shape[1:]) for images, _ in found[1:]} - {
+        (like_images.dtype, like_images.shape[1:])
+    }:
+        raise ValueError(f"clients have images of different type or shape: {kinds}")
     sizes = [0 if batch is None else len(batch[1]) for batch in batches]
     most = max(1, *sizes)
     if min(sizes) == most:

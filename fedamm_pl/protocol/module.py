@@ -66,12 +66,11 @@ class FederatedModule(Classifier):
     # Client
 
     def log_means(self, means: Mapping[str, Tensor]) -> None:
-        """Log the epoch's means; in a federation they go straight into the client's result."""
-        # a client's Trainer has no logger; only what lowers the learning rate may read what is logged
-        if self.session is None or self.trainer.lr_scheduler_configs:
+        """Log the epoch's means; in a federation the client's Trainer only keeps them, as it has no logger."""
+        if self.session is None:
             super().log_means(means)
         else:
-            self.session.metrics.update(means)
+            self.trainer.callback_metrics.update({f"train/{name}": value for name, value in means.items()})
 
     @property
     def asks_in_fit(self) -> bool:

@@ -89,7 +89,7 @@ def test_class_names_are_those_that_are_offered() -> None:
     message = unknown_class("executor", "Threads")
     assert (
         message
-        == "Expected --executor to be one of Sequential, Processes or the import path of your own Executor, got Threads"
+        == "Expected --executor to be one of Sequential, Processes, Vectorized or the import path of your own Executor, got Threads"
     )
     assert "ClassPriorModule" not in unknown_class("algorithm", "x")
 

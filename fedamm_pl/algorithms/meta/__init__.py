@@ -32,12 +32,12 @@ from fedamm_pl.algorithms.meta.virtual_steps import (
     Tensors,
     VirtualStep,
     copied_buffers,
-    holding,
     leaves,
 )
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import logits_of
+from fedamm_pl.models.holding import holding
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # second derivatives are not compiled

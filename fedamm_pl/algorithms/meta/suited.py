@@ -22,13 +22,13 @@ from fedamm_pl.algorithms.meta.virtual_steps import (
     Differentiation,
     Tensors,
     copied_buffers,
-    holding,
     slopes_of,
     trainable,
 )
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import logits_of
+from fedamm_pl.models.holding import holding
 from fedamm_pl.seeding import drawing_from, torch_generator
 
 NUM_EXAMPLES = 4

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedamm_pl.algorithms.meta.virtual_steps import Tensors, copied_buffers, leaves, trainable
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import logits_of
+from fedamm_pl.models.holding import holding
 from fedamm_pl.models.masked import masked_batch_norm
 
 Losses = Callable[[Mapping[str, Tensor], Tensor, Tensor, Tensor | None], Tensor]
@@ -132,7 +133,7 @@ def losses_of(model: nn.Module) -> Iterator[Losses]:
         def losses(params: Mapping[str, Tensor], images: Tensor, labels: Tensor, present: Tensor | None) -> Tensor:
             mask.present, mask.moved = present, {}  # BatchNorm's moved statistics are nobody's
             held = {**params, **copied_buffers(model)}
-            return example_losses(logits_of(functional_call(model, held, (images,))), labels)
+            return holding(model, held, lambda: example_losses(logits_of(model(images)), labels))
 
         yield losses
 

@@ -7,24 +7,23 @@ step depends on the losses of all ranks; given those, each rank differentiates i
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import higher
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedamm_pl.algorithms.meta.ranks import gathered, summed
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import logits_of
+from fedamm_pl.models.holding import holding
 from fedamm_pl.seeding import drawing_as, global_state
 
 Differentiation = Literal["higher", "functional", "forward"]
 Tensors = dict[str, Tensor]
-Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
@@ -186,27 +185,6 @@ def _directional_derivative(
             holding(model, {**duals, **copied_buffers(model)}, lambda: example_losses(logits_of(model(images)), labels))
         )
     return torch.zeros_like(losses) if tangents is None else tangents
-
-
-class _Holding(nn.Module):
-    """Calls a function, so that ``functional_call`` swaps the network's tensors for all the time of it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[[], Outcome]) -> Outcome:
-        return function()
-
-
-def holding(model: nn.Module, tensors: Mapping[str, Tensor], function: Callable[[], Outcome]) -> Outcome:
-    """Call a function while a network holds other parameters and buffers; afterwards it has its own again.
-
-    A backward pass belongs into the function: where blocks are checkpointed it runs the network again.
-    """
-    held = {f"model.{name}": value for name, value in tensors.items()}
-    outcome: Outcome = functional_call(_Holding(model), held, (function,))
-    return outcome
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
+from torch.func import vmap
 from torch.optim.sgd import sgd
 
 from fedamm_pl.data.client import Batch
+from fedamm_pl.models.holding import holding
 from fedamm_pl.models.masked import masked_batch_norm, padded
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
@@ -57,19 +58,6 @@ class Member:
             self.error = error
 
 
-class Step(nn.Module):
-    """A method's step as a call, so that ``functional_call`` swaps all tensors of the method for the time of it."""
-
-    def __init__(self, method: FederatedModule) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, images: Tensor, labels: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what a step minimises, a scalar, and the losses of the examples, shape (B,)."""
-        losses = self.method.objective(self.method.logits(images), labels)
-        return self.method.batch_loss(losses, present), losses
-
-
 def train(
     module: FederatedModule, members: Sequence[Member], arithmetic: Callable[[], AbstractContextManager[Any]]
 ) -> list[State]:
@@ -100,21 +88,27 @@ def train(
     constants = {name: torch.stack([member.constants[name] for member in queue]) for name in queue[0].constants}
     options: dict[str, Any] = {name: module.hparams[name] for name in ("lr", "momentum", "weight_decay")}
     momenta: list[Tensor | None] = [None] * len(trained)  # torch's SGD makes them at the first step
-    step = Step(module)
     streams = [member.batches() for member in queue]
     with masked_batch_norm(module.model) as mask:
 
         def losses_of(varying: State, images: Tensor, labels: Tensor, present: Tensor | None) -> Any:
             mask.present, mask.moved = present, {}
-            held = {f"method.{name}": value for name, value in varying.items()}
-            return (*functional_call(step, held, (images, labels, present)), mask.moved)
+
+            def step() -> tuple[Tensor, Tensor]:
+                losses = module.objective(module.logits(images), labels)
+                return module.batch_loss(losses, present), losses
+
+            return (*holding(module, varying, step), mask.moved)
 
         for number in range(queue[0].num_steps):
             active = [member for member in queue if member.num_steps > number]
             count = len(active)
             batches = [next(stream, None) for stream in streams[:count]]
+            if not any(batches):  # those that still train have failed
+                break
             images, labels, present, sizes = padded(batches)
-            images = module.prepare(images.flatten(0, 1)).view(*images.shape)
+            prepared = module.prepare(images.flatten(0, 1))
+            images = prepared.view(*images.shape[:2], *prepared.shape[1:])
             labels, present = labels.to(images.device), None if present is None else present.to(images.device)
             now = {name: value[:count] for name, value in stacks.items()}
             params = {name: now[name].detach().requires_grad_() for name in trained}
@@ -123,14 +117,15 @@ def train(
                 total, losses, moved = vmap(losses_of, in_dims=(0, 0, 0, None if present is None else 0))(
                     given, images, labels, present
                 )
-            gradients = torch.autograd.grad(total.sum(), list(params.values()), materialize_grads=True)
+            found = torch.autograd.grad(total.sum(), list(params.values()), allow_unused=True)
+            used = [place for place, value in enumerate(found) if value is not None]  # the others do not even decay
             with torch.no_grad():
                 for name, value in moved.items():
                     now[f"model.{name}"].copy_(value)
-                moving = [None if value is None else value[:count] for value in momenta]
+                moving = [None if (value := momenta[place]) is None else value[:count] for place in used]
                 sgd(
-                    list(params.values()),
-                    list(gradients),
+                    [params[trained[place]] for place in used],
+                    [found[place] for place in used],
                     moving,
                     foreach=True,
                     dampening=0.0,
@@ -138,7 +133,9 @@ def train(
                     maximize=False,
                     **options,
                 )
-            momenta = moving if number == 0 else momenta
+            for place, value in zip(used, moving, strict=True):
+                if momenta[place] is None:
+                    momenta[place] = value
             _note(
                 active,
                 number,
@@ -147,10 +144,10 @@ def train(
                 sizes,
                 keeps=type(module).observe is not FederatedModule.observe,
             )
-    first_names = {id(value): f"model.{name}" for name, value in (*parameters.items(), *buffers.items())}
+    first = {id(value): f"model.{name}" for name, value in parameters.items()}
     for name, value in module.model.named_parameters(remove_duplicate=False):
-        if (first := first_names[id(value)]) in stacks:
-            stacks[f"model.{name}"] = stacks[first]  # tied parameters
+        if first[id(value)] in stacks:
+            stacks[f"model.{name}"] = stacks[first[id(value)]]  # tied parameters
     rows = {place: row for row, place in enumerate(order)}
     return [{name: value[rows[place]] for name, value in stacks.items()} for place in range(len(members))]
 
