@@ -27,7 +27,8 @@ class Vectorized(Executor):
     """Trains clients in groups, side by side in one program in this process: fast for many small clients.
 
     A result is that of one client after the other but for rounding. It takes methods whose local step is plain SGD on an
-    objective of each example, and networks that draw nothing while they train; of the others it says why not.
+    objective of each example, and networks that draw nothing while they train; of the others it says why not, as far as two
+    clients on a few batches show it. Clients that cannot train as one program in some round are trained by a Trainer.
     """
 
     group_size: int = 64
@@ -93,6 +94,7 @@ class VectorizedRunner(Runner):
         self._isolation = Isolation(self.module)
         self._group_size = group_size
         self._asks_at_once = asks_at_once(spec.module)
+        self._said = 0  # the round of which it was said last that clients train alone
         self.fault: str | None = None  # why clients that could ask at once did not
         self.environment = {**self._worker.environment, "clients": f"{group_size} side by side"}
 
@@ -103,9 +105,9 @@ class VectorizedRunner(Runner):
             group = tasks[first : first + self._group_size]
             makers = [partial(self._worker.session, task, kept(task.client_id)) for task in group]
             outcomes, alone = self.train([make() for make in makers])
-            if reason := next(iter(alone.values()), None):
-                said = "round %d: %d of %d clients train one after the other, by a Trainer: %s"
-                log.warning(said, broadcast.round_num, len(alone), len(group), reason)
+            if alone and self._said != broadcast.round_num:
+                self._said, reason = broadcast.round_num, next(iter(alone.values()))
+                log.warning("round %d: clients train one after the other, by a Trainer: %s", self._said, reason)
             for task, make in zip(group, makers, strict=True):
                 if task.client_id in alone:
                     outcome = attempt(self.module, make(), self._worker.spec.trainer)
