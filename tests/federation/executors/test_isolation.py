@@ -157,8 +157,7 @@ def test_clients_that_cannot_train_side_by_side_in_a_round_are_said(caplog: pyte
     assert "round 1: " not in caplog.text
     assert caplog.text.count("round 2: ") == 1
     assert (
-        "round 2: clients train one after the other, by a Trainer: AttributeError: last is not the same"
-        in caplog.text
+        "round 2: clients train one after the other, by a Trainer: AttributeError: last is not the same" in caplog.text
     )
 
 
