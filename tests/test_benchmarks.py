@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import small_clients
 from benchmarks.bare import bare_round, prepare
 from benchmarks.federations import Noise, Rounds, advance, arithmetic
 from fedamm_pl import FedAMM, Orchestrator
+from fedamm_pl.federation.executors import Sequential
 from fedamm_pl.federation.trainer import TrainerConfig
 
 PROGRAM = Path(__file__).parent.parent / "benchmarks/run.py"
@@ -50,3 +52,14 @@ def test_the_bare_loop_has_the_arithmetic_of_a_round(precision: str) -> None:
     for name, value in run.state.shared.items():
         assert not torch.equal(value, start[name]), name
         torch.testing.assert_close(value.double(), averages[name].double(), rtol=1e-4, atol=1e-6)
+
+
+def test_small_clients_end_in_the_weights_of_the_bare_loop() -> None:
+    torch.manual_seed(0)
+    run = small_clients.federation(small_clients.small(3, 8), small_clients.linear(), Sequential())
+    network = small_clients.linear()
+    network.load_state_dict({name.removeprefix("model."): value for name, value in run.state.shared.items()})
+    _, expected = small_clients.bare_round(run, network)
+    advance(run)
+    for name, value in expected.items():
+        torch.testing.assert_close(run.state.shared[f"model.{name}"].double(), value, rtol=1e-5, atol=1e-7)
