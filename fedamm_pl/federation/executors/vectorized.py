@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from fedamm_pl.federation.client import attempt, copied, one_line_reason, prepare, result
 from fedamm_pl.federation.executors.base import Executor, Kept, Outcome, Runner, RunSpec
 from fedamm_pl.federation.executors.isolation import Isolation, undrawn
@@ -20,6 +22,8 @@ from fedamm_pl.protocol.session import ClientSession
 from fedamm_pl.seeding import derive_seed, drawing_from
 
 log = logging.getLogger(__name__)
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Vectorized(Executor):
         Raises:
             ValueError: If method or network cannot be trained side by side.
         """
+        if spec.trainer.kind == "cpu" and any(isinstance(part, CONVOLUTIONS) for part in spec.module.model.modules()):
+            log.warning(
+                "convolutions side by side are slow on a CPU, in bfloat16 most of all: Sequential is faster there"
+            )
         check(spec, lambda probe: VectorizedRunner(probe, self.group_size))
         return VectorizedRunner(spec, self.group_size)
 

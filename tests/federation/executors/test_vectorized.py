@@ -341,6 +341,15 @@ def test_compiled_networks_are_refused() -> None:
         Vectorized().open(spec(module, data, dataclasses.replace(CPU, compile=True)))
 
 
+def test_convolutions_on_a_cpu_are_said_to_be_slow(caplog: pytest.LogCaptureFixture) -> None:
+    data = tiny_data()
+    Vectorized().open(spec(make(FedAvg, data), data))
+    assert "convolutions side by side are slow on a CPU" in caplog.text
+    caplog.clear()
+    Vectorized().open(spec(make(FedAvg, data, model=nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES))), data))
+    assert "convolutions" not in caplog.text
+
+
 def test_a_group_has_a_client_or_more() -> None:
     with pytest.raises(ValueError, match="`group_size` to be a whole number of 1 or more, got 0"):
         Vectorized(0)
