@@ -202,7 +202,7 @@ class FedAMM(FederatedModule):
             raw_weights = self.weight_net(losses)
         optimizer = self._optimizers[0]
         optimizer.zero_grad()
-        self.manual_backward(self._batch_loss(losses, raw_weights))
+        self.manual_backward(self._loss_over_ranks(losses, raw_weights))
         optimizer.step()
         self.track(len(labels), loss=losses.sum())
         if self.session is not None:
@@ -236,7 +236,7 @@ class FedAMM(FederatedModule):
         """Return the sums of the last local epoch, see :func:`fedamm_pl.algorithms.meta.tallies.tallied`."""
         return tallied(self._seen, int(self.hparams["num_classes"]), LOSS_GRID)
 
-    def _batch_loss(self, losses: Tensor, raw_weights: Tensor) -> Tensor:
+    def _loss_over_ranks(self, losses: Tensor, raw_weights: Tensor) -> Tensor:
         if not self._joint:
             return weighted_loss(losses, raw_weights)
         (total,) = summed([raw_weights.sum()])

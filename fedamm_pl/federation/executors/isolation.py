@@ -24,7 +24,7 @@ class Differing:
     """
 
     def __init__(self, name: str) -> None:
-        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "_Differing__name", name)  # no name that it could be asked for
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -33,7 +33,7 @@ class Differing:
 
     def __str__(self) -> str:
         """Say what is wrong."""
-        return f"{vars(self)['name']} is not the same for all clients; a buffer of the module may differ"
+        return f"{self.__name} is not the same for all clients; a buffer of the module may differ"
 
     def __getattr__(self, _: str) -> Any:
         raise AttributeError(str(self))

@@ -89,6 +89,7 @@ def train(
     options: dict[str, Any] = {name: module.hparams[name] for name in ("lr", "momentum", "weight_decay")}
     momenta: list[Tensor | None] = [None] * len(trained)  # torch's SGD makes them at the first step
     streams = [member.batches() for member in queue]
+    keeps = type(module).observe is not FederatedModule.observe
     with masked_batch_norm(module.model) as mask:
 
         def losses_of(varying: State, images: Tensor, labels: Tensor, present: Tensor | None) -> Any:
@@ -122,28 +123,10 @@ def train(
             with torch.no_grad():
                 for name, value in moved.items():
                     now[f"model.{name}"].copy_(value)
-                moving = [None if (value := momenta[place]) is None else value[:count] for place in used]
-                sgd(
-                    [params[trained[place]] for place in used],
-                    [found[place] for place in used],
-                    moving,
-                    foreach=True,
-                    dampening=0.0,
-                    nesterov=options["momentum"] > 0,
-                    maximize=False,
-                    **options,
+                _descend(
+                    [params[trained[place]] for place in used], [found[place] for place in used], momenta, used, options
                 )
-            for place, value in zip(used, moving, strict=True):
-                if momenta[place] is None:
-                    momenta[place] = value
-            _note(
-                active,
-                number,
-                labels,
-                losses.detach(),
-                sizes,
-                keeps=type(module).observe is not FederatedModule.observe,
-            )
+            _note(active, number, labels, losses.detach(), sizes, present, keeps)
     first = {id(value): f"model.{name}" for name, value in parameters.items()}
     for name, value in module.model.named_parameters(remove_duplicate=False):
         if first[id(value)] in stacks:
@@ -158,19 +141,44 @@ def _stacked(sent: Tensor, own: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([sent if value is None else value.to(sent) for value in own])
 
 
+def _descend(
+    params: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor | None],
+    places: Sequence[int],
+    options: dict[str, Any],
+) -> None:
+    """Take a step of torch's SGD in place, for the clients that are in the parameters.
+
+    Args:
+        params: Of shapes (G, ...), G the clients that still train.
+        gradients: Of the same shapes.
+        momenta: Of all parameters, each of as many clients as trained at its first step; None before it.
+        places: Which of the momenta are those of the parameters.
+        options: ``lr``, ``momentum`` and ``weight_decay``.
+    """
+    count = len(params[0]) if params else 0
+    moving = [None if (value := momenta[place]) is None else value[:count] for place in places]
+    nesterov = options["momentum"] > 0
+    sgd(params, gradients, moving, foreach=True, dampening=0.0, nesterov=nesterov, maximize=False, **options)
+    for place, value in zip(places, moving, strict=True):
+        if momenta[place] is None:
+            momenta[place] = value
+
+
 def _note(
-    active: Sequence[Member], number: int, labels: Tensor, losses: Tensor, sizes: Sequence[int], *, keeps: bool
+    active: Sequence[Member],
+    number: int,
+    labels: Tensor,
+    losses: Tensor,
+    sizes: Sequence[int],
+    present: Tensor | None,
+    keeps: bool,
 ) -> None:
     """Add a step to the means of those clients that are in their last epoch."""
     last = [row for row, member in enumerate(active) if number >= member.num_steps - member.steps_per_epoch]
     if not last:
         return
-    whole = min(sizes) == losses.shape[1]
-    present = (
-        None
-        if whole
-        else torch.arange(losses.shape[1], device=losses.device) < torch.tensor(sizes).to(losses.device)[:, None]
-    )
     sums = (losses if present is None else losses.where(present, 0)).sum(1).unbind()
     for row in last:
         member = active[row]
