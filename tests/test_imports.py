@@ -10,7 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedamm_pl"
 ORDER = ["base", "data", "models", "protocol", "algorithms", "federation", "results", "cli"]
-BASE = {"version", "pyplot", "files", "hints", "stored", "terminal", "cores", "seeding", "losses", "metrics"}
+BASE = {
+    "version",
+    "pyplot",
+    "files",
+    "hints",
+    "stored",
+    "terminal",
+    "cores",
+    "seeding",
+    "losses",
+    "metrics",
+    "sharpness",
+}
 """Files beside the folders."""
 HEAVY = ["matplotlib.pyplot", "ray", "flwr", "pandas"]
 

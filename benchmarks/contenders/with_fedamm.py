@@ -1,5 +1,7 @@
 """FedAvg by this package."""
 
+from typing import Any
+
 import torch
 
 from benchmarks.contenders.given import Clock, Given
@@ -55,7 +57,7 @@ def main() -> None:
     job, data, clock = given.job, data_module(given), Clock(given)
     mine = torch.stack([data.client(client).indices for client in range(job.num_clients)])
     assert torch.equal(mine, given.indices), "not the partition of the others"
-    options = {"lr": job.lr, "momentum": job.momentum, "weight_decay": job.weight_decay}
+    options: dict[str, Any] = {"lr": job.lr, "momentum": job.momentum, "weight_decay": job.weight_decay}
     module = FedAvg(data.num_classes, data.in_channels, given.network(), info=data.info, **options)
     run = Orchestrator(
         module,

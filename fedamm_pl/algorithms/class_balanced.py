@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fedamm_pl.algorithms.class_prior import ClassPriorModule, Counts
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import class_balanced_weights, example_losses
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class ClassBalanced(ClassPriorModule):
@@ -22,6 +22,8 @@ class ClassBalanced(ClassPriorModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         counts: Whose examples n_c counts: local (the client's own) or global (all clients'; sent with the model).
         beta: In [0, 1): how fast further examples of a class lose their worth.
 
@@ -41,10 +43,14 @@ class ClassBalanced(ClassPriorModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         counts: Counts = "local",
         beta: float = 0.9999,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, counts)
+        super().__init__(
+            num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho, counts
+        )
         require_range("beta", beta, least=0)
         if beta >= 1:
             raise ValueError(f"Expected `beta` to be below 1, got {beta}.")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.protocol.classifier import LocalOptimizer
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ServerSession
@@ -28,6 +29,8 @@ class ClassPriorModule(FederatedModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         counts: Whose examples are counted: local (the client's own) or global (all clients').
 
     Raises:
@@ -46,9 +49,11 @@ class ClassPriorModule(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         counts: Counts = "local",
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         if counts not in ("local", "global"):
             raise ValueError(f"Expected `counts` to be local or global, got {counts!r}.")
         self.register_buffer("class_counts", torch.zeros(num_classes, dtype=torch.int64), persistent=False)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.reduction import Reduction
@@ -35,6 +35,8 @@ class Climb(FederatedModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         dual_lr: Step size of the dual ascent.
         tolerance: How far above the mean a client's loss may be.
 
@@ -53,10 +55,12 @@ class Climb(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         dual_lr: float = 0.1,
         tolerance: float = 0.1,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("dual_lr", dual_lr, least=0)
         require_range("tolerance", tolerance, least=0)
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.models import features_and_logits
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.reduction import Reduction
@@ -47,6 +47,8 @@ class CReFF(FederatedModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         num_features: Artificial features a class.
         match_steps: Steps of the server on the features each round.
         match_lr: Their learning rate, by plain SGD.
@@ -69,25 +71,21 @@ class CReFF(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         num_features: int = 100,
         match_steps: int = 100,
         match_lr: float = 0.1,
         retrain_steps: int = 300,
         retrain_lr: float = 0.1,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("num_features", num_features, least=1)
         require_range("match_steps", match_steps, least=0)
         require_range("match_lr", match_lr, least=0)
         require_range("retrain_steps", retrain_steps, least=0)
         require_range("retrain_lr", retrain_lr, least=0)
-        name = self.classifier_name()
-        self._classifier = f"model.{name}"
-        if not name or not {f"{self._classifier}.weight", f"{self._classifier}.bias"} <= self.state_dict().keys():
-            raise ValueError(
-                "Expected `model` to have layers before its last linear one, and that one a plain weight and a bias, "
-                f"for CReFF, got {type(self.model).__name__}."
-            )
+        self._classifier = self.head_name()
 
     # Client
 

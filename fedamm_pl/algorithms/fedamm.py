@@ -25,7 +25,7 @@ from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import WeightNet
 from fedamm_pl.models.masked import padded
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import Answer, Question, State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ClientSession, ServerSession
@@ -61,6 +61,8 @@ class FedAMM(FederatedModule):
         momentum: Momentum of both SGDs, Nesterov's unless 0; the virtual step has none.
         weight_decay: Weight decay of both SGDs; the virtual step has none.
         info: What is known of the images: normalisation for uint8 input, class names, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         meta_lr: Learning rate of the weight net; 0 leaves it as it is.
         meta_update: When a client updates the weight net: asynchronous (once a round) or synchronous.
         meta_interval: Synchronous: steps from one update to the next.
@@ -86,12 +88,14 @@ class FedAMM(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         meta_lr: float = 0.01,
         meta_update: MetaUpdate = "asynchronous",
         meta_interval: int = 1,
         differentiation: Differentiation = "higher",
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("meta_lr", meta_lr, least=0)
         require_range("meta_interval", meta_interval, least=1)
         self.weight_net = WeightNet()
@@ -106,7 +110,7 @@ class FedAMM(FederatedModule):
 
     def configure_optimizers(self) -> list[torch.optim.SGD]:
         """Return one SGD for the classifier and one for the weight net."""
-        return [self.sgd(self.model, self.hparams["lr"]), self.sgd(self.weight_net, self.hparams["meta_lr"])]
+        return [self.local_sgd(self.model), self.sgd(self.weight_net, self.hparams["meta_lr"])]
 
     def check(self, batch: Batch) -> None:
         """Find out whether the differentiation is right for the network, and say it if another is taken."""
@@ -197,16 +201,21 @@ class FedAMM(FederatedModule):
             self._unexamined = False
         if (self.session is None or self.asks_in_fit) and self._local_step % self.hparams["meta_interval"] == 0:
             self._synchronous_step((images, labels), meta)
-        losses = example_losses(self.logits(images), labels)
-        with torch.no_grad():
-            raw_weights = self.weight_net(losses)
         optimizer = self._optimizers[0]
-        optimizer.zero_grad()
-        self.manual_backward(self._loss_over_ranks(losses, raw_weights))
-        optimizer.step()
-        self.track(len(labels), loss=losses.sum())
-        if self.session is not None:
-            self._seen.append((labels, losses.detach(), raw_weights))  # tallied once, after the fit
+
+        def closure() -> Tensor:
+            losses = example_losses(self.logits(images), labels)
+            with torch.no_grad():
+                raw_weights = self.weight_net(losses)
+            optimizer.zero_grad()
+            loss = self._loss_over_ranks(losses, raw_weights)
+            self.manual_backward(loss)
+            self.track(len(labels), loss=losses.sum())
+            if self.session is not None and not self.sees_again:
+                self._seen.append((labels, losses.detach(), raw_weights))  # tallied once, after the fit
+            return loss
+
+        optimizer.step(closure)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and the last meta loss."""

@@ -7,7 +7,7 @@ from torch.nn import functional
 from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import logit_adjusted_losses
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class ETFHead(nn.Module):
@@ -50,6 +50,8 @@ class FedETF(ClassPriorModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         scale: Initial value of the learned factor of the cosines.
 
     Raises:
@@ -65,9 +67,11 @@ class FedETF(ClassPriorModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         scale: float = 10.0,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("scale", scale, above=0)
         name = self.classifier_name()
         parent, _, child = name.rpartition(".")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import calibrated_losses
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class FedLC(ClassPriorModule):
@@ -21,6 +21,8 @@ class FedLC(ClassPriorModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         tau: Strength of the calibration.
 
     Raises:
@@ -36,9 +38,11 @@ class FedLC(ClassPriorModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         tau: float = 1.0,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("tau", tau, least=0)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.protocol.classifier import LocalOptimizer
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.reduction import Reduction
@@ -58,8 +59,10 @@ class FedNova(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         if momentum >= 1:
             raise ValueError(f"Expected `momentum` to be below 1 for FedNova, got {momentum}.")
 

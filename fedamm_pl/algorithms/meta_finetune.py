@@ -5,7 +5,7 @@ from torch import nn
 
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ServerSession
@@ -25,6 +25,8 @@ class MetaFineTune(FederatedModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         finetune_steps: Steps of the server each round, each on the whole meta set with a new draw of the training transform.
         finetune_lr: Their learning rate, by plain SGD.
 
@@ -43,10 +45,12 @@ class MetaFineTune(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         finetune_steps: int = 5,
         finetune_lr: float = 0.01,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("finetune_steps", finetune_steps, least=0)
         require_range("finetune_lr", finetune_lr, least=0)
 

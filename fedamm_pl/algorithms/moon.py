@@ -7,7 +7,7 @@ from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import contrastive_losses
 from fedamm_pl.models import deep_copy, features_and_logits
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.module import FederatedModule
 
 
@@ -29,6 +29,8 @@ class Moon(FederatedModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         mu: Weight of the contrastive term.
         temperature: Of the contrastive term.
 
@@ -47,10 +49,12 @@ class Moon(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         mu: float = 1.0,
         temperature: float = 0.5,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("mu", mu, least=0)
         require_range("temperature", temperature, above=0)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import features_and_logits
-from fedamm_pl.protocol.classifier import require_range
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ServerSession
@@ -54,6 +54,8 @@ class RatioLoss(FederatedModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         alpha: Weight that every class has.
         beta: Weight of the ratio.
         max_ratio: Bound on the ratio.
@@ -77,11 +79,13 @@ class RatioLoss(FederatedModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
         alpha: float = 1.0,
         beta: float = 0.1,
         max_ratio: float = 10.0,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("alpha", alpha, least=0)
         require_range("beta", beta, least=0)
         require_range("max_ratio", max_ratio, above=0)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.protocol.classifier import LocalOptimizer
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.reduction import Reduction
@@ -34,6 +35,8 @@ class Scaffold(FederatedModule):
         momentum: 0; there is no other.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -50,8 +53,10 @@ class Scaffold(FederatedModule):
         momentum: float = 0.0,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
     ) -> None:
-        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info)
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         if momentum != 0:
             raise ValueError(
                 f"Expected `momentum` to be 0 for Scaffold, got {momentum}: its control variates assume plain SGD."

@@ -1,9 +1,10 @@
 """``Classifier``: a network with its normalisation, loss, optimizer and measures, as a LightningModule."""
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from fedamm_pl.losses import example_losses
 from fedamm_pl.metrics import ShotAccuracy
 from fedamm_pl.models import build_model, classifier_of, complete_lazy_layers, logits_of
 from fedamm_pl.protocol.stored import StoredModule
+from fedamm_pl.sharpness import SharpnessAwareSGD
 
+LocalOptimizer = Literal["sgd", "sam", "asam"]
+RHO = {"sam": 0.1, "asam": 0.7}
 CONFUSION_CLASSES = 200
 """Up to so many classes, a test counts which class is taken for which."""
 
@@ -76,6 +80,8 @@ class Classifier(StoredModule):
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
 
     Attributes:
         memory_format: Layout of the images that the network gets: channels-last for networks that say
@@ -84,6 +90,7 @@ class Classifier(StoredModule):
             federation's trainer; None: the network itself. What needs second or forward-mode derivatives, or the network's
             features, calls ``model``.
         compiles: Whether the network was given compiled; a federation then compiles its copies too, as torch does by default.
+        sees_again: Whether a step sees its batch a second time, as sharpness-aware ones do.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -101,6 +108,8 @@ class Classifier(StoredModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
     ) -> None:
         super().__init__()
         require_range("num_classes", num_classes, least=1)
@@ -108,6 +117,12 @@ class Classifier(StoredModule):
         require_range("lr", lr, above=0)
         require_range("momentum", momentum, least=0)
         require_range("weight_decay", weight_decay, least=0)
+        if local_optimizer not in get_args(LocalOptimizer):
+            raise ValueError(f"Expected `local_optimizer` to be sgd, sam or asam, got {local_optimizer!r}.")
+        if rho is not None:
+            require_range("rho", rho, least=0)
+            if local_optimizer == "sgd":
+                raise ValueError(f"Expected `rho` with `local_optimizer` sam or asam, got {rho} with sgd.")
         self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
         self.info: ImageInfo = info or {}
         check_info(self.info, num_classes, in_channels)
@@ -116,6 +131,7 @@ class Classifier(StoredModule):
             raise ValueError(f"Expected `model` to be a name, an import path or a Module, got {reprlib.repr(network)}.")
         self.model: nn.Module = getattr(network, "_orig_mod", network)  # its state has the names of the network itself
         self.compiles = self.model is not network
+        self.sees_again = False
         self.compiled: Callable[[Tensor], Any] | None = partial(network) if self.compiles else None
         self.memory_format = (
             torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
@@ -164,6 +180,21 @@ class Classifier(StoredModule):
                 clear which one it is.
         """
         return classifier_of(self.model, self._example(), self.hparams["num_classes"])
+
+    def head_name(self) -> str:
+        """Return the ``state_dict`` name of that layer, without ``.weight`` and ``.bias``, for methods that replace its values.
+
+        Raises:
+            ValueError: If no linear layer gives the logits, nothing comes before it, or it is not a plain weight and a bias.
+        """
+        name = self.classifier_name()
+        head = f"model.{name}"
+        if not name or not {f"{head}.weight", f"{head}.bias"} <= self.state_dict().keys():
+            raise ValueError(
+                "Expected `model` to have layers before its last linear one, and that one a plain weight and a bias, "
+                f"for {type(self).__name__}, got {type(self.model).__name__}."
+            )
+        return head
 
     def _example(self) -> Tensor | None:
         """Return an image of zeros as the network takes it, if the images' size is known."""
@@ -220,6 +251,8 @@ class Classifier(StoredModule):
             num_examples: Number of examples B of the batch.
             sums: Scalars by name, summed over the batch.
         """
+        if self.sees_again:
+            return
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         self._num_seen += num_examples
@@ -239,8 +272,36 @@ class Classifier(StoredModule):
         self.log_dict({f"train/{name}": value for name, value in means.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Return SGD over the parameters of the classifier alone."""
-        return self.sgd(self.model, self.hparams["lr"])
+        """Return the local optimizer over the parameters of the classifier alone."""
+        return self.local_sgd(self.model)
+
+    def local_sgd(self, module: nn.Module) -> torch.optim.SGD:
+        """Return SGD for local training, sharpness-aware if ``local_optimizer`` says so."""
+        kind, rho = self.hparams["local_optimizer"], self.hparams["rho"]
+        if kind == "sgd":
+            return self.sgd(module, self.hparams["lr"])
+        return SharpnessAwareSGD(
+            {name: param for name, param in module.named_parameters() if param.requires_grad},
+            lr=self.hparams["lr"],
+            momentum=self.hparams["momentum"],
+            weight_decay=self.hparams["weight_decay"],
+            rho=RHO[kind] if rho is None else rho,
+            adaptive=kind == "asam",
+            second_pass=self._second_pass,
+        )
+
+    @contextmanager
+    def _second_pass(self) -> Iterator[None]:
+        """Within it a batch is seen again: it is not tracked, and running statistics stay as the first pass has left them."""
+        buffers = list(self.model.buffers())
+        before = [value.clone() for value in buffers]
+        self.sees_again = True
+        try:
+            yield
+        finally:
+            self.sees_again = False
+            for value, first in zip(buffers, before, strict=True):
+                value.copy_(first)
 
     def sgd(self, module: nn.Module, lr: float) -> torch.optim.SGD:
         """Return SGD with the momentum and weight decay of this module."""

@@ -32,7 +32,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
 
 def test_option_of_another_method_is_not_suggested(refusal: Refusal) -> None:
-    said = "FedAvg has no option meta_lr (FedAMM has); its options are model, lr, momentum, weight_decay"
+    said = "FedAvg has no option meta_lr (FedAMM has); its options are model, lr, momentum, weight_decay, local_optimizer, rho"
     assert refusal(*RUN, "--algorithm.meta_lr", "0.1") == said
     assert refusal(*RUN, "--algorithm.meta_lr=0.1") == said
     assert refusal(*RUN, "--algorithm.dict_kwargs.meta_lr=0.1") == said

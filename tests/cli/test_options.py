@@ -28,7 +28,7 @@ class Closed(FedAvg):
 
 
 def test_options_are_those_of_the_class() -> None:
-    assert list(options_of(FedAvg)) == ["model", "lr", "momentum", "weight_decay"]
+    assert list(options_of(FedAvg)) == ["model", "lr", "momentum", "weight_decay", "local_optimizer", "rho"]
     assert {"meta_lr", *options_of(FedAvg)} <= set(options_of(FedAMM))
     assert options_of(Sequential) == {}
     assert options_of(Processes)["num_workers"].annotation is int

@@ -31,7 +31,7 @@ def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
     declared = next(base for base in kind.__mro__ if "plain_steps" in vars(base))
     if own := [name for name in FIT_HOOKS if getattr(kind, name) is not getattr(declared, name)]:
         return f"its steps are more than SGD on an objective of each example, it has {', '.join(own)} of its own"
-    if not module.plain_steps:
+    if not module.plain_steps or module.hparams.get("local_optimizer", "sgd") != "sgd":
         return "its steps are more than SGD on an objective of each example"
     if compiles or module.compiles:
         return "a compiled network cannot be trained side by side"
