@@ -1,7 +1,7 @@
 """Batches sliced from tensors, and the data of one client."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 
 import torch
@@ -34,6 +34,7 @@ class BatchLoader:
         seed: Seed of shuffling and augmentation; None visits the examples in order, unaugmented.
         rank: Which of the processes this is.
         num_ranks: How many there are.
+        balanced: Whether a pass draws its n examples with replacement, each class as often as any other.
 
     Raises:
         ValueError: If there are fewer examples than ranks.
@@ -47,6 +48,7 @@ class BatchLoader:
     seed: int | None = None
     rank: int = 0
     num_ranks: int = 1
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         self._generator = None if self.seed is None else torch_generator(self.seed)
@@ -67,7 +69,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         order, draws = self.indices, None
         if self._generator is not None:
-            order = order[torch.randperm(len(order), generator=self._generator)]
+            order = order[self._drawn(self._generator)]
             if self.augmentation != "none":
                 draws = draw_augmentation(len(order), self._generator, self.augmentation).to(self.images.device)
         order = order.to(self.images.device)
@@ -78,6 +80,14 @@ class BatchLoader:
             chosen = slice(*share)
             images, labels = self.images[order[chosen]], self.labels[order[chosen]]
             yield images if draws is None else augment(images, draws[chosen]), labels
+
+    def _drawn(self, generator: torch.Generator) -> Tensor:
+        """Return the places in ``indices`` that a pass visits, in order."""
+        if not self.balanced:
+            return torch.randperm(len(self.indices), generator=generator)
+        labels = self.labels[self.indices.to(self.labels.device)].cpu()
+        weights = 1 / labels.bincount()[labels].double()
+        return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,7 @@ class ClientData:
         batch_size: Examples a training batch.
         augmentation: The training transform.
         support_size: Size m * C of the support batch of FedAMM's virtual step, before the client's own size bounds it.
+        balanced: Whether training draws n_k examples with replacement, each of the client's classes as often as any other.
     """
 
     images: Tensor
@@ -118,11 +129,22 @@ class ClientData:
     batch_size: int
     augmentation: Augmentation
     support_size: int
+    balanced: bool = False
 
     @property
     def num_examples(self) -> int:
         """Number n_k of the client's examples."""
         return len(self.indices)
+
+    def relabelled(self, labels: Tensor) -> "ClientData":
+        """Return the data with other labels.
+
+        Args:
+            labels: Of the client's own examples, in their order, shape (n_k,).
+        """
+        changed = self.labels.clone()
+        changed[self.indices.to(changed.device)] = labels.to(changed)
+        return replace(self, labels=changed)
 
     def class_counts(self, num_classes: int) -> Tensor:
         """Return the number n_c of the client's examples of each class, shape (C,)."""
@@ -130,7 +152,15 @@ class ClientData:
 
     def train_loader(self, seed: int) -> BatchLoader:
         """Return shuffled, augmented batches of all the client's examples."""
-        return BatchLoader(self.images, self.labels, self.indices, self.batch_size, self.augmentation, seed)
+        return BatchLoader(
+            self.images,
+            self.labels,
+            self.indices,
+            self.batch_size,
+            self.augmentation,
+            seed,
+            balanced=self.balanced,
+        )
 
     def plain_batches(self, batch_size: int = 500) -> BatchLoader:
         """Return batches of all the client's examples in order, without augmentation."""

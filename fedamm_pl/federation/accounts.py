@@ -24,13 +24,12 @@ def close_round(
     state, config, results, (metrics,) = run.state, run.config, intake.results, run.rows
     state.count(intake.failures, failed, config.max_failed_rounds)
     metrics.update(within_columns(client_metrics(results), state.history, state.round_num))
-    due = state.round_num % config.eval_interval == 0 or state.round_num == config.num_rounds
-    due = due or bool(state.stopped or state.ended)
+    last = state.round_num == config.num_rounds or bool(state.stopped or state.ended)
+    due = last or state.round_num % config.eval_interval == 0
     shown = {}
     if due:
         with stopwatch.evaluating():
-            measured, state.confusion = evaluator.measure(state.shared)
-        metrics.update(measured)
+            metrics.update(evaluator.evaluate(state, last))
         state.history.append({"round": state.round_num, **metrics})
         run.rows.append(state.history[-1])
         evaluator.watch(state)
@@ -53,5 +52,4 @@ def evaluate_end(run: Run, evaluator: Evaluator) -> None:
     state = run.state
     over = bool(state.ended) or state.round_num == run.config.num_rounds
     if over and state.history and state.history[-1]["round"] < state.round_num:
-        measured, state.confusion = evaluator.measure(state.shared)
-        state.history.append({"round": state.round_num, **measured})
+        state.history.append({"round": state.round_num, **evaluator.evaluate(state, True)})

@@ -15,7 +15,7 @@ from fedamm_pl.terminal import line
 
 
 def train_client(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult:
-    """Survey the received model, ask the server, fit, and put the result together.
+    """Survey the received model, ask the server, fit, and put the result together; in a round of no epochs, measure only.
 
     The outcome is a function of the session's broadcast, task and kept state; of an earlier client nothing is left in the
     module.
@@ -30,13 +30,15 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
     """
     start = time.perf_counter()
     module.session = session
-    fit = trainer.build(max_epochs=session.broadcast.local_epochs)
     try:
         module.load_shared_state(session.payload)
+        if session.broadcast.local_epochs == 0:
+            return result(module, session, _statistics(module, session, trainer), time.perf_counter() - start)
+        fit = trainer.build(max_epochs=session.broadcast.local_epochs)
         module.train()  # fit keeps the mode that it finds
         prepare(module, session, trainer)
         with drawing_from(derive_seed(session.task.seed, "global"), module.device):
-            fit.fit(module, session.train_loader())
+            fit.fit(module, session.train_loader(module.local_data(session)))
             session.num_steps = fit.global_step
             for name, value in fit.callback_metrics.items():  # what a subclass has logged by itself
                 if name.startswith("train/"):
@@ -45,6 +47,14 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
         return result(module, session, payload, time.perf_counter() - start)
     finally:
         module.session = None
+
+
+def _statistics(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> State:
+    if module.personal:
+        module.load_personal_state(session.kept)
+    draws = drawing_from(derive_seed(session.task.seed, "statistics"), module.device)
+    with trainer.precision_plugin.forward_context(), torch.no_grad(), draws:
+        return copied(module.eval().statistics(session))
 
 
 def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.checkpoint import RunState
@@ -20,12 +21,17 @@ class Evaluator:
         module: On the trainer's device; its state is overwritten.
         data: Has the test set.
         trainer: In which arithmetic.
+
+    Attributes:
+        calibration: Puts into a run's state what is evaluated in place of the trained model, told whether it is the last time;
+            returns what that has cost.
     """
 
     def __init__(self, module: FederatedModule, data: FederatedDataModule, trainer: TrainerConfig) -> None:
         self.module = module
         self.data = data
         self.trainer = trainer
+        self.calibration: Callable[[RunState, bool], dict[str, float]] = lambda state, last: {}
         labels = data.images.test_labels
         self._chance = float(labels.bincount().max()) / len(labels)  # accuracy of the best constant guess
         self._error = math.sqrt(self._chance * (1 - self._chance) / len(labels))
@@ -42,6 +48,20 @@ class Evaluator:
             (metrics,) = self.trainer.build().test(self.module, self.data.test_dataloader(), verbose=False)
         confusion = self.module.test_confusion
         return dict(metrics), None if confusion is None else confusion.compute().tolist()
+
+    def evaluate(self, state: RunState, last: bool) -> dict[str, float]:
+        """Calibrate and measure the model of a run's state; its confusion matrix is noted there.
+
+        Args:
+            state: The state.
+            last: Whether it is the run's last evaluation.
+
+        Returns:
+            The measures, and what the calibration has cost.
+        """
+        cost = self.calibration(state, last)
+        measured, state.confusion = self.measure(state.shared)
+        return {**cost, **measured}
 
     def watch(self, state: RunState) -> None:
         """Note and say once if the global model has diverged."""

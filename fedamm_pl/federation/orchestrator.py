@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from fedamm_pl.cores import too_many
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.accounts import close_round, evaluate_end
+from fedamm_pl.federation.calibration import Calibration
 from fedamm_pl.federation.callbacks.base import FederationCallback
 from fedamm_pl.federation.callbacks.loggers import LogTo, check_loggers
 from fedamm_pl.federation.callbacks.observers import Observers
@@ -22,7 +23,7 @@ from fedamm_pl.federation.checks import check_compiles, check_fit, check_options
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec, Sequential
-from fedamm_pl.federation.executors.base import copied
+from fedamm_pl.federation.executors.base import Kept, copied
 from fedamm_pl.federation.intake import Intake, RoundFailedError, require_sound
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.sampling import sample_clients
@@ -133,6 +134,7 @@ class Orchestrator:
                 run.output_dir = self.output_dir
                 run.resume(self._store)
                 self.state = run.state
+            self.evaluator.calibration = Calibration(self.server, runner, self.config, self._all_tasks, self._kept)
             self._opened = run, runner
             stack.callback(setattr, self, "_opened", None)
             yield run
@@ -177,7 +179,7 @@ class Orchestrator:
             self._whole, run.rows, failed, stopwatch = state.copy(), [{}], None, Stopwatch()
             # Who takes part, what goes out to all of them alike, and a small task for each.
             clients = sample_clients(self.data.num_clients, config.client_fraction, self.seed, round_num)
-            tasks = [self.task(round_num, client) for client in clients if self.data.client_size(client)]
+            tasks = self._tasks(round_num, clients)
             broadcast = server.broadcast(state.shared, round_num, config.local_epochs)
             kept = RoundKept(self._store, state.kept, round_num, self._personal)
             # Clients train when their result is asked for, wherever the runner has them train.
@@ -210,6 +212,16 @@ class Orchestrator:
     def task(self, round_num: int, client_id: int) -> ClientTask:
         """Return what a client is asked to do in a round, beside the broadcast."""
         return ClientTask(client_id, derive_seed(self.seed, "client", round_num, client_id))
+
+    def _tasks(self, round_num: int, clients: Iterable[int]) -> list[ClientTask]:
+        return [self.task(round_num, client) for client in clients if self.data.client_size(client)]
+
+    def _all_tasks(self, round_num: int) -> list[ClientTask]:
+        return self._tasks(round_num, range(self.data.num_clients))
+
+    def _kept(self, state: RunState) -> Kept:
+        """Return what reads what clients have kept after the state's round."""
+        return RoundKept(self._store, state.kept, state.round_num + 1, self._personal).read
 
     def evaluate(self) -> dict[str, float]:
         """Measure the server's current state on the test set.

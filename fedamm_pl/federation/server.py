@@ -9,7 +9,7 @@ from fedamm_pl.federation.aggregation import Reducer
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.messages import Answer, Broadcast, ClientResult, Question, State
-from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.module import CALIBRATED, FederatedModule
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ServerSession
 from fedamm_pl.seeding import derive_seed, drawing_from, torch_generator
@@ -86,9 +86,33 @@ class Server:
 
     def update(self, state: State, contributions: Iterable[ClientResult]) -> State:
         """Return the next state; the last one stays as it is."""
-        own = {name: value.clone() for name, value in state.items()}  # the method may work in place
+        own = {name: value.clone() for name, value in trained(state).items()}  # the method may work in place
         with self._drawing("update"):
             return self.module.server_update(own, contributions, self.session)
+
+    def expected_statistics(self) -> State:
+        """Return what a client must send in a round without training, by name, shape and type."""
+        return self.module.expected_statistics(self.session.sent)
+
+    def calibrated(self, state: State, results: Iterable[ClientResult]) -> State:
+        """Return the state with what the method makes of it for an evaluation.
+
+        Args:
+            state: After a round; :meth:`broadcast` has sent it.
+            results: The clients' statistics; none if the method takes none.
+
+        Raises:
+            ValueError: If the method makes entries that the model does not have.
+        """
+        own = {name: value.clone() for name, value in trained(state).items()}
+        with self._drawing("calibration"):
+            statistics = self._reduce(results) if takes_statistics(self.module) else {}
+            made = self.module.calibrate(own, statistics, self.session)
+        if unknown := sorted(made.keys() - {name for name in state if name.startswith(self.module.shared)}):
+            raise ValueError(
+                f"Expected `calibrate` of {type(self.module).__name__} to give shared entries, got {unknown}."
+            )
+        return {**trained(state), **{CALIBRATED + name: value for name, value in made.items()}}
 
     def _drawing(self, purpose: str, *keys: int) -> AbstractContextManager[None]:
         """Let a hook's dropout and the like draw from the run's seed, not from whatever ran before in this process."""
@@ -125,3 +149,13 @@ class Server:
             name: value.to(state[name].device if name in state else value.device)
             for name, value in reducer.compute().items()
         }
+
+
+def trained(state: State) -> State:
+    """Return a server's state without what was made of it for an evaluation."""
+    return {name: value for name, value in state.items() if not name.startswith(CALIBRATED)}
+
+
+def takes_statistics(module: FederatedModule) -> bool:
+    """Return whether a method's calibration is made of its clients' statistics."""
+    return type(module).statistics is not FederatedModule.statistics

@@ -5,11 +5,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedamm_pl.data.client import Batch
+from fedamm_pl.data.client import Batch, ClientData
 from fedamm_pl.protocol.classifier import Classifier
 from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
+from fedamm_pl.protocol.privileges import NOTHING, Privileges
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ClientSession, ServerSession
+
+CALIBRATED = "calibrated."
+"""Prefix of what :meth:`FederatedModule.calibrate` has made, in the server's state until the next round."""
 
 
 class FederatedModule(Classifier):
@@ -50,6 +54,11 @@ class FederatedModule(Classifier):
 
     session: ClientSession | None = None
     """The round, for the time of a client's fit."""
+
+    @property
+    def privileges(self) -> Privileges:
+        """What the method, with its options, takes beside FedAvg; for the table of methods."""
+        return Privileges(server="balanced labelled images" if self.uses_meta_set else NOTHING)
 
     def check(self, batch: Batch) -> None:
         """Refuse, or say, what the method cannot do with the network; here nothing.
@@ -109,6 +118,13 @@ class FederatedModule(Classifier):
         """
         return {}
 
+    def local_data(self, session: ClientSession) -> ClientData:
+        """Return what the client trains on; here its data as they are.
+
+        Called before the fit, after the survey and the answer. Their number of examples is what the client counts for.
+        """
+        return session.data
+
     def observe(self, labels: Tensor, losses: Tensor) -> None:
         """Take note of a batch of the last local epoch, for :meth:`tallies`, where clients train side by side; here nothing.
 
@@ -125,6 +141,15 @@ class FederatedModule(Classifier):
         """Return sums over the last local epoch that the server adds up over the clients, for figures; here none.
 
         The server sees in them what it would not see in an average, class counts for example: a figure's price.
+        """
+        return {}
+
+    def statistics(self, session: ClientSession) -> State:
+        """Return statistics of the trained model on the client's data, for :meth:`calibrate`.
+
+        Called of all clients, in a round without training, in evaluation mode, without gradients, in the arithmetic of the
+        run; the module holds the trained state, and ``session.payload`` what :meth:`broadcast` sends with it. ``returned`` says
+        how the server reduces them.
         """
         return {}
 
@@ -229,9 +254,36 @@ class FederatedModule(Classifier):
         """
         return self.server_step(state, server.reduce(results), server)
 
+    def calibrates(self, last: bool) -> bool:
+        """Return whether :meth:`calibrate` is called before an evaluation; here not.
+
+        Args:
+            last: Whether it is the run's last one.
+        """
+        return False
+
+    def expected_statistics(self, sent: State) -> State:
+        """Return what a client's :meth:`statistics` must be, by name, shape and type; here nothing.
+
+        Args:
+            sent: What is broadcast.
+        """
+        return {}
+
+    def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:
+        """Return shared entries that are evaluated and delivered in place of the trained ones; training goes on without them.
+
+        Args:
+            state: The server's, after the round.
+            statistics: The clients', reduced; empty if the class has no :meth:`statistics` of its own.
+            server: The meta set, generators for draws, the round. Its module holds the trained state.
+        """
+        return {}
+
     def deployed(self, state: State) -> State:
         """Return the shared entries of the model that is evaluated and delivered, given the server's state."""
-        return {name: value for name, value in state.items() if name.startswith(self.shared)}
+        shared = {name: value for name, value in state.items() if name.startswith(self.shared)}
+        return {name: state.get(CALIBRATED + name, value) for name, value in shared.items()}
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
         """Return what figures show of the method after a round, while the module holds the deployed state; here nothing.

@@ -74,10 +74,14 @@ class ClientSession:
         with self.during("data"):
             return self._client_data(self.task.client_id)
 
-    def train_loader(self) -> "WatchedLoader":
-        """Return the training batches of the round."""
+    def train_loader(self, data: ClientData) -> "WatchedLoader":
+        """Return the training batches of the round.
+
+        Args:
+            data: What the client trains on.
+        """
         # a proxy: Lightning's dead Trainer holds the loader until it is collected, and would hold the models of this session
-        return WatchedLoader(self.data.train_loader(self.task.seed), weakref.proxy(self))
+        return WatchedLoader(data.train_loader(self.task.seed), weakref.proxy(self))
 
     def support(self) -> Batch:
         """Draw the support batch of the round; the same each time."""

@@ -77,10 +77,10 @@ def test_data_are_fetched_once_when_they_are_needed() -> None:
     again = mine.support()
     assert torch.equal(images, again[0])
     assert torch.equal(labels, again[1])
-    batches = [labels.tolist() for _, labels in mine.train_loader()]
-    assert [labels.tolist() for _, labels in mine.train_loader()] == batches
+    batches = [labels.tolist() for _, labels in mine.train_loader(mine.data)]
+    assert [labels.tolist() for _, labels in mine.train_loader(mine.data)] == batches
     assert [labels.tolist() for _, labels in data.client(2).train_loader(7)] == batches
-    assert len(mine.train_loader()) == len(batches)
+    assert len(mine.train_loader(mine.data)) == len(batches)
     assert fetched == [2]
 
 

@@ -147,7 +147,7 @@ class ProcessSlot:
 
     def _start(self) -> None:
         self.ready = False
-        self._round: int | None = None
+        self._sent: Broadcast | None = None
         self.pipe, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=work, args=(self._spec, self._place, theirs), daemon=True)
         self.process.start()
@@ -183,10 +183,10 @@ class ProcessSlot:
         """Give the worker a client, see :class:`Slot`."""
         self.ready = False
         try:
-            if self._round != broadcast.round_num:
+            if self._sent is not broadcast:
                 content = encode(broadcast)
                 self.pipe.send_bytes(content)
-                self._round = broadcast.round_num
+                self._sent = broadcast
                 self._most = MESSAGE_MODELS * len(content) + MESSAGE_ROOM
             self.pipe.send_bytes(encode(task))
             self.pipe.send_bytes(pack(kept))
@@ -195,7 +195,7 @@ class ProcessSlot:
 
     def receive(self) -> Outcome | None:
         """Return what has come, see :class:`Slot`."""
-        if self._round is None:
+        if self._sent is None:
             try:
                 self.started()
             except ValueError as error:

@@ -29,7 +29,7 @@ class Slot(Protocol):
     ready: bool
 
     def send(self, broadcast: Broadcast, task: ClientTask, kept: State) -> None:
-        """Give the worker a client; it takes up the broadcast first, once a round."""
+        """Give the worker a client; it takes up the broadcast first, once."""
         ...
 
     def receive(self) -> Outcome | None:

@@ -109,6 +109,9 @@ class VectorizedRunner(Runner):
     def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept) -> Iterator[Outcome]:
         """Train the client of each task, see :class:`Runner`."""
         self._worker.begin(broadcast)
+        if broadcast.local_epochs == 0:  # nobody trains
+            yield from (self._worker.train(task, kept(task.client_id)) for task in tasks)
+            return
         for first in range(0, len(tasks), self._group_size):
             group = tasks[first : first + self._group_size]
             makers = [partial(self._worker.session, task, kept(task.client_id)) for task in group]
@@ -208,7 +211,7 @@ class VectorizedRunner(Runner):
             for name, value in module.named_buffers()
             if not name.startswith("model.") and name not in ("mean", "std")
         }
-        loader = session.train_loader()
+        loader = session.train_loader(module.local_data(session))
         member = Member(loader, len(loader), session.broadcast.local_epochs, constants, personal)
         return _Client(session, member, self._isolation.taken(), personal)
 
