@@ -1,10 +1,14 @@
 """Losses as pure functions: cross-entropy, its relatives for imbalanced classes, weighted sums."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Absent = Literal["mask", "one"]
+"""What a class without examples counts as: nothing, it leaves the softmax; or as one example."""
 
 
 def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -92,35 +96,61 @@ def class_balanced_weights(counts: Tensor, beta: float) -> Tensor:
     return (weights * present.sum() / weights.sum()).float()
 
 
-def logit_adjusted_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float) -> Tensor:
+def without_absent(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """Take classes without examples out of the softmax, so that their logits have no slope.
+
+    A label's own class always stays, whatever the counts say.
+
+    Args:
+        logits: Scores of shape (B, C).
+        labels: Classes of shape (B,).
+        counts: Examples n_c of each class, shape (C,).
+
+    Returns:
+        Scores of shape (B, C), -inf for the classes that leave.
+
+    Example:
+        >>> without_absent(torch.zeros(2, 3), torch.tensor([0, 2]), torch.tensor([5, 0, 0]))
+        tensor([[0., -inf, -inf],
+                [0., -inf, 0.]])
+    """
+    others = torch.arange(len(counts), device=labels.device) != labels[:, None]  # (B, C)
+    return logits.masked_fill((counts == 0) & others, -math.inf)
+
+
+def logit_adjusted_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float, absent: Absent = "one") -> Tensor:
     """Cross-entropy on z_c + tau log pi_c (Menon et al., ICLR 2021, eq. 10); tau = 1 is the balanced softmax.
 
     Args:
         logits: Scores z of shape (B, C).
         labels: Classes of shape (B,).
-        counts: Examples n_c of each class, shape (C,), taken as at least 1; pi_c is its share.
+        counts: Examples n_c of each class, shape (C,), in the prior taken as at least 1; pi_c is its share.
         tau: 0 gives the cross-entropy.
+        absent: Whether a class without examples counts as one example, or leaves the softmax (n_c = 0: pi_c = 0).
 
     Returns:
         Losses of shape (B,).
     """
+    shown = logits if absent == "one" else without_absent(logits, labels, counts)
     counts = counts.to(logits.dtype).clamp(min=1)
-    return example_losses(logits + tau * (counts / counts.sum()).log(), labels)
+    return example_losses(shown + tau * (counts / counts.sum()).log(), labels)
 
 
-def calibrated_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float) -> Tensor:
+def calibrated_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float, absent: Absent = "mask") -> Tensor:
     """Cross-entropy on z_c - tau n_c^(-1/4) (FedLC; Zhang et al., ICML 2022).
 
     Args:
         logits: Scores z of shape (B, C).
         labels: Classes of shape (B,).
-        counts: Examples n_c of each class at the client, shape (C,), taken as at least 1.
-        tau: 0 gives the cross-entropy.
+        counts: Examples n_c of each class at the client, shape (C,), in the shift taken as at least 1.
+        tau: 0 gives the cross-entropy, of the classes that stay.
+        absent: Whether a class without examples leaves the softmax (n_c -> 0: an infinite shift), or counts as one example.
 
     Returns:
         Losses of shape (B,).
     """
-    return example_losses(logits - tau * counts.to(logits.dtype).clamp(min=1) ** -0.25, labels)
+    shown = logits if absent == "one" else without_absent(logits, labels, counts)
+    return example_losses(shown - tau * counts.to(logits.dtype).clamp(min=1) ** -0.25, labels)
 
 
 def contrastive_losses(features: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:

@@ -17,6 +17,7 @@ from fedamm_pl.losses import (
     example_losses,
     focal_losses,
     logit_adjusted_losses,
+    without_absent,
 )
 
 COUNTS = torch.tensor([50, 7, 1, 0])
@@ -26,8 +27,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOSSES: dict[str, Loss] = {
     **{f"focal {gamma}": lambda z, y, g=gamma: focal_losses(z, y, g) for gamma in (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)},  # type: ignore[misc]
-    **{f"adjusted {tau}": lambda z, y, t=tau: logit_adjusted_losses(z, y, COUNTS, t) for tau in (0.0, 1.0, 3.0)},  # type: ignore[misc]
-    **{f"calibrated {tau}": lambda z, y, t=tau: calibrated_losses(z, y, COUNTS, t) for tau in (0.0, 1.0, 3.0)},  # type: ignore[misc]
+    **{f"adjusted {tau}": lambda z, y, t=tau: logit_adjusted_losses(z, y, COUNTS, t) for tau in (0.0, 3.0)},  # type: ignore[misc]
+    **{f"calibrated {tau}": lambda z, y, t=tau: calibrated_losses(z, y, COUNTS, t) for tau in (0.0, 3.0)},  # type: ignore[misc]
+    **{
+        f"{name}, {absent}": lambda z, y, f=function, a=absent: f(z, y, COUNTS, 1.0, a)  # type: ignore[misc]
+        for name, function in (("adjusted", logit_adjusted_losses), ("calibrated", calibrated_losses))
+        for absent in ("mask", "one")
+    },
     "balanced": lambda z, y: class_balanced_weights(COUNTS, 0.99)[y] * example_losses(z, y),
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
@@ -136,7 +142,7 @@ def test_tau_1_is_the_balanced_softmax() -> None:
 @pytest.mark.parametrize("function", [logit_adjusted_losses, calibrated_losses])
 def test_tau_0_is_the_cross_entropy_bit_for_bit(function: Any) -> None:
     logits = scores().float()
-    assert torch.equal(function(logits, LABELS, COUNTS, 0.0), example_losses(logits, LABELS))
+    assert torch.equal(function(logits, LABELS, COUNTS, 0.0, "one"), example_losses(logits, LABELS))
 
 
 @pytest.mark.parametrize("function", [logit_adjusted_losses, calibrated_losses])
@@ -161,7 +167,68 @@ def test_calibrated_losses_equal_a_loop(tau: float) -> None:
         slow_cross_entropy([z - tau * n**-0.25 for z, n in zip(row, counts, strict=True)], label)
         for row, label in zip(logits.tolist(), LABELS.tolist(), strict=True)
     ]
-    assert calibrated_losses(logits, LABELS, COUNTS, tau).tolist() == pytest.approx(expected, rel=1e-12)
+    assert calibrated_losses(logits, LABELS, COUNTS, tau, "one").tolist() == pytest.approx(expected, rel=1e-12)
+
+
+# Absent classes.
+
+
+HELD = torch.tensor([0, 1, 2, 0, 1, 2])
+"""Labels of classes that have examples."""
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize(
+    ("function", "shift"),
+    [(logit_adjusted_losses, lambda n: math.log(n / 58)), (calibrated_losses, lambda n: -(n**-0.25))],
+)
+def test_masked_losses_are_those_of_a_softmax_over_the_classes_held(
+    function: Any, shift: Callable[[int], float], tau: float
+) -> None:
+    logits = scores()
+    expected = [
+        slow_cross_entropy([z + tau * shift(n) for z, n in zip(row[:3], [50, 7, 1], strict=True)], label)
+        for row, label in zip(logits.tolist(), HELD.tolist(), strict=True)
+    ]
+    assert function(logits, HELD, COUNTS, tau, "mask").tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("function", [logit_adjusted_losses, calibrated_losses])
+def test_a_masked_class_is_not_pushed_and_one_that_counts_as_one_is(function: Any) -> None:
+    for absent in ("mask", "one"):
+        logits = scores().requires_grad_()
+        (slope,) = torch.autograd.grad(function(logits, HELD, COUNTS, 1.0, absent).sum(), logits)
+        assert slope.isfinite().all()
+        assert (slope[:, 3] == 0).all() if absent == "mask" else (slope[:, 3] > 0).all()
+
+
+@pytest.mark.parametrize("function", [logit_adjusted_losses, calibrated_losses])
+def test_a_softmax_over_a_single_class_has_a_loss_of_0_and_no_slope(function: Any) -> None:
+    logits = scores().requires_grad_()
+    losses = function(logits, torch.zeros(6, dtype=torch.int64), torch.tensor([9, 0, 0, 0]), 1.0, "mask")
+    (slope,) = torch.autograd.grad(losses.sum(), logits)
+    assert losses.tolist() == [0.0] * 6
+    assert not slope.any()
+
+
+@pytest.mark.parametrize("function", [logit_adjusted_losses, calibrated_losses])
+def test_where_every_class_is_held_a_mask_changes_no_bit(function: Any) -> None:
+    logits, counts = scores().float(), torch.tensor([50, 7, 1, 3])
+    assert torch.equal(*(function(logits, LABELS, counts, 1.0, absent) for absent in ("mask", "one")))
+
+
+def test_a_label_that_the_counts_deny_keeps_its_own_class() -> None:
+    shown = without_absent(torch.zeros(2, 4), torch.tensor([3, 0]), torch.tensor([5, 0, 1, 0]))
+    assert shown.isfinite().tolist() == [[True, False, True, True], [True, False, True, False]]
+
+
+def test_masks_of_several_clients_side_by_side_are_those_of_each() -> None:
+    logits, labels = torch.randn(2, 6, 4), torch.stack([LABELS, HELD])
+    counts = torch.tensor([[50, 7, 1, 2], [50, 7, 1, 0]])
+    for function in (logit_adjusted_losses, calibrated_losses):
+        found = torch.func.vmap(lambda *parts, f=function: f(*parts, 1.0, "mask"))(logits, labels, counts)
+        for row in range(2):
+            torch.testing.assert_close(found[row], function(logits[row], labels[row], counts[row], 1.0, "mask"))
 
 
 # Contrast.

@@ -1,17 +1,28 @@
 """``ClassPriorModule``: the base of methods that know how many examples of each class there are."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.losses import Absent
 from fedamm_pl.protocol.classifier import LocalOptimizer
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.protocol.session import ServerSession
 
 Counts = Literal["local", "global"]
+
+
+def check_absent(absent: str) -> None:
+    """Check what a class without examples is to count as.
+
+    Raises:
+        ValueError: If it is neither mask nor one.
+    """
+    if absent not in get_args(Absent):
+        raise ValueError(f"Expected `absent` to be mask or one, got {absent!r}.")
 
 
 class ClassPriorModule(FederatedModule):

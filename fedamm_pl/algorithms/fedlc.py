@@ -2,16 +2,22 @@
 
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.class_prior import ClassPriorModule
+from fedamm_pl.algorithms.class_prior import ClassPriorModule, check_absent
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.losses import calibrated_losses
+from fedamm_pl.losses import Absent, calibrated_losses
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class FedLC(ClassPriorModule):
     """FedAvg on the cross-entropy of z_c - tau n_c^(-1/4), n_c the client's own examples of the class.
 
-    With tau = 0 it is FedAvg. A class without examples counts as one example.
+    The fewer examples a class has, the larger the margin by which it must win. A class that the client does not hold, whose
+    margin would be infinite, leaves the softmax: the client does not push it down, which is the point of the method. With
+    ``absent: one`` it counts as one example instead, and is pushed down almost as any rare class.
+
+    Nothing more is sent, the counts stay at the client. With tau = 0 and ``absent: one`` it is FedAvg, bit for bit; with tau =
+    0 alone, FedAvg on the softmax over the client's own classes. A client of one class then has a loss of 0 and learns
+    nothing. In a plain Trainer the counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.
@@ -24,6 +30,7 @@ class FedLC(ClassPriorModule):
         local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         tau: Strength of the calibration.
+        absent: What a class without local examples counts as: mask (nothing, it leaves the softmax) or one (one example).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -41,10 +48,12 @@ class FedLC(ClassPriorModule):
         local_optimizer: LocalOptimizer = "sgd",
         rho: float | None = None,
         tau: float = 1.0,
+        absent: Absent = "mask",
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("tau", tau, least=0)
+        check_absent(absent)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the calibrated cross-entropy of each example."""
-        return calibrated_losses(logits, labels, self.class_counts, self.hparams["tau"])
+        return calibrated_losses(logits, labels, self.class_counts, self.hparams["tau"], self.hparams["absent"])

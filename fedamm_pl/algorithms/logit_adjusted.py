@@ -2,16 +2,21 @@
 
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.class_prior import ClassPriorModule, Counts
+from fedamm_pl.algorithms.class_prior import ClassPriorModule, Counts, check_absent
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.losses import logit_adjusted_losses
+from fedamm_pl.losses import Absent, logit_adjusted_losses
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class LogitAdjusted(ClassPriorModule):
     """FedAvg on the cross-entropy of z_c + tau log pi_c, pi the class prior: rare classes must win by a margin.
 
-    tau = 1 is the balanced softmax; with tau = 0 it is FedAvg. A class without examples counts as one example.
+    tau = 1 is the balanced softmax. A class without examples, which local counts often have, counts as one example here: it is
+    pushed down a little, as a rare class would be. In the formulas its prior is 0, so it leaves the softmax and is not pushed
+    at all: ``absent: mask`` does that. Under global counts the two differ only where nobody holds a class.
+
+    With tau = 0 and ``absent: one`` it is FedAvg, bit for bit. Local counts stay at the client; global ones, which the server
+    must know, cost 8 C bytes more to each client. In a plain Trainer the counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.
@@ -25,6 +30,7 @@ class LogitAdjusted(ClassPriorModule):
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         counts: Whose prior: local (the client's own) or global (all clients'; sent with the model).
         tau: Strength of the adjustment.
+        absent: What a class without examples counts as: one (one example) or mask (nothing, it leaves the softmax).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -43,12 +49,14 @@ class LogitAdjusted(ClassPriorModule):
         rho: float | None = None,
         counts: Counts = "global",
         tau: float = 1.0,
+        absent: Absent = "one",
     ) -> None:
         super().__init__(
             num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho, counts
         )
         require_range("tau", tau, least=0)
+        check_absent(absent)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the adjusted cross-entropy of each example."""
-        return logit_adjusted_losses(logits, labels, self.class_counts, self.hparams["tau"])
+        return logit_adjusted_losses(logits, labels, self.class_counts, self.hparams["tau"], self.hparams["absent"])

@@ -49,7 +49,9 @@ METHODS: dict[str, Method] = {
     "ClassBalanced, global": (ClassBalanced, {"counts": "global"}),
     "LogitAdjusted, local": (LogitAdjusted, {"counts": "local"}),
     "LogitAdjusted, global": (LogitAdjusted, {"counts": "global"}),
+    "LogitAdjusted, local, mask": (LogitAdjusted, {"counts": "local", "absent": "mask"}),
     "FedLC": (FedLC, {}),
+    "FedLC, one": (FedLC, {"absent": "one"}),
     "RatioLoss": (RatioLoss, {}),
     "MetaFineTune": (MetaFineTune, {}),
     "Climb": (Climb, {"dual_lr": 0.5, "tolerance": 0.01}),
@@ -105,7 +107,7 @@ LIMITS: dict[str, Method] = {
     "ClassBalanced, global, beta 0": (ClassBalanced, {"counts": "global", "beta": 0.0}),
     "LogitAdjusted, local, tau 0": (LogitAdjusted, {"counts": "local", "tau": 0.0}),
     "LogitAdjusted, global, tau 0": (LogitAdjusted, {"counts": "global", "tau": 0.0}),
-    "FedLC, tau 0": (FedLC, {"tau": 0.0}),
+    "FedLC, one, tau 0": (FedLC, {"absent": "one", "tau": 0.0}),
     "RatioLoss, alpha 1, beta 0": (RatioLoss, {"alpha": 1.0, "beta": 0.0}),
     "MetaFineTune, 0 steps": (MetaFineTune, {"finetune_steps": 0}),
     "Climb, dual_lr 0": (Climb, {"dual_lr": 0.0, "tolerance": 0.0}),
@@ -233,7 +235,7 @@ def test_learns_under_every_partition(method: Method, partition: str) -> None:
     assert run.evaluate()["test/acc"] == end["test/acc"]
 
 
-OWN_ARITHMETIC = [name for name in METHODS if name not in ("FedFocal", "LogitAdjusted, local", "FedLC")]
+OWN_ARITHMETIC = [name for name in METHODS if name not in ("FedFocal", "LogitAdjusted, local", "FedLC, one")]
 
 
 @pytest.mark.parametrize("name", OWN_ARITHMETIC)
@@ -464,7 +466,9 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (ClassBalanced, "counts", "both"),
         (LogitAdjusted, "tau", -1.0),
         (LogitAdjusted, "counts", "none"),
+        (LogitAdjusted, "absent", "none"),
         (FedLC, "tau", -1.0),
+        (FedLC, "absent", None),
         (RatioLoss, "alpha", -1.0),
         (RatioLoss, "beta", -0.1),
         (RatioLoss, "max_ratio", 0.0),

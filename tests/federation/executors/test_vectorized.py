@@ -140,6 +140,13 @@ def test_a_method_is_that_of_one_client_after_the_other(algorithm: type[Federate
     assert_same_run(algorithm, model=with_norm(nn.BatchNorm2d(4)))
 
 
+@pytest.mark.parametrize("algorithm", [LogitAdjusted, FedLC])
+@pytest.mark.parametrize("absent", ["mask", "one"])
+def test_clients_that_lack_classes_or_have_one_alone(algorithm: type[FederatedModule], absent: str) -> None:
+    own = {"counts": "local"} if algorithm is LogitAdjusted else {}
+    assert_same_run(algorithm, model=with_norm(nn.BatchNorm2d(4)), absent=absent, **own)
+
+
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"weight_decay": 0.0}, {"momentum": 0.0, "weight_decay": 0.0}])
 def test_each_form_of_sgd(options: dict[str, float]) -> None:
     assert_same_run(FedAvg, model=with_norm(nn.BatchNorm2d(4)), **options)
