@@ -121,7 +121,8 @@ class FederatedModule(Classifier):
     def local_data(self, session: ClientSession) -> ClientData:
         """Return what the client trains on; here its data as they are.
 
-        Called before the fit, after the survey and the answer. Their number of examples is what the client counts for.
+        Called before the fit, after the survey and the answer. A client counts for as many examples as it holds, whatever
+        this returns.
         """
         return session.data
 

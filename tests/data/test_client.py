@@ -114,3 +114,66 @@ def test_client_without_examples_has_no_batches_and_an_empty_support() -> None:
     assert list(client.train_loader(0)) == []
     assert client.support(0)[0].shape == (0, 1, 6, 6)
     assert client.support(0)[1].shape == (0,)
+
+
+# Drawn in balance, and with other labels.
+
+
+def uneven(seed: int = 0, **options: Any) -> ClientData:
+    """A client that holds 60, 12 and 3 examples of the classes 0, 2 and 3, and none of class 1, among those of others."""
+    labels = torch.tensor([0, 1, 2, 3]).repeat(30).repeat_interleave(2)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    wanted = {0: 60, 2: 12, 3: 3}
+    indices = torch.cat([order[labels[order] == label][:count] for label, count in wanted.items()])
+    images = torch.arange(len(labels)).to(torch.uint8)[:, None, None, None].expand(-1, 1, 6, 6).contiguous()
+    return ClientData(images, labels, indices, 8, "none", 20, **options)
+
+
+def test_balanced_draws_take_each_class_of_the_client_equally_often() -> None:
+    data = uneven(balanced=True)
+    loader, counts, visited = data.train_loader(3), torch.zeros(4), set()
+    for _ in range(60):
+        drawn = 0
+        for images, labels in loader:
+            assert torch.equal(labels, data.labels[images[:, 0, 0, 0].long()])
+            counts += labels.bincount(minlength=4)
+            visited |= set(images[:, 0, 0, 0].tolist())
+            drawn += len(labels)
+        assert drawn == data.num_examples == 75  # as many as there are
+    share = counts / counts.sum()
+    # 4500 draws: three standard deviations of a share of a third are 0.02
+    torch.testing.assert_close(share, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]), rtol=0, atol=0.03)
+    assert visited == set(data.indices.tolist())
+
+
+def test_balanced_draws_are_a_function_of_the_seed_and_other_in_each_pass() -> None:
+    first, second, other = (uneven(balanced=True).train_loader(seed) for seed in (3, 3, 4))
+    passes = [labels_of(loader) for loader in (first, first, second, second, other)]
+    assert passes[:2] == passes[2:4]
+    assert passes[0] != passes[1]
+    assert passes[0] != passes[4]
+
+
+def test_only_training_draws_in_balance() -> None:
+    plain, balanced = uneven(), uneven(balanced=True)
+    assert labels_of(balanced.plain_batches()) == labels_of(plain.plain_batches())
+    assert torch.equal(balanced.support(0)[0], plain.support(0)[0])
+    assert balanced.class_counts(4).tolist() == [60, 0, 12, 3]
+
+
+def test_relabelled_data_have_the_new_labels_everywhere_and_the_old_ones_stay() -> None:
+    data = uneven()
+    before = data.labels.clone()
+    new = torch.arange(data.num_examples) % 4
+    changed = data.relabelled(new)
+    assert torch.equal(data.labels, before)
+    assert torch.equal(changed.labels[data.indices], new)
+    others = torch.ones(len(before), dtype=torch.bool)
+    others[data.indices] = False
+    assert torch.equal(changed.labels[others], before[others])
+    assert changed.labels.dtype == before.dtype
+    assert changed.class_counts(4).tolist() == new.bincount().tolist()
+    expected = dict(zip(data.indices.tolist(), new.tolist(), strict=True))
+    for batches in (changed.train_loader(0), changed.plain_batches(), [changed.support(0)]):
+        for images, labels in batches:
+            assert [expected[int(number)] for number in images[:, 0, 0, 0]] == labels.tolist()

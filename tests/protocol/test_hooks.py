@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from fedamm_pl import FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import Scaffold
+from fedamm_pl.data.client import ClientData
+from fedamm_pl.federation.executors import Executor, Processes, Sequential, Vectorized
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.messages import ClientResult, Question, State, payload_bytes
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ClientSession, ServerSession
+from fedamm_pl.seeding import derive_seed
 from tests.one_round import CPU, Round
 from tests.tiny import NUM_CLASSES, TinyData, tiny_data, tiny_resnet
 
@@ -46,6 +49,42 @@ def federate(module: FederatedModule, data: TinyData, num_rounds: int, **options
 def assert_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# What a client trains on.
+
+
+class Chosen(FedAvg):
+    """Trains on the first half of its examples, as if all were of class 1, drawn with replacement."""
+
+    def local_data(self, session: ClientSession) -> ClientData:
+        data = session.data.relabelled(torch.ones_like(session.data.indices))
+        half = data.indices[: data.num_examples // 2]
+        return dataclasses.replace(data, indices=half, balanced=True)
+
+
+@pytest.mark.parametrize("executor", [Sequential(), Processes(2), Vectorized()], ids=lambda made: type(made).__name__)
+def test_clients_train_on_what_a_method_gives_them(executor: Executor) -> None:
+    data = unequal_clients()
+    run = federate(make(Chosen, data), data, 1, executor=executor)
+    expected = make(FedAvg, data)
+    sums = {name: torch.zeros_like(value) for name, value in expected.model.state_dict().items()}
+    for client in range(3):
+        own, network = data.client(client), mlp()
+        network.load_state_dict(expected.model.state_dict())
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        half = own.indices[: own.num_examples // 2]
+        ones = torch.ones_like(own.labels)  # in balance is then: at random
+        chosen = dataclasses.replace(own, indices=half, labels=ones, balanced=True)
+        for images, labels in chosen.train_loader(derive_seed(0, "client", 1, client)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(expected.prepare(images)), labels).backward()
+            optimizer.step()
+        for name, value in network.state_dict().items():
+            sums[name] += own.num_examples * value
+    total = sum(data.client_size(client) for client in range(3))
+    for name, value in sums.items():
+        torch.testing.assert_close(run.state.shared[f"model.{name}"], value / total, rtol=1e-4, atol=1e-5)
 
 
 # Survey.
