@@ -75,9 +75,9 @@ class FedAMM(FederatedModule):
     """
 
     shared: ClassVar[tuple[str, ...]] = ("model.", "weight_net.")
-    uses_meta_set: ClassVar[bool] = True
+    uses_meta_set = True
     trains_on_meta_set: ClassVar[bool] = True
-    plain_steps: ClassVar[bool] = True  # of asynchronous clients
+    plain_steps = True  # of asynchronous clients
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.intake import Intake, client_metrics, within_columns
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.stopwatch import Stopwatch
+from fedamm_pl.protocol.module import CALIBRATED
 
 
 def close_round(
@@ -48,8 +49,23 @@ def close_round(
 
 
 def evaluate_end(run: Run, evaluator: Evaluator) -> None:
-    """Evaluate a run that ends between two evaluations: where it was interrupted, or a callback has ended it."""
+    """Evaluate a run that ends between two evaluations: where it was interrupted, or a callback has ended it.
+
+    Where a callback has ended it at one, nobody knew that it was the last: it is made again if the method calibrates then.
+    """
     state = run.state
-    over = bool(state.ended) or state.round_num == run.config.num_rounds
-    if over and state.history and state.history[-1]["round"] < state.round_num:
+    if not state.history or not (state.ended or state.round_num == run.config.num_rounds):
+        return
+    row = state.history[-1]
+    if row["round"] < state.round_num:
         state.history.append({"round": state.round_num, **evaluator.evaluate(state, True)})
+    elif owed(run, evaluator):
+        state.history[-1] = {**row, **evaluator.evaluate(state, True)}
+
+
+def owed(run: Run, evaluator: Evaluator) -> bool:
+    """Return whether a run that is over was evaluated without the calibration that the method makes at its end."""
+    state = run.state
+    if state.round_num == 0 or evaluator.ended_at == state.round_num or not run.module.calibrates(True):
+        return False
+    return not any(name.startswith(CALIBRATED) for name in state.shared)

@@ -8,8 +8,10 @@ from fedamm_pl.federation.checkpoint import RunState
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.executors.base import Kept, Runner
 from fedamm_pl.federation.intake import Intake, RoundFailedError, require_sound
-from fedamm_pl.federation.server import Server, takes_statistics
+from fedamm_pl.federation.server import Server, takes_statistics, trained
 from fedamm_pl.protocol.messages import ClientResult, ClientTask
+from fedamm_pl.protocol.module import CALIBRATED
+from fedamm_pl.terminal import line
 
 log = logging.getLogger(__name__)
 
@@ -35,25 +37,33 @@ class Calibration:
     def __call__(self, state: RunState, last: bool) -> dict[str, float]:
         """Put into a state what is evaluated in place of the trained model; if that fails, it is said, and nothing is put there.
 
+        Clients that were measured, and those that failed at it, count in the accounts of the run.
+
         Returns:
             ``calibration/bytes_received`` and ``calibration/bytes_sent``, means over the clients that sent statistics.
         """
         server, module, round_num = self.server, self.server.module, state.round_num
+        state.shared = trained(
+            state.shared
+        )  # a round that has failed leaves what was made for the evaluation before it
         if round_num == 0 or not module.calibrates(last):
             return {}
         broadcast = server.broadcast(state.shared, round_num, 0)
-        tasks = self.tasks(round_num) if takes_statistics(module) else []
+        measures = takes_statistics(module)
+        tasks = self.tasks(round_num) if measures else []
         intake = Intake(round_num, tasks, server.expected_statistics(), module, self.config)
-        outcomes = self.runner.run(broadcast, tasks, self.kept(state)) if tasks else ()
         results: Iterator[ClientResult] = iter(())
-        if tasks:
-            results = intake.accept(outcomes, lambda result: result, lambda result: None)
+        if measures:
+            outcomes = self.runner.run(broadcast, tasks, self.kept(state))
+            results = intake.accept(outcomes, server.accepted_statistics, lambda result: None)
         try:
-            state.shared = require_sound(server.calibrated(state.shared, results))
-        except RoundFailedError as error:
-            log.warning(
-                "round %d: the model is evaluated as it was trained, its calibration failed: %s", round_num, error
-            )
+            made = server.calibrated(state.shared, results)
+            state.shared = require_sound(made, [CALIBRATED + name for name in intake.expected.nonnegative])
+        except (RoundFailedError, ArithmeticError) as error:
+            text = "round %d: the model is evaluated as it was trained, its calibration failed: %s"
+            log.warning(text, round_num, line(str(error)))
+        state.count_clients(intake.failures)
+        state.account(intake.results, {}, {"train": sum(result.train_seconds for result in intake.results)})
         if not intake.results:
             return {}
         received = sum(result.bytes_received for result in intake.results) / len(intake.results)

@@ -45,7 +45,7 @@ class RunState:
         client_seconds: Time that clients needed so far, added up over them: train, meta. With several workers it may exceed
             the wall time.
         bytes_total: Tensor bytes so far between server and clients: received and sent by clients.
-        clients_total: Client fits so far.
+        clients_total: Client fits so far, and times that a client was measured without one.
         counts: Clients that failed, updates refused, rounds failed, and times the run was continued so far.
         failed_in_a_row: Rounds that have failed since the last that did not.
         stopped: Why the run ended before its last round, or at it after too many failed ones.
@@ -90,9 +90,7 @@ class RunState:
             failed: Why the round failed, or None.
             max_failed_rounds: How many may fail in a row.
         """
-        refused = sum(failure.stage == "update" for failure in failures)
-        self.counts["refused_updates"] += refused
-        self.counts["failed_clients"] += len(failures) - refused
+        self.count_clients(failures)
         self.counts["failed_rounds"] += failed is not None
         self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
         if self.failed_in_a_row >= max_failed_rounds:
@@ -100,6 +98,12 @@ class RunState:
                 f"stopped after round {self.round_num}: {self.failed_in_a_row} rounds in a row failed, "
                 f"`max_failed_rounds` allows no more. The last: {failed}"
             )
+
+    def count_clients(self, failures: Sequence[ClientFailure]) -> None:
+        """Count clients that failed, and those whose update was refused."""
+        refused = sum(failure.stage == "update" for failure in failures)
+        self.counts["refused_updates"] += refused
+        self.counts["failed_clients"] += len(failures) - refused
 
     def account(
         self, results: Sequence[ClientResult], seconds: Mapping[str, float], client_seconds: Mapping[str, float]

@@ -25,6 +25,7 @@ class Evaluator:
     Attributes:
         calibration: Puts into a run's state what is evaluated in place of the trained model, told whether it is the last time;
             returns what that has cost.
+        ended_at: The round of which it was last told that it is the last; None before.
     """
 
     def __init__(self, module: FederatedModule, data: FederatedDataModule, trainer: TrainerConfig) -> None:
@@ -32,6 +33,7 @@ class Evaluator:
         self.data = data
         self.trainer = trainer
         self.calibration: Callable[[RunState, bool], dict[str, float]] = lambda state, last: {}
+        self.ended_at: int | None = None
         labels = data.images.test_labels
         self._chance = float(labels.bincount().max()) / len(labels)  # accuracy of the best constant guess
         self._error = math.sqrt(self._chance * (1 - self._chance) / len(labels))
@@ -59,6 +61,8 @@ class Evaluator:
         Returns:
             The measures, and what the calibration has cost.
         """
+        if last:
+            self.ended_at = state.round_num
         cost = self.calibration(state, last)
         measured, state.confusion = self.measure(state.shared)
         return {**cost, **measured}

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
+import torch
+
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.aggregation import Reducer
 from fedamm_pl.federation.config import FederationConfig
@@ -94,6 +96,15 @@ class Server:
         """Return what a client must send in a round without training, by name, shape and type."""
         return self.module.expected_statistics(self.session.sent)
 
+    def accepted_statistics(self, result: ClientResult) -> ClientResult:
+        """Return a client's statistics with what of them is reduced as their payload.
+
+        Raises:
+            ValueError: If the method refuses them.
+        """
+        with self._drawing("statistics", result.client_id):
+            return dataclasses.replace(result, payload=self.module.accepted_statistics(result, self.session))
+
     def calibrated(self, state: State, results: Iterable[ClientResult]) -> State:
         """Return the state with what the method makes of it for an evaluation.
 
@@ -102,17 +113,26 @@ class Server:
             results: The clients' statistics; none if the method takes none.
 
         Raises:
-            ValueError: If the method makes entries that the model does not have.
+            ArithmeticError: If the method can make nothing of these numbers.
+            ValueError: If it makes entries that the model does not have, or of other shapes.
         """
-        own = {name: value.clone() for name, value in trained(state).items()}
-        with self._drawing("calibration"):
-            statistics = self._reduce(results) if takes_statistics(self.module) else {}
-            made = self.module.calibrate(own, statistics, self.session)
-        if unknown := sorted(made.keys() - {name for name in state if name.startswith(self.module.shared)}):
+        own = {name: value.clone() for name, value in state.items()}
+        training = self.module.training
+        self.module.eval()
+        try:
+            with self._drawing("calibration"):
+                statistics = self._reduce(results) if takes_statistics(self.module) else {}
+                made = self.module.calibrate(own, statistics, self.session)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # no decomposition of these numbers
+            raise ArithmeticError(" ".join(str(error).split())) from error
+        finally:
+            self.module.train(training)
+        shapes = {name: value.shape for name, value in state.items() if name.startswith(self.module.shared)}
+        if unknown := sorted(name for name, value in made.items() if shapes.get(name) != value.shape):
             raise ValueError(
-                f"Expected `calibrate` of {type(self.module).__name__} to give shared entries, got {unknown}."
+                f"Expected `calibrate` of {type(self.module).__name__} to give shared entries in their shapes, got {unknown}."
             )
-        return {**trained(state), **{CALIBRATED + name: value for name, value in made.items()}}
+        return {**state, **{CALIBRATED + name: value.to(state[name]) for name, value in made.items()}}
 
     def _drawing(self, purpose: str, *keys: int) -> AbstractContextManager[None]:
         """Let a hook's dropout and the like draw from the run's seed, not from whatever ran before in this process."""

@@ -38,8 +38,8 @@ class FederatedModule(Classifier):
     personal: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the ``state_dict`` entries that stay at a client: kept between its rounds, never sent."""
 
-    uses_meta_set: ClassVar[bool] = False
-    """Whether the method needs the server's balanced meta set."""
+    uses_meta_set: bool = False
+    """Whether the method needs the server's balanced meta set; where an option decides, set it in the constructor."""
 
     trains_on_meta_set: ClassVar[bool] = False
     """Whether a plain Trainer must give it the meta set beside the training set."""
@@ -47,7 +47,7 @@ class FederatedModule(Classifier):
     uses_features: ClassVar[bool] = False
     """Whether the method needs the features that enter the linear layer which gives the network's logits."""
 
-    plain_steps: ClassVar[bool] = True
+    plain_steps: bool = True
     """Whether a local step, as the hooks of this class stand, is one of SGD on ``batch_loss(objective(...))`` alone. Clients then
     can train side by side. A subclass with a ``training_step`` or other fit hooks of its own that are no more than that says it
     again. What differs between clients in it must be a buffer of the module, set in ``on_train_start``."""
@@ -271,13 +271,30 @@ class FederatedModule(Classifier):
         """
         return {}
 
+    def accepted_statistics(self, result: ClientResult, server: ServerSession) -> State:
+        """Return what of a client's :meth:`statistics` is reduced, as :meth:`contribution` does of what it has trained.
+
+        Args:
+            result: A result of the expected names, shapes and types, finite.
+            server: ``sent`` is what was broadcast.
+
+        Raises:
+            ValueError: If a number in it is out of the range that it can have; the statistics are refused.
+        """
+        return result.payload
+
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:
         """Return shared entries that are evaluated and delivered in place of the trained ones; training goes on without them.
+
+        The module holds the trained state, in evaluation mode.
 
         Args:
             state: The server's, after the round.
             statistics: The clients', reduced; empty if the class has no :meth:`statistics` of its own.
-            server: The meta set, generators for draws, the round. Its module holds the trained state.
+            server: The meta set, generators for draws, the round.
+
+        Raises:
+            ArithmeticError: If nothing can be made of these numbers; it is said, and the trained model is evaluated.
         """
         return {}
 

@@ -42,6 +42,7 @@ class MetricsCSV(FederationCallback):
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
+        self._last: dict[str, float] | None = None
 
     def on_run_start(self, run: Run) -> None:
         """Cut the file to the rounds that the run starts from."""
@@ -52,22 +53,21 @@ class MetricsCSV(FederationCallback):
         """Append a row, or write all anew if a metric appears for the first time."""
         if not record.evaluated:
             return
-        row = run.state.history[-1]
+        row = self._last = run.state.history[-1]
         if set(row) <= set(self._columns):
             text = io.StringIO()
             csv.DictWriter(text, self._columns, lineterminator="\n").writerow(row)
             append_whole(self.path, text.getvalue().encode())
-            self._rows += 1
         else:
             self._write(run.state.history)
 
     def on_run_end(self, run: Run) -> None:
-        """Write the row of a run that ended between two evaluations."""
-        if len(run.state.history) > self._rows:
+        """Write the row of a run that ended between two evaluations, or at one that was made again for it."""
+        if run.state.history[-1] is not self._last:
             self._write(run.state.history)
 
     def _write(self, history: list[dict[str, float]]) -> None:
-        self._rows = len(history)
+        self._last = history[-1] if history else None
         names = dict.fromkeys(name for row in history for name in row)
         # test metrics first: the first row has no client metrics, later ones may add classes
         self._columns = sorted(names, key=lambda name: (name != "round", not name.startswith("test/")))
