@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 
 
 class FedProx(FederatedModule):
@@ -44,6 +45,11 @@ class FedProx(FederatedModule):
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("mu", mu, least=0)
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        return Privileges(work="client: distance from the received model at each step")
 
     def on_train_start(self) -> None:
         """Remember the global model."""

@@ -1,5 +1,7 @@
 """FedAvg, then the server fine-tunes on its meta set: the control of FedAMM, with the same images and no meta-learning."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -8,6 +10,7 @@ from fedamm_pl.losses import example_losses
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 from fedamm_pl.protocol.session import ServerSession
 
 
@@ -53,6 +56,11 @@ class MetaFineTune(FederatedModule):
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("finetune_steps", finetune_steps, least=0)
         require_range("finetune_lr", finetune_lr, least=0)
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        return replace(super().privileges, work=f"server: {self.hparams['finetune_steps']} steps on its images a round")
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
         """Take the average, then fine-tune."""

@@ -85,7 +85,8 @@ def program_help() -> str:
         lines += ["", wrapped(summary(GROUPS[group])), *option_lines(group, GROUPS[group])]
     usage = "fedamm [--config FILE] --algorithm CLASS [--OPTION VALUE ...]\n"
     usage += "       fedamm compare --help    methods x seeds x settings in one table\n"
-    usage += "       fedamm report --help     runs as one HTML page"
+    usage += "       fedamm report --help     runs as one HTML page\n"
+    usage += "       fedamm methods           what each method needs, reveals and costs"
     return page(usage, DESCRIPTION, *lines)
 
 
@@ -96,6 +97,11 @@ def page(usage: str, about: str, *lines: str) -> str:
 
 def option_lines(group: str, owner: type) -> list[str]:
     """Return an entry for each option of a class."""
+    return [entry(*option) for option in option_texts(group, owner).values()] or ["  It has no options."]
+
+
+def option_texts(group: str, owner: type) -> dict[str, tuple[str, str]]:
+    """Return for each option of a class how it is given, with kind and default, and its text."""
     texts: dict[str, str] = {}
     foreign = ("pytorch_lightning", "builtins")
     for kind in itertools.takewhile(lambda kind: not kind.__module__.startswith(foreign), owner.__mro__):
@@ -103,11 +109,11 @@ def option_lines(group: str, owner: type) -> list[str]:
             texts.setdefault(part.arg_name, part.description or "")
     if group == "algorithm":
         texts["model"] = f"{', '.join(MODELS)}, or the import path of a callable(num_classes, in_channels) -> Module."
-    lines = []
+    found = {}
     for name, parameter in options_of(owner).items():
         default = "required" if parameter.default is parameter.empty else f"default {shown(parameter.default)}"
-        lines.append(entry(f"--{group}.{name} {kind_of(parameter.annotation)} ({default})", texts.get(name, "")))
-    return lines or ["  It has no options."]
+        found[name] = (f"--{group}.{name} {kind_of(parameter.annotation)} ({default})", texts.get(name, ""))
+    return found
 
 
 def entry(head: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""The program ``fedamm``: runs a federation, or one of the sub-commands ``compare`` and ``report``."""
+"""The program ``fedamm``: runs a federation, or one of the sub-commands ``compare``, ``report`` and ``methods``."""
 
 import contextlib
 import os
@@ -41,6 +41,10 @@ def dispatch(words: list[str]) -> None:
         from fedamm_pl.cli.report import report
 
         report(words[1:])
+    elif words[:1] == ["methods"]:
+        from fedamm_pl.cli.methods import methods
+
+        methods(words[1:])
     else:
         run(words)
 

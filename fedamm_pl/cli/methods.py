@@ -1,0 +1,243 @@
+"""``fedamm methods``: what each method needs, reveals and costs, as its class declares it and as it is measured."""
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Literal
+
+from fedamm_pl.algorithms import FedAvg
+from fedamm_pl.cli.help import entry, option_texts, plain, summary, wrapped
+from fedamm_pl.cli.messages import similar
+from fedamm_pl.cli.options import GROUPS, OFFERED, find_class
+from fedamm_pl.cli.parser import Parser, attribute_docstrings, in_one_line
+from fedamm_pl.federation.costs import IMAGE_SIZE, NETWORK, NUM_CLASSES, Costs, GeneratedImages, measure
+from fedamm_pl.protocol.privileges import NOTHING
+from fedamm_pl.results.tables import as_csv, as_markdown
+from fedamm_pl.results.tables import plain as not_bold
+from fedamm_pl.terminal import say
+
+Measured = dict[str, Costs]
+"""Name of a method -> what it takes, with its default options."""
+
+WIDTH = 100
+"""Columns of the table where the terminal has as many or more."""
+GAP = 2
+WHOLE = 12
+"""Cells of so many characters are not broken."""
+SMALL = 0.01
+"""Bytes beside the model that are a smaller part of it are shown as bytes."""
+TITLES = {
+    "server": "the server must have",
+    "revealed": "leaves a client beside the model",
+    "received": "to a client",
+    "sent": "from a client",
+    "client_state": "kept at a client",
+    "server_state": "kept at the server",
+    "work": "more work",
+}
+COMBINED = {"server_optimizer": "federation", "local_optimizer": "algorithm"}
+"""Options that every method can be combined with -> their group."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodsConfig:
+    """How the table is printed."""
+
+    format: Literal["text", "markdown", "csv", "json"] = "text"
+    """text for a terminal, markdown for a page, csv and json with whole numbers of bytes for other programs."""
+
+
+def methods(words: Sequence[str]) -> None:
+    """Run the sub-command.
+
+    Args:
+        words: The command line after ``methods``.
+    """
+    parser = Parser(
+        prog="fedamm methods",
+        description="What each method needs, reveals and costs beside FedAvg, with its default options.",
+        allow_abbrev=False,
+    )
+    text = "Names or import paths of methods to show in full; by default a table of all."
+    parser.add_argument("methods", metavar="METHOD", nargs="*", default=[], help=text)
+    with attribute_docstrings():
+        parser.add_class_arguments(MethodsConfig, instantiate=False)
+    parsed = parser.parse_args(words)
+    try:
+        chosen = [chosen_class(name) for name in parsed.methods]
+        with in_one_line():
+            measured = measure_all(chosen or OFFERED["algorithm"])
+    except ValueError as error:
+        parser.error(str(error))
+    model = measure(FedAvg, GeneratedImages()).sent
+    if parsed.format == "text" and chosen:
+        say("\n\n".join(block(kind, measured[kind.__name__], model) for kind in chosen))
+    elif parsed.format == "text":
+        say("\n".join([*as_text(table(measured, model), width()), "", wrapped(legend(model)), "", *options_as_text()]))
+    elif parsed.format == "markdown":
+        say(markdown(measured, model, options=not chosen))
+    else:
+        records = [record(name, costs) for name, costs in measured.items()]
+        say(json.dumps(records, indent=1) if parsed.format == "json" else as_csv_text(records))
+
+
+def chosen_class(name: str) -> type:
+    """Find a method by its name or import path.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        return find_class("algorithm", name)
+    except ValueError as error:
+        names = [kind.__name__ for kind in OFFERED["algorithm"]]
+        meant = similar(name, names)
+        raise ValueError(
+            f"Expected METHOD to be one of {', '.join(names)} or the import path of your own, got {error}"
+            + (f"; did you mean {meant}?" if meant else "")
+        ) from error
+
+
+def measure_all(kinds: Sequence[type]) -> Measured:
+    """Measure methods, FedAvg first and the others by name.
+
+    Raises:
+        ValueError: If one cannot be made with the defaults of its options.
+    """
+    data = GeneratedImages()
+    ordered = sorted(kinds, key=lambda kind: (kind is not FedAvg, kind.__name__.lower()))
+    return {kind.__name__: measure(kind, data) for kind in ordered}
+
+
+def width() -> int:
+    """Return the columns that a table may take."""
+    return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+
+
+def legend(model: int) -> str:
+    """Say what the numbers are."""
+    return (
+        f"To and from a client: tensor bytes a round in multiples of FedAvg's ({model:,} each way: {NETWORK}, {NUM_CLASSES} classes, "
+        f"images of {IMAGE_SIZE}x{IMAGE_SIZE}); what adds less than {SMALL:.0%} stands there in bytes. A hyphen: no more than FedAvg. "
+        "Options at their defaults."
+    )
+
+
+def amount(number: int, model: int) -> str:
+    """Return a number of bytes as a multiple of the model, and what is little beside it in bytes.
+
+    Example:
+        >>> amount(1000, 1000), amount(1500, 1000), amount(1008, 1000)
+        ('1', '1.50', '1 + 8 B')
+    """
+    whole, rest = divmod(number, model)
+    if rest < SMALL * model:
+        return f"{whole} + {rest:,} B" if rest else str(whole)
+    return f"{number / model:.2f}"
+
+
+def cells(costs: Costs, model: int) -> list[str]:
+    """Return the line of a method after its name, in the order of the titles."""
+    words = {
+        name: "-" if value == NOTHING else str(value) for name, value in dataclasses.asdict(costs.privileges).items()
+    }
+    sent = amount(costs.sent, model)
+    if costs.statistics:
+        sent += f"; to calibrate {costs.statistics / model:.2f}"
+    shown = {**words, "received": amount(costs.received, model), "sent": sent}
+    return [shown[name] for name in TITLES]
+
+
+def table(measured: Measured, model: int) -> list[list[str]]:
+    """Return the lines of the table, the first of them the titles."""
+    return [["method", *TITLES.values()], *([name, *cells(costs, model)] for name, costs in measured.items())]
+
+
+def as_text(lines: Sequence[Sequence[str]], most: int) -> list[str]:
+    """Lay out a table for a terminal: long cells go on below; a rule between its titles and the rest.
+
+    Args:
+        lines: Its lines, the first of them the titles.
+        most: Columns of the terminal; where the longest words need more, the table is wider.
+    """
+    columns = list(zip(*lines, strict=True))
+    sizes = [
+        max(len(part) for cell in column for part in ([cell] if len(cell) <= WHOLE else cell.split()))
+        for column in columns
+    ]
+    longest = [max(map(len, column)) for column in columns]
+    for _ in range(most - sum(sizes) - GAP * (len(sizes) - 1)):  # a column more for what is cut most
+        place = max(range(len(sizes)), key=lambda place: longest[place] / sizes[place])
+        if sizes[place] < longest[place]:
+            sizes[place] += 1
+    found = []
+    for line in lines:
+        parts = [textwrap.wrap(cell, size) for cell, size in zip(line, sizes, strict=True)]
+        for row in range(max(map(len, parts))):
+            texts = [part[row] if row < len(part) else "" for part in parts]
+            found.append((" " * GAP).join(text.ljust(size) for text, size in zip(texts, sizes, strict=True)).rstrip())
+        if line is lines[0]:
+            found.append((" " * GAP).join("-" * size for size in sizes))
+    return found
+
+
+def block(kind: type, costs: Costs, model: int) -> str:
+    """Return what a method takes, in full."""
+    lines = dict(zip(TITLES.values(), cells(costs, model), strict=True))
+    lines[TITLES["received"]] = f"{costs.received:,} bytes a round, {costs.received / model:.2f} times the model"
+    lines[TITLES["sent"]] = f"{costs.sent:,} bytes a round, {costs.sent / model:.2f} times the model"
+    if costs.statistics:
+        lines[TITLES["sent"]] += f"; {costs.statistics:,} before an evaluation that calibrates"
+    size = max(map(len, lines)) + 1
+    shown = (
+        wrapped(NOTHING if text == "-" else text, f"  {title + ':':{size}}  ", " " * (size + 4))
+        for title, text in lines.items()
+    )
+    return "\n".join([kind.__name__, wrapped(summary(kind), "  ", "  "), *shown])
+
+
+def options() -> list[tuple[str, str]]:
+    """Return the options that combine with every method: how they are given, and their texts."""
+    owners = {"algorithm": FedAvg}
+    found = []
+    for name, group in COMBINED.items():
+        texts = option_texts(group, owners.get(group, GROUPS[group]))
+        if name in texts:
+            given, text = texts[name]
+            found.append((given, " ".join(plain(text).split())))
+    return found
+
+
+def options_as_text() -> list[str]:
+    """Return them for a terminal."""
+    return ["With every method:", *(entry(given, text) for given, text in options())]
+
+
+def markdown(measured: Measured, model: int, options: bool) -> str:
+    """Return the table for a page."""
+    lines = [*as_markdown(not_bold(table(measured, model))), "", legend(model)]
+    return "\n".join(lines + (options_as_markdown() if options else []))
+
+
+def options_as_markdown() -> list[str]:
+    """Return the options that combine for a page."""
+    return ["", "With every method:", "", *(f"- `{given}`: {text}" for given, text in options())]
+
+
+def record(name: str, costs: Costs) -> dict[str, str | int]:
+    """Return what a method takes for other programs."""
+    words = dataclasses.asdict(costs.privileges)
+    return {"method": name, "received": costs.received, "sent": costs.sent, "statistics": costs.statistics, **words}
+
+
+def as_csv_text(records: Sequence[dict[str, str | int]]) -> str:
+    """Return records as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: as_csv(value) for name, value in record.items()} for record in records)
+    return text.getvalue().rstrip("\n")
