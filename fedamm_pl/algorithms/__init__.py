@@ -10,6 +10,7 @@ from fedamm_pl.algorithms.fedfocal import FedFocal
 from fedamm_pl.algorithms.fedlc import FedLC
 from fedamm_pl.algorithms.fednova import FedNova
 from fedamm_pl.algorithms.fedprox import FedProx
+from fedamm_pl.algorithms.fedrs import FedRS
 from fedamm_pl.algorithms.logit_adjusted import LogitAdjusted
 from fedamm_pl.algorithms.meta_finetune import MetaFineTune
 from fedamm_pl.algorithms.moon import Moon
@@ -27,6 +28,7 @@ __all__ = [
     "FedLC",
     "FedNova",
     "FedProx",
+    "FedRS",
     "LogitAdjusted",
     "MetaFineTune",
     "Moon",

@@ -22,12 +22,14 @@ from fedamm_pl.algorithms import (
     FedLC,
     FedNova,
     FedProx,
+    FedRS,
     LogitAdjusted,
     MetaFineTune,
     Moon,
     RatioLoss,
     Scaffold,
 )
+from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.federation.callbacks import FederationCallback
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
@@ -52,6 +54,8 @@ METHODS: dict[str, Method] = {
     "LogitAdjusted, local, mask": (LogitAdjusted, {"counts": "local", "absent": "mask"}),
     "FedLC": (FedLC, {}),
     "FedLC, one": (FedLC, {"absent": "one"}),
+    "FedRS": (FedRS, {}),
+    "FedRS, frequency": (FedRS, {"scaling": "frequency"}),
     "RatioLoss": (RatioLoss, {}),
     "MetaFineTune": (MetaFineTune, {}),
     "Climb": (Climb, {"dual_lr": 0.5, "tolerance": 0.01}),
@@ -108,6 +112,8 @@ LIMITS: dict[str, Method] = {
     "LogitAdjusted, local, tau 0": (LogitAdjusted, {"counts": "local", "tau": 0.0}),
     "LogitAdjusted, global, tau 0": (LogitAdjusted, {"counts": "global", "tau": 0.0}),
     "FedLC, one, tau 0": (FedLC, {"absent": "one", "tau": 0.0}),
+    "FedRS, alpha 1": (FedRS, {"alpha": 1.0}),
+    "FedRS, frequency, alpha 1": (FedRS, {"alpha": 1.0, "scaling": "frequency"}),
     "RatioLoss, alpha 1, beta 0": (RatioLoss, {"alpha": 1.0, "beta": 0.0}),
     "MetaFineTune, 0 steps": (MetaFineTune, {"finetune_steps": 0}),
     "Climb, dual_lr 0": (Climb, {"dual_lr": 0.0, "tolerance": 0.0}),
@@ -314,7 +320,7 @@ def test_plain_trainer_takes_the_data_module(method: Method) -> None:
     assert torch.cat(trainer.predict(module, datamodule=data)).shape == (80, NUM_CLASSES)
 
 
-ALONE_FEDAVG = ["FedNova", "Scaffold", "Moon", "RatioLoss", "MetaFineTune", "Climb", "CReFF"]
+ALONE_FEDAVG = ["FedRS", "FedNova", "Scaffold", "Moon", "RatioLoss", "MetaFineTune", "Climb", "CReFF"]
 
 
 @pytest.mark.usefixtures("silence")
@@ -329,8 +335,11 @@ def test_in_a_plain_trainer_it_is_fedavg(name: str) -> None:
     assert_equal(*states)
 
 
+COUNTING = [name for name, (method, _) in METHODS.items() if issubclass(method, ClassPriorModule)]
+
+
 @pytest.mark.usefixtures("silence")
-@pytest.mark.parametrize("name", [name for name, (method, _) in METHODS.items() if "counts" in name or method is FedLC])
+@pytest.mark.parametrize("name", COUNTING)
 def test_class_counts_are_needed_in_a_plain_trainer(name: str) -> None:
     data = tiny_data(augmentation="none")
     module = make(METHODS[name], data, info=None)
@@ -469,6 +478,9 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (LogitAdjusted, "absent", "none"),
         (FedLC, "tau", -1.0),
         (FedLC, "absent", None),
+        (FedRS, "alpha", -0.1),
+        (FedRS, "alpha", 1.1),
+        (FedRS, "scaling", "none"),
         (RatioLoss, "alpha", -1.0),
         (RatioLoss, "beta", -0.1),
         (RatioLoss, "max_ratio", 0.0),
