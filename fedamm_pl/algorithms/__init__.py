@@ -1,5 +1,6 @@
 """Federated algorithms: one LightningModule each, with the client's and the server's side in one class."""
 
+from fedamm_pl.algorithms.balancefl import BalanceFL
 from fedamm_pl.algorithms.class_balanced import ClassBalanced
 from fedamm_pl.algorithms.climb import Climb
 from fedamm_pl.algorithms.creff import CReFF
@@ -18,6 +19,7 @@ from fedamm_pl.algorithms.ratio_loss import RatioLoss
 from fedamm_pl.algorithms.scaffold import Scaffold
 
 __all__ = [
+    "BalanceFL",
     "CReFF",
     "ClassBalanced",
     "Climb",

@@ -13,6 +13,7 @@ from torch import nn
 import fedamm_pl.algorithms
 from fedamm_pl import FederatedModule, Orchestrator
 from fedamm_pl.algorithms import (
+    BalanceFL,
     ClassBalanced,
     Climb,
     CReFF,
@@ -42,6 +43,7 @@ CPU = TrainerConfig(accelerator="cpu", precision="32-true")
 Method = tuple[type[FederatedModule], dict[str, Any]]
 
 METHODS: dict[str, Method] = {
+    "BalanceFL": (BalanceFL, {}),
     "FedProx": (FedProx, {"mu": 0.1}),
     "FedNova": (FedNova, {}),
     "Scaffold": (Scaffold, {}),
@@ -320,7 +322,7 @@ def test_plain_trainer_takes_the_data_module(method: Method) -> None:
     assert torch.cat(trainer.predict(module, datamodule=data)).shape == (80, NUM_CLASSES)
 
 
-ALONE_FEDAVG = ["FedRS", "FedNova", "Scaffold", "Moon", "RatioLoss", "MetaFineTune", "Climb", "CReFF"]
+ALONE_FEDAVG = ["BalanceFL", "FedRS", "FedNova", "Scaffold", "Moon", "RatioLoss", "MetaFineTune", "Climb", "CReFF"]
 
 
 @pytest.mark.usefixtures("silence")
@@ -494,6 +496,10 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (CReFF, "match_lr", -0.1),
         (CReFF, "retrain_steps", -1),
         (CReFF, "retrain_lr", -0.1),
+        (BalanceFL, "absent", "round"),
+        (BalanceFL, "kd_weight", -1.0),
+        (BalanceFL, "temperature", 0.0),
+        (BalanceFL, "entropy_weight", -0.1),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(algorithm: Any, option: str, value: Any) -> None:
@@ -531,7 +537,7 @@ def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
         algorithm(NUM_CLASSES, 1, network)
 
 
-@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss"])
+@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL"])
 def test_last_layer_without_a_bias_works_or_is_refused_at_once(name: str) -> None:
     data, (algorithm, options) = tiny_data(), METHODS[name]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES, bias=False))
