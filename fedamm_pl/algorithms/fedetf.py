@@ -73,15 +73,7 @@ class FedETF(ClassPriorModule):
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("scale", scale, above=0)
-        name = self.classifier_name()
-        parent, _, child = name.rpartition(".")
-        replaced = self.model.get_submodule(name)
-        assert isinstance(replaced, nn.Linear)
-        head = ETFHead(replaced.in_features, num_classes, scale)
-        if child:
-            setattr(self.model.get_submodule(parent), child, head)
-        else:
-            self.model = head
+        self.replace_classifier(lambda layer: ETFHead(layer.in_features, num_classes, scale))
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the balanced softmax loss of each example."""

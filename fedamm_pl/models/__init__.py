@@ -2,7 +2,7 @@
 
 from fedamm_pl.models.build import MODELS, build_model, registered_only
 from fedamm_pl.models.cnn import SmallCNN
-from fedamm_pl.models.outputs import features_and_logits, logits_of
+from fedamm_pl.models.outputs import features_and_logits, inputs_of, logits_of
 from fedamm_pl.models.probe import attempt, classifier_of, complete_lazy_layers, deep_copy
 from fedamm_pl.models.resnet_cifar import ResNetCIFAR
 from fedamm_pl.models.weight_net import WeightNet
@@ -18,6 +18,7 @@ __all__ = [
     "complete_lazy_layers",
     "deep_copy",
     "features_and_logits",
+    "inputs_of",
     "logits_of",
     "registered_only",
 ]

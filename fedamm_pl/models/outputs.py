@@ -68,6 +68,23 @@ def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     return features, logits
 
 
+def inputs_of(part: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
+    """Return what enters a part of a network in a forward pass; the features, where the part is a head of one's own.
+
+    Args:
+        part: A part that takes one tensor; of several calls the last counts.
+        model: The network.
+        images: Normalised images of shape (B, in_channels, H, W).
+    """
+    entered: list[Tensor] = []
+    handle = part.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    return entered[-1]
+
+
 def last_linear_call(model: nn.Module, images: Tensor) -> tuple[Call, int]:
     """Return the call of the linear layer that gives a network's logits, and how often the layer was called.
 

@@ -196,6 +196,29 @@ class Classifier(StoredModule):
             )
         return head
 
+    def replace_classifier(self, make: Callable[[nn.Linear], nn.Module]) -> str:
+        """Put another module in the place of that layer, for methods with a head of their own.
+
+        Args:
+            make: The layer -> what takes its place: maps features (B, D) to logits (B, C).
+
+        Returns:
+            Its name within this module.
+
+        Raises:
+            ValueError: If no linear layer gives the logits.
+        """
+        name = self.classifier_name()
+        replaced = self.model.get_submodule(name)
+        assert isinstance(replaced, nn.Linear)
+        parent, _, child = name.rpartition(".")
+        if child:
+            setattr(self.model.get_submodule(parent), child, make(replaced))
+            return f"model.{name}"
+        self.model = make(replaced)
+        self.compiled = partial(torch.compile(self.model)) if self.compiles else None
+        return "model"
+
     def _example(self) -> Tensor | None:
         """Return an image of zeros as the network takes it, if the images' size is known."""
         if "image_size" not in self.info:
