@@ -9,6 +9,7 @@ from fedamm_pl.algorithms.fedavg import FedAvg
 from fedamm_pl.algorithms.fedetf import FedETF
 from fedamm_pl.algorithms.fedfocal import FedFocal
 from fedamm_pl.algorithms.fedlc import FedLC
+from fedamm_pl.algorithms.fednh import FedNH
 from fedamm_pl.algorithms.fednova import FedNova
 from fedamm_pl.algorithms.fedprox import FedProx
 from fedamm_pl.algorithms.fedrs import FedRS
@@ -28,6 +29,7 @@ __all__ = [
     "FedETF",
     "FedFocal",
     "FedLC",
+    "FedNH",
     "FedNova",
     "FedProx",
     "FedRS",

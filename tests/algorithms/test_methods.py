@@ -21,6 +21,7 @@ from fedamm_pl.algorithms import (
     FedETF,
     FedFocal,
     FedLC,
+    FedNH,
     FedNova,
     FedProx,
     FedRS,
@@ -63,6 +64,7 @@ METHODS: dict[str, Method] = {
     "Climb": (Climb, {"dual_lr": 0.5, "tolerance": 0.01}),
     "FedETF": (FedETF, {}),
     "CReFF": (CReFF, {"num_features": 10, "match_steps": 20, "retrain_steps": 50}),
+    "FedNH": (FedNH, {"scale": 10.0}),
 }
 NOT_HERE = {"FedAMM", "FedAvg"}  # with a file of its own; what the others differ from
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
@@ -209,7 +211,7 @@ def test_creff_trains_the_model_of_fedavg_and_evaluates_it_with_another_classifi
     assert not torch.equal(delivered["model.classifier.weight"], run.state.shared["model.classifier.weight"])
 
 
-DIFFERENT = {name: method for name, method in METHODS.items() if name not in ("FedETF", "CReFF")}
+DIFFERENT = {name: method for name, method in METHODS.items() if name not in ("FedETF", "FedNH", "CReFF")}
 
 
 @pytest.fixture(scope="module")
@@ -425,6 +427,7 @@ EXTRA_BYTES = {  # received and sent beside the model
     "RatioLoss": (4 * C, 0),
     "Climb": (0, 8),
     "CReFF": (4 * C * (D + 1), 4 * C * C * (D + 1) + 8 * C),
+    "FedNH": (4 - 4 * C, 4 + 4 * C),  # a scale and no bias; class counts
 }
 
 
@@ -491,6 +494,10 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (Climb, "dual_lr", -0.1),
         (Climb, "tolerance", -0.1),
         (FedETF, "scale", 0.0),
+        (FedNH, "smoothing", -0.1),
+        (FedNH, "smoothing", 1.1),
+        (FedNH, "scale", 0.0),
+        (FedNH, "max_grad_norm", 0.0),
         (CReFF, "num_features", 0),
         (CReFF, "match_steps", -1),
         (CReFF, "match_lr", -0.1),
@@ -530,14 +537,14 @@ def test_methods_with_a_meta_set_refuse_data_without_one(algorithm: Any) -> None
         federate(make((algorithm, {}), data), data, 1)
 
 
-@pytest.mark.parametrize("algorithm", [FedETF, CReFF])
+@pytest.mark.parametrize("algorithm", [FedETF, FedNH, CReFF])
 def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
     network = nn.Sequential(nn.Conv2d(1, NUM_CLASSES, 8), nn.Flatten())
     with pytest.raises(ValueError, match="Expected `model` to end in a linear layer, got Sequential without any"):
         algorithm(NUM_CLASSES, 1, network)
 
 
-@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL"])
+@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH"])
 def test_last_layer_without_a_bias_works_or_is_refused_at_once(name: str) -> None:
     data, (algorithm, options) = tiny_data(), METHODS[name]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES, bias=False))

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedamm_pl.algorithms import Climb, CReFF, FedAMM, FedAvg, FedNova, Scaffold
+from fedamm_pl.algorithms import Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, Scaffold
 from fedamm_pl.federation.executors import RunSpec
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask
@@ -31,6 +31,7 @@ OPTIONS: dict[type[FederatedModule], dict[str, Any]] = {
     Climb: {},
     Scaffold: {},
     CReFF: {"match_steps": 2, "retrain_steps": 2},
+    FedNH: {},
 }
 
 
@@ -103,6 +104,8 @@ CONTRIBUTED = {
     "num_steps": [0, -1, 10**7, 2**62],
     "global_loss": [-1.0, -1e30],
     "present": [2, -1, 2**62],
+    "class_means": [0.5, -1e30],
+    "class_counts": [-1, 2**53 + 1, 2**62],
     "running_var": [-1e-3, -5.0],
     "num_batches_tracked": [-1, -(2**62)],
 }
