@@ -4,7 +4,7 @@ Federated: Caldarola, Caputo, Ciccone, *Improving Generalization in Federated Le
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,7 +62,8 @@ class SharpnessAwareSGD(torch.optim.SGD):
         weight_decay: Weight decay.
         rho: How far eps goes; with 0 it is SGD, and there is one pass.
         adaptive: Whether distances are relative to the weights.
-        second_pass: The context of the second pass.
+        first_pass: The context of the first of two passes.
+        second_pass: The context of the second.
     """
 
     def __init__(
@@ -73,13 +74,15 @@ class SharpnessAwareSGD(torch.optim.SGD):
         weight_decay: float,
         rho: float,
         adaptive: bool,
+        first_pass: Callable[[], AbstractContextManager[None]],
         second_pass: Callable[[], AbstractContextManager[None]],
     ) -> None:
         super().__init__(
             parameters.values(), lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
         )
         self._parameters = dict(parameters)
-        self._rho, self._adaptive, self._second_pass = rho, adaptive, second_pass
+        self._rho, self._adaptive = rho, adaptive
+        self._first_pass, self._second_pass = first_pass if rho > 0 else nullcontext, second_pass
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -93,14 +96,14 @@ class SharpnessAwareSGD(torch.optim.SGD):
         """
         if closure is None:
             raise ValueError("Expected a `closure` for sharpness-aware steps, got none: 16-mixed cannot train by them.")
-        with torch.enable_grad():
+        with self._first_pass(), torch.enable_grad():
             loss = closure()
         moved = {name: value for name, value in self._parameters.items() if value.grad is not None}
         if self._rho > 0 and moved:
             before = {name: value.detach().clone() for name, value in moved.items()}
             gradients = {name: value.grad for name, value in moved.items() if value.grad is not None}
             for name, eps in worst_point_nearby(before, gradients, self._rho, adaptive=self._adaptive).items():
-                moved[name].add_(eps.to(moved[name].dtype))
+                moved[name].add_(eps)  # rounded once, where the weights are of half precision
             try:
                 with self._second_pass(), torch.enable_grad():
                     closure()

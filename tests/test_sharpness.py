@@ -1,14 +1,18 @@
 """Sharpness-aware SGD: the worst point by hand, the step on a quadratic, the limit case, BatchNorm's statistics, what is logged."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import Scaffold
-from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.protocol.messages import State
 from fedamm_pl.sharpness import SharpnessAwareSGD, worst_point_nearby
 from tests.one_round import Round
 from tests.tiny import NUM_CLASSES, tiny_data
@@ -52,7 +56,9 @@ def test_step_on_a_quadratic_takes_the_gradient_at_the_worst_point() -> None:
         def __exit__(self, *_: object) -> None:
             pass
 
-    optimizer = SharpnessAwareSGD({"weight": weight}, 0.1, 0.0, 0.0, 0.5, adaptive=False, second_pass=Second)
+    optimizer = SharpnessAwareSGD(
+        {"weight": weight}, 0.1, 0.0, 0.0, 0.5, adaptive=False, first_pass=nullcontext, second_pass=Second
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -104,6 +110,77 @@ def test_a_step_by_hand_with_batchnorm() -> None:
     for name, value in statistics.items():
         torch.testing.assert_close(result.payload[f"model.{name}"], value)
     assert result.metrics["loss"] == pytest.approx(float(loss.detach()))
+
+
+def test_scaffold_corrects_the_gradient_of_the_step_and_not_the_way_to_the_worst_point() -> None:
+    data = tiny_data(batch_size=1000, augmentation="none")
+    module = make(Scaffold, local_optimizer="sam", rho=0.5, weight_decay=0.0, momentum=0.0).double()
+    trained = dict(module.model.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+    c = {name: torch.randn(value.shape, generator=generator, dtype=torch.float64) for name, value in trained.items()}
+    state = {**module.shared_state(), **{f"control.model.{name}": value for name, value in c.items()}}
+    round_ = Round(module, data, TrainerConfig("cpu", precision="64-true"), state=state)
+    payload = round_.train(1).payload
+    session = round_.session(1)
+    images, labels = next(iter(session.train_loader(session.data)))
+    start = {name: value.detach().clone() for name, value in trained.items()}
+
+    def gradients() -> State:
+        loss = module.objective(module(images), labels).mean()
+        return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+
+    module.train()
+    first = gradients()
+    length = torch.stack([value.norm() for value in first.values()]).norm()
+    with torch.no_grad():
+        for name, value in trained.items():
+            value += 0.5 * first[name] / length
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(payload[f"model.{name}"], start[name] - 0.05 * (gradient + c[name]))
+
+
+@pytest.fixture
+def silence() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+def fit(module: FederatedModule, **options: Any) -> None:
+    data = tiny_data(batch_size=1000, augmentation="none")
+    off: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    pl.Trainer(max_epochs=1, accelerator="cpu", **off, **options).fit(module, data.train_dataloader())
+
+
+@pytest.mark.usefixtures("silence")
+def test_a_plain_trainer_clips_the_gradient_of_the_step_alone() -> None:
+    """Clipped to a tiny value, all of the first pass's gradient would have the same size and lead elsewhere."""
+    steps: dict[float | None, Tensor] = {}
+    for limit in (None, 1e-4):
+        module = make(local_optimizer="sam", rho=0.5, momentum=0.0, weight_decay=0.0).double()
+        start = torch.cat([value.detach().flatten().clone() for value in module.model.parameters()])
+        fit(module, gradient_clip_val=limit, gradient_clip_algorithm="value")
+        steps[limit] = (torch.cat([value.detach().flatten() for value in module.model.parameters()]) - start) / -0.05
+    whole, clipped = steps[None], steps[1e-4]
+    assert whole.abs().max() > 1e-2
+    torch.testing.assert_close(clipped, whole.clamp(-1e-4, 1e-4), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.usefixtures("silence")
+def test_a_plain_trainer_that_adds_up_batches_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Expected `accumulate_grad_batches` to be 1 for .* got 2"):
+        fit(make(local_optimizer="sam"), accumulate_grad_batches=2)
+    fit(make(local_optimizer="sam", rho=0.0), accumulate_grad_batches=2)
+
+
+def test_half_precision_weights_are_moved_and_put_back() -> None:
+    data = tiny_data()
+    bf16 = TrainerConfig("cpu", precision="bf16-true")
+    sgd, sam = (Round(make(**options), data, bf16).train(0).payload for options in ({}, {"local_optimizer": "sam"}))
+    assert {value.dtype for name, value in sam.items() if name.endswith("weight")} == {torch.bfloat16}
+    assert not torch.equal(sgd["model.conv1.weight"], sam["model.conv1.weight"])
+    assert (sgd["model.conv1.weight"] - sam["model.conv1.weight"]).abs().max() < 0.2
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ class Scaffold(FederatedModule):
             }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Correct the gradients."""
+        """Correct the gradients that a step is taken with; where the worst point nearby is, the client's own say."""
+        if self.looks_ahead:
+            return
         for name, parameter in self.named_parameters():
             if parameter.grad is not None and name in self._correction:
                 parameter.grad += self._correction[name]

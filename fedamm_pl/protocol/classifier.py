@@ -90,7 +90,9 @@ class Classifier(StoredModule):
             federation's trainer; None: the network itself. What needs second or forward-mode derivatives, or the network's
             features, calls ``model``.
         compiles: Whether the network was given compiled; a federation then compiles its copies too, as torch does by default.
-        sees_again: Whether a step sees its batch a second time, as sharpness-aware ones do.
+        looks_ahead: Whether a sharpness-aware step sees its batch for the first time: this gradient only tells where the worst
+            point nearby is.
+        sees_again: Whether it sees its batch for the second time; with this gradient the step is taken.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -131,7 +133,7 @@ class Classifier(StoredModule):
             raise ValueError(f"Expected `model` to be a name, an import path or a Module, got {reprlib.repr(network)}.")
         self.model: nn.Module = getattr(network, "_orig_mod", network)  # its state has the names of the network itself
         self.compiles = self.model is not network
-        self.sees_again = False
+        self.looks_ahead, self.sees_again = False, False
         self.compiled: Callable[[Tensor], Any] | None = partial(network) if self.compiles else None
         self.memory_format = (
             torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
@@ -298,6 +300,16 @@ class Classifier(StoredModule):
         """Return the local optimizer over the parameters of the classifier alone."""
         return self.local_sgd(self.model)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients that a step is taken with, as a plain Trainer may say."""
+        if not self.looks_ahead:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def local_sgd(self, module: nn.Module) -> torch.optim.SGD:
         """Return SGD for local training, sharpness-aware if ``local_optimizer`` says so."""
         kind, rho = self.hparams["local_optimizer"], self.hparams["rho"]
@@ -310,8 +322,27 @@ class Classifier(StoredModule):
             weight_decay=self.hparams["weight_decay"],
             rho=RHO[kind] if rho is None else rho,
             adaptive=kind == "asam",
+            first_pass=self._first_pass,
             second_pass=self._second_pass,
         )
+
+    @contextmanager
+    def _first_pass(self) -> Iterator[None]:
+        """Within it a gradient only tells where the worst point nearby is.
+
+        Raises:
+            ValueError: In a plain Trainer that adds up the gradients of several batches.
+        """
+        batches = self.trainer.accumulate_grad_batches
+        if batches != 1:  # the second pass's gradient would be added to the first's
+            raise ValueError(
+                f"Expected `accumulate_grad_batches` to be 1 for sharpness-aware steps, which see one batch twice, got {batches}."
+            )
+        self.looks_ahead = True
+        try:
+            yield
+        finally:
+            self.looks_ahead = False
 
     @contextmanager
     def _second_pass(self) -> Iterator[None]:

@@ -48,12 +48,12 @@ def data_for(num_ranks: int) -> TinyData:
 
 
 def train(method: str, num_ranks: int, strategy: str) -> tuple[pl.Trainer, dict[str, Any]]:
-    """Train two epochs and test; ``method`` is fedavg or a way to differentiate."""
+    """Train two epochs and test; ``method`` is fedavg, fedavg with a sharpness-aware optimizer, or a way to differentiate."""
     data = data_for(num_ranks)
     options: dict[str, Any] = {"model": network(), "lr": 0.05, "info": data.info}
     module = (
-        WatchedFedAvg(4, 1, **options)
-        if method == "fedavg"
+        WatchedFedAvg(4, 1, local_optimizer=method.partition("-")[2] or "sgd", **options)  # type: ignore[arg-type]
+        if method.startswith("fedavg")
         else WatchedFedAMM(4, 1, meta_lr=1.0, differentiation=method, **options)  # type: ignore[arg-type]
     ).double()
     module.seen = []

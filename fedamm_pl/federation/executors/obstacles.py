@@ -13,7 +13,8 @@ FIT_HOOKS = sorted(
     }
     - {"on_train_start"}
     | {"training_step", "backward", "configure_optimizers", "configure_gradient_clipping", "optimizer_step"}
-    | {"configure_callbacks", "optimizer_zero_grad", "lr_scheduler_step", "forward", "track", "log_means", "sgd"}
+    | {"configure_callbacks", "optimizer_zero_grad", "lr_scheduler_step", "forward", "track", "log_means"}
+    | {"sgd", "local_sgd"}
 )
 """What of a method runs in a Lightning fit, and does not run side by side."""
 

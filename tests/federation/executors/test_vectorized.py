@@ -278,6 +278,11 @@ class Adam(FedAvg):
         return torch.optim.Adam(self.model.parameters())
 
 
+class SgdOfItsOwn(FedAvg):
+    def local_sgd(self, module: nn.Module) -> torch.optim.SGD:
+        return self.sgd(module, 1.0)
+
+
 class StepsOfFedAMM(FedAMM):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
@@ -324,6 +329,8 @@ class Branching(nn.Module):
         (Scaffold, {}, "Scaffold, got Vectorized: .* it has on_before_optimizer_step of its own"),
         (OwnStep, {}, "it has training_step of its own"),
         (Adam, {}, "it has configure_optimizers of its own"),
+        (SgdOfItsOwn, {}, "it has local_sgd of its own"),
+        (FedAvg, {"local_optimizer": "sam"}, "its steps are more than SGD on an objective of each example"),
         (StepsOfFedAMM, {}, "it has training_step of its own"),
         (Unbuffered, {}, "Unbuffered .*: scale is not the same for all clients; a buffer of the module may differ"),
         (OfTheBatch, {}, "after a few steps .* is not what a Trainer makes of it"),
