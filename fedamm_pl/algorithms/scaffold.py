@@ -95,7 +95,7 @@ class Scaffold(FederatedModule):
         """Return the trained model and the change of c_k, and keep c_k."""
         payload, session = super().client_payload(), self.session
         assert session is not None
-        scale = 1 / (session.num_steps * self.hparams["lr"])
+        scale = 1 / (session.num_steps * self.local_lr)
         changes, kept = {}, {}
         sent = session.payload
         for name in self._trained():

@@ -24,6 +24,8 @@ class FederationConfig:
     """Share of the clients that takes part in a round, in (0, 1]."""
     local_epochs: int = 5
     """Local epochs a round."""
+    lr_decay: float = 1.0
+    """What the clients' learning rate is multiplied by from each round to the next, in (0, 1]; FedAMM's meta_lr stays."""
     aggregation: Aggregation = "num_examples"
     """How clients are averaged: by num_examples (p_k = n_k / n), uniform, or robustly and without weights by the
     coordinate-wise median or trimmed_mean."""
@@ -42,6 +44,8 @@ class FederationConfig:
     def __post_init__(self) -> None:
         if not 0 < self.client_fraction <= 1:
             raise ValueError(f"Expected `client_fraction` to be in (0, 1], got {self.client_fraction}.")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"Expected `lr_decay` to be in (0, 1], got {self.lr_decay}.")
         if not 0 <= self.min_success_fraction <= 1:
             raise ValueError(f"Expected `min_success_fraction` to be in [0, 1], got {self.min_success_fraction}.")
         if not 0 < self.trim_fraction <= 0.5:

@@ -50,8 +50,9 @@ class Server:
     def broadcast(self, state: State, round_num: int, local_epochs: int) -> Broadcast:
         """Start a round: return what goes out to its clients."""
         self.session = self._open(round_num, local_epochs, state)
+        factor = self.config.lr_decay ** (round_num - 1) if self.config else 1.0
         with self._drawing("broadcast"):
-            broadcast = Broadcast(round_num, local_epochs, self.module.broadcast(state, self.session))
+            broadcast = Broadcast(round_num, local_epochs, self.module.broadcast(state, self.session), factor)
         self._take_up(broadcast)
         return broadcast
 

@@ -310,14 +310,19 @@ class Classifier(StoredModule):
         if not self.looks_ahead:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    @property
+    def local_lr(self) -> float:
+        """Learning rate of the local SGD."""
+        return float(self.hparams["lr"])
+
     def local_sgd(self, module: nn.Module) -> torch.optim.SGD:
         """Return SGD for local training, sharpness-aware if ``local_optimizer`` says so."""
         kind, rho = self.hparams["local_optimizer"], self.hparams["rho"]
         if kind == "sgd":
-            return self.sgd(module, self.hparams["lr"])
+            return self.sgd(module, self.local_lr)
         return SharpnessAwareSGD(
             {name: param for name, param in module.named_parameters() if param.requires_grad},
-            lr=self.hparams["lr"],
+            lr=self.local_lr,
             momentum=self.hparams["momentum"],
             weight_decay=self.hparams["weight_decay"],
             rho=RHO[kind] if rho is None else rho,

@@ -20,11 +20,13 @@ class Broadcast:
         round_num: The round, from 1.
         local_epochs: Passes E of a client over its data.
         payload: The shared state, and what else a method sends along.
+        lr_factor: What the clients' learning rate is multiplied by in this round.
     """
 
     round_num: int
     local_epochs: int
     payload: State
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)

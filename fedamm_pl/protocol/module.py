@@ -82,6 +82,11 @@ class FederatedModule(Classifier):
             self.trainer.callback_metrics.update({f"train/{name}": value for name, value in means.items()})
 
     @property
+    def local_lr(self) -> float:
+        """Learning rate of the local SGD; in a federation that of the round."""
+        return super().local_lr * (1.0 if self.session is None else self.session.broadcast.lr_factor)
+
+    @property
     def asks_in_fit(self) -> bool:
         """Whether clients put questions in the middle of a fit, by ``session.ask``; some executors cannot answer then."""
         return False

@@ -62,7 +62,8 @@ class MetaExchange(FederatedModule):
         if fault(self.model, (images[largest], labels[largest]), "forward"):
             return None
         self._meta_loss = None
-        self._steps = virtual_steps(self.model, self.weight_net, images, labels, present, self.hparams["lr"])
+        lr = self.hparams["lr"] * sessions[0].broadcast.lr_factor  # of all of them
+        self._steps = virtual_steps(self.model, self.weight_net, images, labels, present, lr)
         return unstacked(self._steps.params, "model.")
 
     def take_answers(self, sessions: Sequence[ClientSession], answers: Sequence[Answer]) -> Iterator[None]:
@@ -84,7 +85,7 @@ class MetaExchange(FederatedModule):
     def _virtual_step(self, support: Batch) -> State:
         """Take step 1 of a round and return w_hat; the step is kept for :meth:`_meta_step`."""
         way, _ = suited(self.model, support, self.hparams["differentiation"])
-        self._step = step = virtual_step(self.model, self.weight_net, support, self.hparams["lr"], way, self._joint)
+        self._step = step = virtual_step(self.model, self.weight_net, support, self.local_lr, way, self._joint)
         return {f"model.{name}": value for name, value in step.params.items()}
 
     def _meta_step(self, answer: Answer, optimizer: torch.optim.Optimizer) -> None:

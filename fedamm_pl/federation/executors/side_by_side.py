@@ -86,7 +86,8 @@ def train(
         if (name := f"model.{own}") in varying
     }
     constants = {name: torch.stack([member.constants[name] for member in queue]) for name in queue[0].constants}
-    options: dict[str, Any] = {name: module.hparams[name] for name in ("lr", "momentum", "weight_decay")}
+    options: dict[str, Any] = {"lr": module.local_lr}
+    options |= {name: module.hparams[name] for name in ("momentum", "weight_decay")}
     momenta: list[Tensor | None] = [None] * len(trained)  # torch's SGD makes them at the first step
     streams = [member.batches() for member in queue]
     keeps = type(module).observe is not FederatedModule.observe
