@@ -8,6 +8,7 @@ from fedamm_pl.algorithms.fedamm import FedAMM
 from fedamm_pl.algorithms.fedavg import FedAvg
 from fedamm_pl.algorithms.fedetf import FedETF
 from fedamm_pl.algorithms.fedfocal import FedFocal
+from fedamm_pl.algorithms.fedic import FEDIC
 from fedamm_pl.algorithms.fedlc import FedLC
 from fedamm_pl.algorithms.fednh import FedNH
 from fedamm_pl.algorithms.fednova import FedNova
@@ -20,6 +21,7 @@ from fedamm_pl.algorithms.ratio_loss import RatioLoss
 from fedamm_pl.algorithms.scaffold import Scaffold
 
 __all__ = [
+    "FEDIC",
     "BalanceFL",
     "CReFF",
     "ClassBalanced",

@@ -13,6 +13,7 @@ from torch import nn
 import fedamm_pl.algorithms
 from fedamm_pl import FederatedModule, Orchestrator
 from fedamm_pl.algorithms import (
+    FEDIC,
     BalanceFL,
     ClassBalanced,
     Climb,
@@ -65,6 +66,7 @@ METHODS: dict[str, Method] = {
     "FedETF": (FedETF, {}),
     "CReFF": (CReFF, {"num_features": 10, "match_steps": 20, "retrain_steps": 50}),
     "FedNH": (FedNH, {"scale": 10.0}),
+    "FEDIC": (FEDIC, {"finetune_steps": 5, "calibration_steps": 5, "distill_steps": 10, "num_draws": 2}),
 }
 NOT_HERE = {"FedAMM", "FedAvg"}  # with a file of its own; what the others differ from
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
@@ -120,6 +122,7 @@ LIMITS: dict[str, Method] = {
     "FedRS, frequency, alpha 1": (FedRS, {"alpha": 1.0, "scaling": "frequency"}),
     "RatioLoss, alpha 1, beta 0": (RatioLoss, {"alpha": 1.0, "beta": 0.0}),
     "MetaFineTune, 0 steps": (MetaFineTune, {"finetune_steps": 0}),
+    "FEDIC, 0 steps": (FEDIC, {"distill_steps": 0}),
     "Climb, dual_lr 0": (Climb, {"dual_lr": 0.0, "tolerance": 0.0}),
 }
 
@@ -324,7 +327,18 @@ def test_plain_trainer_takes_the_data_module(method: Method) -> None:
     assert torch.cat(trainer.predict(module, datamodule=data)).shape == (80, NUM_CLASSES)
 
 
-ALONE_FEDAVG = ["BalanceFL", "FedRS", "FedNova", "Scaffold", "Moon", "RatioLoss", "MetaFineTune", "Climb", "CReFF"]
+ALONE_FEDAVG = [
+    "BalanceFL",
+    "FedRS",
+    "FedNova",
+    "Scaffold",
+    "Moon",
+    "RatioLoss",
+    "MetaFineTune",
+    "Climb",
+    "CReFF",
+    "FEDIC",
+]
 
 
 @pytest.mark.usefixtures("silence")
@@ -491,6 +505,14 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (RatioLoss, "max_ratio", 0.0),
         (MetaFineTune, "finetune_steps", -1),
         (MetaFineTune, "finetune_lr", -0.1),
+        (FEDIC, "finetune_steps", -1),
+        (FEDIC, "calibration_steps", -1),
+        (FEDIC, "distill_steps", -1),
+        (FEDIC, "server_lr", -0.1),
+        (FEDIC, "distill_weight", -0.1),
+        (FEDIC, "distill_weight", 1.1),
+        (FEDIC, "temperature", 0.0),
+        (FEDIC, "num_draws", 0),
         (Climb, "dual_lr", -0.1),
         (Climb, "tolerance", -0.1),
         (FedETF, "scale", 0.0),
@@ -530,7 +552,7 @@ def test_whole_numbers_do_for_real_ones(algorithm: Any, option: str, value: int)
     federate(make((algorithm, {option: value}), data), data, 1, client_fraction=0.25)
 
 
-@pytest.mark.parametrize("algorithm", [RatioLoss, MetaFineTune])
+@pytest.mark.parametrize("algorithm", [RatioLoss, MetaFineTune, FEDIC])
 def test_methods_with_a_meta_set_refuse_data_without_one(algorithm: Any) -> None:
     data = tiny_data(num_meta_per_class=0)
     with pytest.raises(ValueError, match=r"`num_meta_per_class` to be 1 or more"):

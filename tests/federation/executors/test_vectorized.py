@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import (
+    FEDIC,
     ClassBalanced,
     Climb,
     CReFF,
@@ -55,6 +56,7 @@ TAKEN: list[type[FederatedModule]] = [
     Climb,
     CReFF,
     MetaFineTune,
+    FEDIC,
     FedAMM,
 ]
 
