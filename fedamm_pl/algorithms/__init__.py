@@ -13,6 +13,7 @@ from fedamm_pl.algorithms.fedlc import FedLC
 from fedamm_pl.algorithms.fednh import FedNH
 from fedamm_pl.algorithms.fednova import FedNova
 from fedamm_pl.algorithms.fedprox import FedProx
+from fedamm_pl.algorithms.fedrela import FedReLa
 from fedamm_pl.algorithms.fedrs import FedRS
 from fedamm_pl.algorithms.logit_adjusted import LogitAdjusted
 from fedamm_pl.algorithms.meta_finetune import MetaFineTune
@@ -35,6 +36,7 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedRS",
+    "FedReLa",
     "LogitAdjusted",
     "MetaFineTune",
     "Moon",

@@ -25,6 +25,7 @@ from fedamm_pl.algorithms import (
     FedNH,
     FedNova,
     FedProx,
+    FedReLa,
     FedRS,
     LogitAdjusted,
     MetaFineTune,
@@ -46,6 +47,8 @@ Method = tuple[type[FederatedModule], dict[str, Any]]
 
 METHODS: dict[str, Method] = {
     "BalanceFL": (BalanceFL, {}),
+    "FedReLa": (FedReLa, {"relabel_round": 2}),
+    "FedReLa, balanced softmax": (FedReLa, {"relabel_round": 2, "rate": 10.0, "base": "balanced_softmax"}),
     "FedProx": (FedProx, {"mu": 0.1}),
     "FedNova": (FedNova, {}),
     "Scaffold": (Scaffold, {}),
@@ -110,6 +113,8 @@ def assert_equal(first: State, second: State) -> None:
 
 
 LIMITS: dict[str, Method] = {
+    "FedReLa, too late": (FedReLa, {"relabel_round": 3}),
+    "FedReLa, rate 0, the same learning rate": (FedReLa, {"relabel_round": 1, "rate": 0.0, "lr_factor": 1.0}),
     "FedProx, mu 0": (FedProx, {"mu": 0.0}),
     "Moon, mu 0": (Moon, {"mu": 0.0}),
     "FedFocal, gamma 0": (FedFocal, {"gamma": 0.0}),
@@ -328,6 +333,7 @@ def test_plain_trainer_takes_the_data_module(method: Method) -> None:
 
 
 ALONE_FEDAVG = [
+    "FedReLa",
     "BalanceFL",
     "FedRS",
     "FedNova",
@@ -525,6 +531,14 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (CReFF, "match_lr", -0.1),
         (CReFF, "retrain_steps", -1),
         (CReFF, "retrain_lr", -0.1),
+        (FedReLa, "relabel_round", 0),
+        (FedReLa, "rate", -1.0),
+        (FedReLa, "rate", 101.0),
+        (FedReLa, "rate", float("nan")),
+        (FedReLa, "num_passes", 0),
+        (FedReLa, "lr_factor", 0.0),
+        (FedReLa, "base", "focal"),
+        (FedReLa, "absent", "batch"),
         (BalanceFL, "absent", "round"),
         (BalanceFL, "kd_weight", -1.0),
         (BalanceFL, "temperature", 0.0),
