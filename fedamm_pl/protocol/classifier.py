@@ -241,11 +241,24 @@ class Classifier(StoredModule):
         self._num_seen = 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return :meth:`batch_loss` of the :meth:`objective` of a batch (images, labels)."""
+        """Return the :meth:`step_loss` of a batch (images, labels)."""
         images, labels = batch
-        losses = self.objective(self(images), labels)
+        loss, losses = self.step_loss(self(images), labels)
         self.track(len(labels), loss=losses.sum())
-        return self.batch_loss(losses)
+        return loss
+
+    def step_loss(self, logits: Tensor, labels: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what a step minimises, and the :meth:`objective` of its examples; the first is :meth:`batch_loss` of the second.
+
+        Override it only where the labels play a part in how the examples' losses are put together.
+
+        Args:
+            logits: Scores of shape (B, C).
+            labels: Classes of shape (B,).
+            present: Which of them count, shape (B,); None: all.
+        """
+        losses = self.objective(logits, labels)
+        return self.batch_loss(losses, present), losses
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what training minimises on average, for each example; here the cross-entropy.

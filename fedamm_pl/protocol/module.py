@@ -48,7 +48,7 @@ class FederatedModule(Classifier):
     """Whether the method needs the features that enter the linear layer which gives the network's logits."""
 
     plain_steps: bool = True
-    """Whether a local step, as the hooks of this class stand, is one of SGD on ``batch_loss(objective(...))`` alone. Clients then
+    """Whether a local step, as the hooks of this class stand, is one of SGD on ``step_loss`` alone. Clients then
     can train side by side. A subclass with a ``training_step`` or other fit hooks of its own that are no more than that says it
     again. What differs between clients in it must be a buffer of the module, set in ``on_train_start``."""
 

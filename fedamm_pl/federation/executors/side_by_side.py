@@ -97,8 +97,7 @@ def train(
             mask.present, mask.moved = present, {}
 
             def step() -> tuple[Tensor, Tensor]:
-                losses = module.objective(module.logits(images), labels)
-                return module.batch_loss(losses, present), losses
+                return module.step_loss(module.logits(images), labels, present)
 
             return (*holding(module, varying, step), mask.moved)
 

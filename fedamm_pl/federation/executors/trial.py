@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedamm_pl.data.client import ClientData
 from fedamm_pl.federation.client import attempt
@@ -24,6 +25,8 @@ PRECISIONS: tuple[PrecisionName, ...] = ("64-true", "32-true")
 by a million and more: only in the first are mistakes larger than that."""
 TOLERANCE = {"64-true": 1e-3, "32-true": 2e-2}
 """Largest difference of an update, relative to its length."""
+ROUNDING = 1e3
+"""What moves by rounding alone, because its gradient is 0, may differ by so many times the rounding of the whole update."""
 FEW = 8
 """Examples of a batch on which they are compared."""
 
@@ -117,13 +120,21 @@ def _difference(expected: ClientResult, found: ClientResult, start: State, toler
         if other := sorted(getattr(expected, part).keys() ^ getattr(found, part).keys()):
             return f"its {part} has or lacks {other[0]}"
     results = [{**result.payload, **result.kept, **result.tallies} for result in (expected, found)]
+    whole = math.hypot(*(_moved(value, start[name]) for name, value in expected.payload.items() if name in start))
     for name, value in results[0].items():
         now, before = results[1][name].to(value), start[name].to(value) if name in start else torch.zeros_like(value)
         moved, gap, length = (float(part.double().norm()) for part in (value - before, value - now, value))
-        if math.isfinite(length) and not gap <= tolerance * (moved + tolerance * length):
+        noise = ROUNDING * torch.finfo(value.dtype).eps * whole if value.is_floating_point() and name in start else 0.0
+        if math.isfinite(length) and not gap <= tolerance * (moved + tolerance * length) + noise:
             by = gap / moved if moved else gap
             return f"after a few steps {name} is not what a Trainer makes of it, by {by:.2g} of the change"
     for name, number in expected.metrics.items():
         if math.isfinite(number) and not abs(number - found.metrics[name]) <= tolerance * max(1, abs(number)):
             return f"its {name} is {found.metrics[name]:.4g}, a Trainer's {number:.4g}"
     return None
+
+
+def _moved(value: Tensor, before: Tensor) -> float:
+    """Return how far an entry has moved; 0 for one of whole numbers, or that is not finite."""
+    length = float((value - before.to(value)).double().norm()) if value.is_floating_point() else 0.0
+    return length if math.isfinite(length) else 0.0
