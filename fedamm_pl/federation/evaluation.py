@@ -25,6 +25,7 @@ class Evaluator:
     Attributes:
         calibration: Puts into a run's state what is evaluated in place of the trained model, told whether it is the last time;
             returns what that has cost.
+        personal: Measures what clients have of their own, while the module holds what is deployed.
         ended_at: The round of which it was last told that it is the last; None before.
     """
 
@@ -33,6 +34,7 @@ class Evaluator:
         self.data = data
         self.trainer = trainer
         self.calibration: Callable[[RunState, bool], dict[str, float]] = lambda state, last: {}
+        self.personal: Callable[[RunState], dict[str, float]] = lambda state: {}
         self.ended_at: int | None = None
         labels = data.images.test_labels
         self._chance = float(labels.bincount().max()) / len(labels)  # accuracy of the best constant guess
@@ -59,13 +61,13 @@ class Evaluator:
             last: Whether it is the run's last evaluation.
 
         Returns:
-            The measures, and what the calibration has cost.
+            The measures, those of the clients' own models among them, and what the calibration has cost.
         """
         if last:
             self.ended_at = state.round_num
         cost = self.calibration(state, last)
         measured, state.confusion = self.measure(state.shared)
-        return {**cost, **measured}
+        return {**cost, **measured, **self.personal(state)}
 
     def watch(self, state: RunState) -> None:
         """Note and say once if the global model has diverged."""

@@ -25,6 +25,7 @@ from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec, Sequential
 from fedamm_pl.federation.executors.base import Kept, copied
 from fedamm_pl.federation.intake import Intake, RoundFailedError, require_sound
+from fedamm_pl.federation.personal import PersonalEvaluation
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.sampling import sample_clients
 from fedamm_pl.federation.server import Server
@@ -135,6 +136,7 @@ class Orchestrator:
                 run.resume(self._store)
                 self.state = run.state
             self.evaluator.calibration = Calibration(self.server, runner, self.config, self._all_tasks, self._kept)
+            self.evaluator.personal = PersonalEvaluation(self.server.module, self.data, self.trainer, self._kept)
             self._opened = run, runner
             stack.callback(setattr, self, "_opened", None)
             yield run

@@ -14,6 +14,8 @@ from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.module import FederatedModule
 
 log = logging.getLogger(__name__)
+OWN = ("test/", "client/", "personal/", "calibration/")
+"""How the names of a run's own numbers start."""
 
 
 @dataclass(eq=False)
@@ -58,7 +60,7 @@ class Run:
         Raises:
             ValueError: If the row has a number of this name already, or will have one of the run's own.
         """
-        if name == "round" or name.startswith(("test/", "client/")) or any(name in row for row in self.rows):
+        if name == "round" or name.startswith(OWN) or any(name in row for row in self.rows):
             raise ValueError(f"Expected `name` to be new in the row of the round, got {name}.")
         for row in self.rows:
             row[name] = float(value)

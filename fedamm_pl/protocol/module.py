@@ -29,13 +29,14 @@ class FederatedModule(Classifier):
         ValueError: If an option is out of range or there is no such network.
     """
 
-    shared: ClassVar[tuple[str, ...]] = ("model.",)
-    """Prefixes of the ``state_dict`` entries that travel between server and clients; they are averaged."""
+    shared: tuple[str, ...] = ("model.",)
+    """Prefixes of the ``state_dict`` entries that travel between server and clients; they are averaged. Where an option decides, set
+    it in the constructor."""
 
     returned: ClassVar[Mapping[str, Reduction]] = {}
     """Prefix -> how the server reduces what clients send beside the shared entries."""
 
-    personal: ClassVar[tuple[str, ...]] = ()
+    personal: tuple[str, ...] = ()
     """Prefixes of the ``state_dict`` entries that stay at a client: kept between its rounds, never sent."""
 
     uses_meta_set: bool = False
@@ -307,6 +308,22 @@ class FederatedModule(Classifier):
         """Return the shared entries of the model that is evaluated and delivered, given the server's state."""
         shared = {name: value for name, value in state.items() if name.startswith(self.shared)}
         return {name: state.get(CALIBRATED + name, value) for name, value in shared.items()}
+
+    def personal_logits(self, features: Tensor, logits: Tensor, class_counts: Tensor) -> Tensor:
+        """Return the logits of a client's own model, for ``personal/acc``; a method whose clients have one overrides it.
+
+        Called at each evaluation for each client, in evaluation mode, without gradients, in the arithmetic of the run. The module
+        holds the deployed state and the client's personal one.
+
+        Args:
+            features: What enters the linear layer that gives the deployed model's logits, shape (N, D).
+            logits: Of the deployed model, shape (N, C).
+            class_counts: The client's examples of each class, shape (C,).
+
+        Returns:
+            Shape (N, C).
+        """
+        raise NotImplementedError(f"{type(self).__name__} clients have no model of their own")
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
         """Return what figures show of the method after a round, while the module holds the deployed state; here nothing.

@@ -1,7 +1,6 @@
 """``MetaExchange``: both sides of FedAMM's exchange of w_hat and meta gradient, for one client and for several at once."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ class MetaExchange(FederatedModule):
     Abstract: a subclass makes ``weight_net``, has the options ``meta_lr``, ``meta_update`` and ``differentiation``, and trains.
     """
 
-    shared: ClassVar[tuple[str, ...]] = ("model.", "weight_net.")
+    shared = ("model.", "weight_net.")
     uses_meta_set = True
 
     weight_net: nn.Module

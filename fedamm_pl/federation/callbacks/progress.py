@@ -51,6 +51,8 @@ class Progress(FederationCallback):
             done, left = record.round_num - self._first, run.config.num_rounds - record.round_num
             parts = [f"round {record.round_num}/{run.config.num_rounds}"]
             parts += [f"{name} {self._latest[metric]:.3f}" for metric, name in short_names(self._latest).items()]
+            if "personal/acc" in self._latest:
+                parts.append(f"personal {self._latest['personal/acc']:.3f}")
             if "client/loss" in self._latest:
                 parts.append(f"client_loss {self._latest['client/loss']:.3f}")
             parts += self._throughput() + self._failures(run)

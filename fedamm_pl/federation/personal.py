@@ -1,0 +1,124 @@
+"""How well the clients' own models do, each on test images in the proportions of its own classes."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.federation.checkpoint import RunState
+from fedamm_pl.federation.executors.base import Kept
+from fedamm_pl.federation.trainer import TrainerConfig
+from fedamm_pl.models import features_and_logits
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.terminal import line
+
+log = logging.getLogger(__name__)
+
+
+def is_personal(module: FederatedModule) -> bool:
+    """Return whether a method's clients have logits of their own."""
+    return type(module).personal_logits is not FederatedModule.personal_logits
+
+
+@dataclass(frozen=True)
+class PersonalEvaluation:
+    """Measures the clients' own logits on the test set: its features once, then what each client makes of them.
+
+    A test image of class c counts n_kc / (test images of class c) for client k, as if the client had test images in the
+    proportions of its training images; a class without test images is left out. Clients that have not taken part yet have
+    what they would start with. In a federation of other machines the clients would measure this themselves, so no bytes are
+    counted.
+
+    Attributes:
+        module: The server's.
+        data: Has the test set, and says what clients hold.
+        trainer: In which arithmetic.
+        kept: What each client kept to itself, as a state has it.
+    """
+
+    module: FederatedModule
+    data: FederatedDataModule
+    trainer: TrainerConfig
+    kept: Callable[[RunState], Kept]
+
+    def __call__(self, state: RunState) -> dict[str, float]:
+        """Measure; the module holds what is deployed, and does so afterwards.
+
+        Returns:
+            ``personal/acc``, the mean over the clients of the accuracy of their own logits; ``personal/acc_global``, the same of
+            the deployed model. Empty if clients have no logits of their own, or none could be measured.
+        """
+        if not is_personal(self.module):
+            return {}
+        module, read, mode, start = self.module, self.kept(state), self.module.training, self.module.personal_state()
+        counts = torch.from_numpy(self.data.client_class_counts)
+        measured = []
+        try:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                module.eval()
+                features, logits, labels = self._outputs()
+                in_general = class_accuracies(logits, labels)
+                for client, own in enumerate(counts):
+                    if not own.any():
+                        continue
+                    try:
+                        module.load_personal_state({**start, **read(client)})
+                        found = module.personal_logits(features, logits, own.to(module.device))
+                    except (OSError, RuntimeError, ValueError) as error:  # what a client keeps may be of any kind
+                        text = "round %d: client %d is left out of personal/acc: %s"
+                        log.warning(text, state.round_num, client, line(str(error)))
+                        continue
+                    accuracies = torch.stack([class_accuracies(found, labels), in_general])
+                    measured.append(expected_accuracy(accuracies, own))
+        finally:
+            module.load_personal_state(start)
+            module.train(mode)
+        if not measured or not (whole := torch.stack(measured)).isfinite().any():
+            return {}
+        own_mean, global_mean = whole.nanmean(0).tolist()
+        return {"personal/acc": own_mean, "personal/acc_global": global_mean}
+
+    def _outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features, logits and labels of the test set."""
+        module, parts = self.module, []
+        for images, labels in self.data.test_dataloader():
+            features, logits = features_and_logits(module.model, module.prepare(images))
+            parts.append((features, logits, labels.to(module.device)))
+        features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        return features, logits, labels
+
+
+def class_accuracies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the accuracy on each class.
+
+    Args:
+        logits: Shape (N, C).
+        labels: Shape (N,).
+
+    Returns:
+        Shape (C,), on the CPU, in float64; NaN for a class without examples.
+    """
+    num_classes = logits.shape[1]
+    hits = labels[logits.argmax(1) == labels].bincount(minlength=num_classes)
+    return hits.cpu().double() / labels.bincount(minlength=num_classes).cpu()
+
+
+def expected_accuracy(accuracies: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean of accuracies of classes, weighted by a client's class counts; classes that are NaN are left out.
+
+    Args:
+        accuracies: Shape (..., C).
+        counts: Shape (C,).
+
+    Returns:
+        Shape (...); NaN if no class is left.
+
+    Example:
+        >>> expected_accuracy(torch.tensor([0.5, 1.0, torch.nan]), torch.tensor([30, 10, 7]))
+        tensor(0.6250)
+    """
+    weights = counts.to(accuracies) * ~accuracies.isnan()
+    return (accuracies.nan_to_num() * weights).sum(-1) / weights.sum(-1)
