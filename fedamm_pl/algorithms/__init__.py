@@ -14,6 +14,7 @@ from fedamm_pl.algorithms.fednh import FedNH
 from fedamm_pl.algorithms.fednova import FedNova
 from fedamm_pl.algorithms.fedprox import FedProx
 from fedamm_pl.algorithms.fedrela import FedReLa
+from fedamm_pl.algorithms.fedrod import FedRoD
 from fedamm_pl.algorithms.fedrs import FedRS
 from fedamm_pl.algorithms.logit_adjusted import LogitAdjusted
 from fedamm_pl.algorithms.meta_finetune import MetaFineTune
@@ -37,6 +38,7 @@ __all__ = [
     "FedProx",
     "FedRS",
     "FedReLa",
+    "FedRoD",
     "LogitAdjusted",
     "MetaFineTune",
     "Moon",

@@ -133,13 +133,13 @@ class FedNH(FederatedModule):
     def configure_gradient_clipping(
         self,
         optimizer: Any,
-        gradient_clip_val: float | None = None,
+        gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Shorten the gradient of a step; as the Trainer says, if it does."""
         if gradient_clip_val is None and self.hparams["max_grad_norm"] is not None:
             gradient_clip_val, gradient_clip_algorithm = self.hparams["max_grad_norm"], "norm"
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def client_payload(self) -> State:
         """Return the trained model without the prototypes, the mean directions and the class counts."""

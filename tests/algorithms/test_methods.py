@@ -26,6 +26,7 @@ from fedamm_pl.algorithms import (
     FedNova,
     FedProx,
     FedReLa,
+    FedRoD,
     FedRS,
     LogitAdjusted,
     MetaFineTune,
@@ -70,6 +71,8 @@ METHODS: dict[str, Method] = {
     "CReFF": (CReFF, {"num_features": 10, "match_steps": 20, "retrain_steps": 50}),
     "FedNH": (FedNH, {"scale": 10.0}),
     "FEDIC": (FEDIC, {"finetune_steps": 5, "calibration_steps": 5, "distill_steps": 10, "num_draws": 2}),
+    "FedRoD": (FedRoD, {}),
+    "FedRoD, hypernetwork": (FedRoD, {"head": "hypernetwork"}),
 }
 NOT_HERE = {"FedAMM", "FedAvg"}  # with a file of its own; what the others differ from
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
@@ -125,6 +128,7 @@ LIMITS: dict[str, Method] = {
     "FedLC, one, tau 0": (FedLC, {"absent": "one", "tau": 0.0}),
     "FedRS, alpha 1": (FedRS, {"alpha": 1.0}),
     "FedRS, frequency, alpha 1": (FedRS, {"alpha": 1.0, "scaling": "frequency"}),
+    "FedRoD, gamma 0": (FedRoD, {"gamma": 0.0, "absent": "one"}),
     "RatioLoss, alpha 1, beta 0": (RatioLoss, {"alpha": 1.0, "beta": 0.0}),
     "MetaFineTune, 0 steps": (MetaFineTune, {"finetune_steps": 0}),
     "FEDIC, 0 steps": (FEDIC, {"distill_steps": 0}),
@@ -439,6 +443,7 @@ def test_what_a_run_must_remember_is_there_to_be_resumed() -> None:
 C, D = NUM_CLASSES, HIDDEN
 PARAMETERS = 4 * (64 * D + D + D * C + C)
 FEDETF = 4  # the learned factor
+HYPERNETWORK = 4 * (C * D + D + D * D * C + D * C)
 EXTRA_BYTES = {  # received and sent beside the model
     "Scaffold": (PARAMETERS, PARAMETERS),
     "FedNova": (0, 8),
@@ -447,6 +452,7 @@ EXTRA_BYTES = {  # received and sent beside the model
     "RatioLoss": (4 * C, 0),
     "Climb": (0, 8),
     "CReFF": (4 * C * (D + 1), 4 * C * C * (D + 1) + 8 * C),
+    "FedRoD, hypernetwork": (HYPERNETWORK, HYPERNETWORK),
     "FedNH": (4 - 4 * C, 4 + 4 * C),  # a scale and no bias; class counts
 }
 
@@ -522,6 +528,9 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (Climb, "dual_lr", -0.1),
         (Climb, "tolerance", -0.1),
         (FedETF, "scale", 0.0),
+        (FedRoD, "gamma", -0.1),
+        (FedRoD, "absent", "two"),
+        (FedRoD, "head", "both"),
         (FedNH, "smoothing", -0.1),
         (FedNH, "smoothing", 1.1),
         (FedNH, "scale", 0.0),
@@ -573,14 +582,14 @@ def test_methods_with_a_meta_set_refuse_data_without_one(algorithm: Any) -> None
         federate(make((algorithm, {}), data), data, 1)
 
 
-@pytest.mark.parametrize("algorithm", [FedETF, FedNH, CReFF])
+@pytest.mark.parametrize("algorithm", [FedETF, FedNH, FedRoD, CReFF])
 def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
     network = nn.Sequential(nn.Conv2d(1, NUM_CLASSES, 8), nn.Flatten())
     with pytest.raises(ValueError, match="Expected `model` to end in a linear layer, got Sequential without any"):
         algorithm(NUM_CLASSES, 1, network)
 
 
-@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH"])
+@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD"])
 def test_last_layer_without_a_bias_works_or_is_refused_at_once(name: str) -> None:
     data, (algorithm, options) = tiny_data(), METHODS[name]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES, bias=False))
