@@ -12,7 +12,10 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 class ClassBalanced(ClassPriorModule):
     """FedAvg on cross-entropy weighted by (1 - beta) / (1 - beta^n_c), normalised to a mean of 1 over the classes present.
 
-    With beta = 0 it is FedAvg.
+    The paper lets the weights of all classes sum to C; an absent class has no examples, so only the others count here, and with
+    all classes present it is the same. With beta = 0 it is FedAvg, bit for bit. Local counts stay at the client; global ones,
+    which the server must know, or estimated ones, see :class:`ClassPriorModule`, cost 8 C bytes more to each client. In a
+    plain Trainer the counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.
@@ -24,7 +27,8 @@ class ClassBalanced(ClassPriorModule):
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
         local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        counts: Whose examples n_c counts: local (the client's own) or global (all clients'; sent with the model).
+        counts: Whose examples n_c counts: local (the client's own), or global or estimated (all clients', known or inferred;
+            sent with the model).
         beta: In [0, 1): how fast further examples of a class lose their worth.
 
     Raises:

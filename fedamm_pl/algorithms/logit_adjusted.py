@@ -16,7 +16,8 @@ class LogitAdjusted(ClassPriorModule):
     at all: ``absent: mask`` does that. Under global counts the two differ only where nobody holds a class.
 
     With tau = 0 and ``absent: one`` it is FedAvg, bit for bit. Local counts stay at the client; global ones, which the server
-    must know, cost 8 C bytes more to each client. In a plain Trainer the counts are those in ``info``.
+    must know, or estimated ones, see :class:`ClassPriorModule`, cost 8 C bytes more to each client. In a plain Trainer the
+    counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.
@@ -28,7 +29,8 @@ class LogitAdjusted(ClassPriorModule):
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
         local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        counts: Whose prior: local (the client's own) or global (all clients'; sent with the model).
+        counts: Whose prior: local (the client's own), or global or estimated (all clients', known or inferred; sent with
+            the model).
         tau: Strength of the adjustment.
         absent: What a class without examples counts as: one (one example) or mask (nothing, it leaves the softmax).
 
