@@ -93,10 +93,10 @@ class FedNova(FederatedModule):
         return payload
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take a step along the average of the normalised updates, scaled by the average work."""
+        """Take as the average, also to a server optimizer, the step along the mean normalised update by the average work."""
         work = float(reduced[NUM_STEPS])
         stepped = {name: state[name].to(reduced[name].device) + work * reduced[name] for name in self._trained}
-        return {**super().server_step(state, reduced, server), **stepped}
+        return super().server_step(state, {**reduced, **stepped}, server)
 
     @property
     def _trained(self) -> set[str]:

@@ -7,6 +7,7 @@ from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.executors.base import Executor
 from fedamm_pl.federation.sampling import num_sampled
+from fedamm_pl.federation.server import not_optimizable
 from fedamm_pl.models import attempt, deep_copy, features_and_logits, logits_of
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.seeding import drawing_from
@@ -45,8 +46,8 @@ def check_options(
     """Check options against each other.
 
     Raises:
-        ValueError: If an aggregation has too few clients, or cannot protect what the method's clients send, or the executor
-            cannot answer in mid-fit a method that asks there.
+        ValueError: If an aggregation has too few clients, or cannot protect what the method's clients send, the method takes no
+            server optimizer, or the executor cannot answer in mid-fit a method that asks there.
     """
     method, sampled = type(module).__name__, num_sampled(data.num_clients, config.client_fraction)
     if config.robust and sampled < MIN_ROBUST_CLIENTS:
@@ -60,6 +61,8 @@ def check_options(
             f"Expected `aggregation` to be num_examples or uniform for {method}, got {config.aggregation}: it cannot protect "
             f"the sums that its clients send ({', '.join(sums)})."
         )
+    if config.server_optimizer != "none" and not module.optimizable:
+        raise ValueError(not_optimizable(module, config.server_optimizer))
     if module.asks_in_fit and not executor.can_ask:
         raise ValueError(
             f"Expected `executor` to be one that answers clients in mid-fit for {method} with these options, "

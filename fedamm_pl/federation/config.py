@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Aggregation = Literal["num_examples", "uniform", "median", "trimmed_mean"]
+ServerOptimizerName = Literal["none", "momentum", "adagrad", "adam", "yogi"]
 ROBUST = ("median", "trimmed_mean")
 MIN_ROBUST_CLIENTS = 3
 """Of fewer, a median is a mean."""
@@ -34,6 +35,17 @@ class FederationConfig:
     max_update_norm: float | None = None
     """Shorten updates of the shared model whose Euclidean norm exceeds this; null disables it. What a method sends beside the
     model is not shortened."""
+    server_optimizer: ServerOptimizerName = "none"
+    """What the server makes of the average: none takes it; momentum (FedAvgM), adagrad (FedAdagrad), adam (FedAdam) and yogi
+    (FedYogi) take a step along the averaged update, with any method. Buffers and FedAMM's weight net stay averaged."""
+    server_lr: float | None = None
+    """Step size of the server optimizer; null: 1.0 for momentum, else 0.01."""
+    server_momentum: float | None = None
+    """Its momentum (beta 1), in [0, 1); null: 0.9, adagrad 0."""
+    server_beta2: float = 0.99
+    """adam and yogi: how much of the second moment stays, in [0, 1]."""
+    server_tau: float = 1e-3
+    """adagrad, adam and yogi: added to the root of the second moment, which starts at its square."""
     min_success_fraction: float = 0.5
     """Share of a round's clients that must succeed, in [0, 1]; else the server keeps its state."""
     max_failed_rounds: int = 3
@@ -55,10 +67,26 @@ class FederationConfig:
         for name, least in (("num_rounds", 0), ("local_epochs", 1), ("eval_interval", 1), ("max_failed_rounds", 1)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"Expected `{name}` to be {least} or more, got {value}.")
-        if self.aggregation not in get_args(Aggregation):
-            raise ValueError(
-                f"Expected `aggregation` to be one of {', '.join(get_args(Aggregation))}, got {self.aggregation!r}."
-            )
+        for name, choices in (
+            ("aggregation", get_args(Aggregation)),
+            ("server_optimizer", get_args(ServerOptimizerName)),
+        ):
+            if (chosen := getattr(self, name)) not in choices:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)}, got {chosen!r}.")
+        self._check_server_optimizer()
+
+    def _check_server_optimizer(self) -> None:
+        for name in ("server_lr", "server_momentum"):
+            if self.server_optimizer == "none" and (value := getattr(self, name)) is not None:
+                raise ValueError(f"Expected `{name}` with a `server_optimizer`, got {value} with none.")
+        if self.server_lr is not None and not 0 < self.server_lr < math.inf:
+            raise ValueError(f"Expected `server_lr` to be a number above 0 or null, got {self.server_lr}.")
+        if self.server_momentum is not None and not 0 <= self.server_momentum < 1:
+            raise ValueError(f"Expected `server_momentum` to be in [0, 1) or null, got {self.server_momentum}.")
+        if not 0 <= self.server_beta2 <= 1:
+            raise ValueError(f"Expected `server_beta2` to be in [0, 1], got {self.server_beta2}.")
+        if not 0 < self.server_tau < math.inf:
+            raise ValueError(f"Expected `server_tau` to be a number above 0, got {self.server_tau}.")
 
     @property
     def robust(self) -> bool:

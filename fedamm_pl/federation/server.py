@@ -9,6 +9,7 @@ import torch
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.aggregation import Reducer
 from fedamm_pl.federation.config import FederationConfig
+from fedamm_pl.federation.server_optimizers import ServerOptimizer
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.messages import Answer, Broadcast, ClientResult, Question, State
 from fedamm_pl.protocol.module import CALIBRATED, FederatedModule
@@ -28,7 +29,7 @@ class Server:
         data: Its meta set.
         trainer: Where and in which arithmetic it answers.
         seed: Of all its draws.
-        config: How it aggregates; needed to reduce what comes back.
+        config: How it aggregates, and which server optimizer it has; needed to reduce what comes back.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Server:
         self.trainer = trainer
         self.seed = seed
         self.config = config
+        self.optimizer = None if config is None else ServerOptimizer.of(config)
+        self._stepped = False  # whether the optimizer has taken a step in the round
         self.session = self._open(0, 1, {})
 
     def broadcast(self, state: State, round_num: int, local_epochs: int) -> Broadcast:
@@ -88,10 +91,27 @@ class Server:
             return dataclasses.replace(result, payload=self.module.contribution(result, self.session))
 
     def update(self, state: State, contributions: Iterable[ClientResult]) -> State:
-        """Return the next state; the last one stays as it is."""
+        """Return the next state; the last one stays as it is.
+
+        Raises:
+            ValueError: If there is a server optimizer, and the method makes its next state without it.
+        """
         own = {name: value.clone() for name, value in trained(state).items()}  # the method may work in place
+        self._stepped = False
         with self._drawing("update"):
-            return self.module.server_update(own, contributions, self.session)
+            updated = self.module.server_update(own, contributions, self.session)
+        if self.optimizer is not None and not self._stepped:
+            raise ValueError(not_optimizable(self.module, self.optimizer.kind))
+        return updated
+
+    def _optimize(self, state: State, average: State) -> State:
+        self._stepped = True
+        if self.optimizer is None:
+            return average
+        parameters = self.module.named_parameters(remove_duplicate=False)  # tied ones by all their names
+        return self.optimizer.step(
+            state, average, {name for name, value in parameters if value.requires_grad and name.startswith("model.")}
+        )
 
     def expected_statistics(self) -> State:
         """Return what a client must send in a round without training, by name, shape and type."""
@@ -150,6 +170,7 @@ class Server:
             ),
             generator=lambda purpose: torch_generator(derive_seed(self.seed, f"server {purpose}", round_num)),
             reduce=self._reduce,
+            optimize=self._optimize,
             state=state,
         )
 
@@ -170,6 +191,14 @@ class Server:
             name: value.to(state[name].device if name in state else value.device)
             for name, value in reducer.compute().items()
         }
+
+
+def not_optimizable(module: FederatedModule, kind: str) -> str:
+    """Return what is said of a server optimizer and a method that makes its next state by itself."""
+    return (
+        f"Expected `server_optimizer` to be none for {type(module).__name__}, got {kind}: its server makes the next model by "
+        "itself, not from the average."
+    )
 
 
 def trained(state: State) -> State:

@@ -53,6 +53,9 @@ class FederatedModule(Classifier):
     can train side by side. A subclass with a ``training_step`` or other fit hooks of its own that are no more than that says it
     again. What differs between clients in it must be a buffer of the module, set in ``on_train_start``."""
 
+    optimizable: ClassVar[bool] = True
+    """Whether a server optimizer can take the place of the average: :meth:`server_step` calls that of this class."""
+
     session: ClientSession | None = None
     """The round, for the time of a client's fit."""
 
@@ -239,14 +242,17 @@ class FederatedModule(Classifier):
         return result.payload
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Return the server's next state from the reduced round.
+        """Return the server's next state from the reduced round: the average, or the step of the run's server optimizer along it.
+
+        A subclass that calls this one leaves that to the user; what it changes afterwards it changes in the optimizer's outcome.
 
         Args:
             state: The last one. The next may hold more entries than the shared ones; they are kept, also over a resume.
             reduced: The contributions, reduced.
             server: The meta set, generators for draws, the round.
         """
-        return {**state, **{name: value for name, value in reduced.items() if name.startswith(self.shared)}}
+        average = {name: value for name, value in reduced.items() if name.startswith(self.shared)}
+        return {**state, **server.optimize(state, average)}
 
     def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
         """Return the server's next state; override it only where a reduction for each prefix cannot say it.

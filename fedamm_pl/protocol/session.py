@@ -118,6 +118,8 @@ class ServerSession:
         meta_for: A question -> the whole meta set, with the training transform drawn for it.
         generator: A purpose in words -> a generator for the server's own draws, a function of (seed, round, purpose).
         reduce: The results of a round -> their payloads reduced as ``shared`` and ``returned`` say.
+        optimize: The server's last state, and the averaged shared entries -> these after the step of the run's server optimizer,
+            with what it remembers; without one, as here, the average.
         state: The server's state at the start of the round.
         sent: What was broadcast in it.
         num_results: How many results have been reduced.
@@ -130,6 +132,7 @@ class ServerSession:
     meta_for: Callable[[Question], Batch]
     generator: Callable[[str], torch.Generator]
     reduce: Callable[[Iterable[ClientResult]], State]
+    optimize: Callable[[State, State], State] = lambda state, average: average
     state: State = field(default_factory=dict)
     sent: State = field(default_factory=dict)
     num_results: int = 0

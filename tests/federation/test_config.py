@@ -19,6 +19,10 @@ NAN, INFINITY = float("nan"), float("inf")
         ("aggregation", ["mode", ""], "`aggregation` to be one of num_examples, uniform, median, trimmed_mean"),
         ("trim_fraction", [0.0, 0.6, NAN], r"`trim_fraction` to be in \(0, 0.5\]"),
         ("max_update_norm", [0.0, -1.0, NAN, INFINITY], "`max_update_norm` to be a number above 0 or null"),
+        ("lr_decay", [0.0, -0.5, 1.5, NAN], r"`lr_decay` to be in \(0, 1\]"),
+        ("server_optimizer", ["sgd", ""], "`server_optimizer` to be one of none, momentum, adagrad, adam, yogi"),
+        ("server_beta2", [-0.1, 1.1, NAN], r"`server_beta2` to be in \[0, 1\]"),
+        ("server_tau", [0.0, -1.0, NAN, INFINITY], "`server_tau` to be a number above 0"),
         ("min_success_fraction", [-0.1, 1.1, NAN], r"`min_success_fraction` to be in \[0, 1\]"),
     ],
 )
@@ -35,6 +39,10 @@ def test_options_out_of_range_are_refused(option: str, values: list[Any], messag
         ("client_fraction", [1e-9, 1.0]),
         ("trim_fraction", [0.5]),
         ("max_update_norm", [None, 1e-9]),
+        ("lr_decay", [1e-9, 1.0]),
+        ("server_optimizer", ["none", "momentum", "adagrad", "adam", "yogi"]),
+        ("server_beta2", [0.0, 1.0]),
+        ("server_tau", [1e-9]),
         ("min_success_fraction", [0.0, 1.0]),
         ("aggregation", ["num_examples", "uniform", "median", "trimmed_mean"]),
     ],
@@ -44,6 +52,22 @@ def test_the_ends_of_a_range_are_taken(option: str, values: list[Any]) -> None:
         config = FederationConfig(**{"num_rounds": 1, option: value})
         assert getattr(config, option) == value
         assert config.robust == (value in ("median", "trimmed_mean"))
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "message"),
+    [
+        ("server_lr", [0.0, -1.0, NAN, INFINITY], "`server_lr` to be a number above 0 or null"),
+        ("server_momentum", [-0.1, 1.0, NAN], r"`server_momentum` to be in \[0, 1\) or null"),
+    ],
+)
+def test_options_of_the_server_optimizer_need_one(option: str, values: list[Any], message: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"{message}, got {value!r}"):
+            FederationConfig(1, server_optimizer="adam", **{option: value})
+    with pytest.raises(ValueError, match=f"Expected `{option}` with a `server_optimizer`, got 0.5 with none"):
+        FederationConfig(1, **{option: 0.5})
+    assert getattr(FederationConfig(1, server_optimizer="yogi", **{option: 0.5}), option) == 0.5
 
 
 def test_it_cannot_be_changed_and_a_change_is_checked() -> None:

@@ -23,6 +23,8 @@ OTHER: dict[str, Any] = {
     "algorithm.lr": 0.02,
     "algorithm.momentum": 0.5,
     "algorithm.weight_decay": 0.1,
+    "algorithm.local_optimizer": "sam",
+    "algorithm.rho": 0.2,
     "algorithm.meta_lr": 0.5,
     "algorithm.meta_update": "synchronous",
     "algorithm.meta_interval": 3,
@@ -49,9 +51,15 @@ OTHER: dict[str, Any] = {
     "federation.num_rounds": 4,
     "federation.client_fraction": 0.75,
     "federation.local_epochs": 2,
+    "federation.lr_decay": 0.5,
     "federation.aggregation": "uniform",
     "federation.trim_fraction": 0.2,
     "federation.max_update_norm": 3.0,
+    "federation.server_optimizer": "adam",
+    "federation.server_lr": 0.3,
+    "federation.server_momentum": 0.8,
+    "federation.server_beta2": 0.9,
+    "federation.server_tau": 0.01,
     "federation.min_success_fraction": 0.9,
     "federation.max_failed_rounds": 7,
     "federation.eval_interval": 3,
@@ -75,7 +83,7 @@ def described(**changes: Any) -> dict[str, Any]:
             groups[group][option] = value
     module.hparams.update(groups["algorithm"])
     data.hparams.update(groups["data"])
-    config = dataclasses.replace(FederationConfig(3), **groups["federation"])
+    config = dataclasses.replace(FederationConfig(3, server_optimizer="yogi"), **groups["federation"])
     trainer = dataclasses.replace(CPU, **groups["trainer"])
     return options(module, data, config, trainer, changes.get("seed", 0))
 
@@ -123,8 +131,8 @@ def resumed(changes: dict[str, Any], folder: Path) -> Any:
         group, _, option = name.rpartition(".")
         groups[group][option] = value
     trainer = dataclasses.replace(CPU, **groups["trainer"])
-    method = {"differentiation": "forward", **groups["algorithm"]}
-    more = {"num_rounds": 3, **groups["federation"], **groups[""]}
+    method = {"differentiation": "forward", "local_optimizer": "asam", **groups["algorithm"]}
+    more = {"num_rounds": 3, "server_optimizer": "yogi", **groups["federation"], **groups[""]}
     return federation(FedAMM, tiny_data(**groups["data"]), method, trainer=trainer, output_dir=folder, **more)
 
 

@@ -1,0 +1,116 @@
+"""Server optimisers: FedAvgM (Hsu et al., 2019), FedAdagrad, FedAdam, FedYogi (Reddi et al., ICLR 2021).
+
+The averaged update Delta = sum_k p_k (w_k - w), whatever aggregation makes it, is what a gradient is to an optimizer: the server takes a
+step along it from the last weights w, and the average itself is that step of length 1.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedamm_pl.federation.config import FederationConfig, ServerOptimizerName
+from fedamm_pl.protocol.messages import State
+
+FIRST, SECOND = "server_optimizer.m.", "server_optimizer.v."
+"""Prefixes of the moments in the server's state."""
+
+
+def first_moment(kind: ServerOptimizerName, moment: Tensor, update: Tensor, momentum: float) -> Tensor:
+    """Return ``m <- b m + Delta`` for momentum, ``m <- b m + (1 - b) Delta`` for the others.
+
+    Args:
+        kind: Which optimizer.
+        moment: m, of any shape.
+        update: Delta, of the same shape.
+        momentum: b.
+    """
+    return momentum * moment + (1.0 if kind == "momentum" else 1 - momentum) * update
+
+
+def second_moment(kind: ServerOptimizerName, moment: Tensor, update: Tensor, beta2: float) -> Tensor:
+    """Return the next second moment v, element by element.
+
+    adagrad: ``v + Delta^2``; adam: ``b v + (1 - b) Delta^2``; yogi: ``v - (1 - b) Delta^2 sign(v - Delta^2)``.
+
+    Args:
+        kind: Which optimizer, one of these.
+        moment: v, of any shape.
+        update: Delta, of the same shape.
+        beta2: b.
+
+    Example:
+        >>> second_moment("yogi", torch.tensor([1.0, 9.0]), torch.tensor([2.0, 2.0]), 0.75)
+        tensor([2., 8.])
+    """
+    square = update**2
+    match kind:
+        case "adagrad":
+            return moment + square
+        case "adam":
+            return beta2 * moment + (1 - beta2) * square
+        case "yogi":
+            return moment - (1 - beta2) * square * (moment - square).sign()
+        case _:
+            raise ValueError(f"Expected `kind` to be adagrad, adam or yogi, got {kind}.")
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """A step from the server's last state towards the average of a round.
+
+    There is no bias correction; m starts at 0 and v at tau^2. Moments are float32, on the CPU, and part of the server's state.
+
+    Attributes:
+        kind: Which one.
+        lr: Step size.
+        momentum: b of the first moment.
+        beta2: b of the second moment.
+        tau: Added to its root.
+    """
+
+    kind: ServerOptimizerName
+    lr: float
+    momentum: float
+    beta2: float
+    tau: float
+
+    @classmethod
+    def of(cls, config: FederationConfig) -> "ServerOptimizer | None":
+        """Return the one that a configuration names; None: the average is taken as it is."""
+        kind = config.server_optimizer
+        if kind == "none":
+            return None
+        lr, momentum = config.server_lr, config.server_momentum
+        return cls(
+            kind,
+            (1.0 if kind == "momentum" else 0.01) if lr is None else lr,
+            (0.0 if kind == "adagrad" else 0.9) if momentum is None else momentum,
+            config.server_beta2,
+            config.server_tau,
+        )
+
+    def step(self, state: State, average: State, trained: Collection[str]) -> State:
+        """Return the average with some entries replaced by a step from the last state, and the moments.
+
+        Args:
+            state: The last state of the server, with the moments of the last step if there was one.
+            average: The shared entries of the round.
+            trained: Names of those of them that a step is taken in; the others stay averaged.
+        """
+        stepped: State = {}
+        for name in average.keys() & trained:
+            last, update = state[name], (average[name] - state[name]).to("cpu", torch.float32)
+            moment = first_moment(self.kind, _moment(state, FIRST + name, update, 0.0), update, self.momentum)
+            stepped[FIRST + name], direction = moment, moment
+            if self.kind != "momentum":
+                second = _moment(state, SECOND + name, update, self.tau**2)
+                second = second_moment(self.kind, second, update, self.beta2)
+                stepped[SECOND + name], direction = second, moment / (second.sqrt() + self.tau)
+            stepped[name] = last + (self.lr * direction).to(last)
+        return {name: stepped.get(name, value) for name, value in {**average, **stepped}.items()}
+
+
+def _moment(state: State, name: str, like: Tensor, start: float) -> Tensor:
+    return state[name].cpu() if name in state else torch.full_like(like, start)
