@@ -8,6 +8,7 @@ from fedamm_pl.algorithms.fedamm import FedAMM
 from fedamm_pl.algorithms.fedavg import FedAvg
 from fedamm_pl.algorithms.fedetf import FedETF
 from fedamm_pl.algorithms.fedfocal import FedFocal
+from fedamm_pl.algorithms.fedgrab import FedGraB
 from fedamm_pl.algorithms.fedic import FEDIC
 from fedamm_pl.algorithms.fedlc import FedLC
 from fedamm_pl.algorithms.fednh import FedNH
@@ -32,6 +33,7 @@ __all__ = [
     "FedAvg",
     "FedETF",
     "FedFocal",
+    "FedGraB",
     "FedLC",
     "FedNH",
     "FedNova",
