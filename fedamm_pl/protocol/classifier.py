@@ -1,73 +1,26 @@
 """``Classifier``: a network with its normalisation, loss, optimizer and measures, as a LightningModule."""
 
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.data.transforms import normalize
 from fedamm_pl.losses import example_losses
-from fedamm_pl.metrics import ShotAccuracy
 from fedamm_pl.models import build_model, classifier_of, complete_lazy_layers, logits_of
-from fedamm_pl.protocol.stored import StoredModule
-from fedamm_pl.sharpness import SharpnessAwareSGD
+from fedamm_pl.protocol.descent import LocalDescent, LocalOptimizer
+from fedamm_pl.protocol.measured import MeasuredModule
+from fedamm_pl.protocol.options import check_info, require_range
 
-LocalOptimizer = Literal["sgd", "sam", "asam"]
-RHO = {"sam": 0.1, "asam": 0.7}
-CONFUSION_CLASSES = 200
-"""Up to so many classes, a test counts which class is taken for which."""
+__all__ = ["Classifier", "LocalOptimizer", "require_range"]
 
 
-MAX_PIXELS = 2**24
-"""Of an image; a size that a file gives is also that of a first forward pass."""
-
-
-def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
-    """Check a number.
-
-    Raises:
-        ValueError: If it is not finite, or not above or at least the bound.
-    """
-    if above is not None and not above < value < float("inf"):
-        raise ValueError(f"Expected `{name}` to be a number above {above}, got {value}.")
-    if least is not None and not least <= value < float("inf"):
-        raise ValueError(f"Expected `{name}` to be a number of {least} or more, got {value}.")
-
-
-def check_info(info: ImageInfo, num_classes: int, in_channels: int) -> None:
-    """Check that what is known of the images is of these classes and channels.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    known: dict[str, Any] = dict(info)
-    sizes = {"mean": in_channels, "std": in_channels, "class_names": num_classes, "class_counts": num_classes}
-    sizes["image_size"] = 2
-    for name, size in sizes.items():
-        if name in known and len(known[name]) != size:
-            raise ValueError(f"Expected `info` to hold {size} {name}, got {len(known[name])}.")
-    if not all(0 < value < float("inf") for value in known.get("std", ())):
-        raise ValueError(f"Expected `info` to hold std above 0, got {known['std']}.")
-    height, width = known.get("image_size", (1, 1))
-    if not (height >= 1 and width >= 1 and height * width <= MAX_PIXELS):
-        raise ValueError(
-            f"Expected `info` to hold an image_size of 1 to {MAX_PIXELS} pixels, got {known['image_size']}."
-        )
-    groups = known.get("shot_groups", {}).values()
-    # not so many that a small file, which can hold the same list many times, fills the memory
-    if sum(map(len, groups)) > 100 * num_classes or not all(0 <= c < num_classes for group in groups for c in group):
-        raise ValueError(f"Expected `info` to hold shot_groups of the classes 0 to {num_classes - 1}, got others.")
-
-
-class Classifier(StoredModule):
+class Classifier(LocalDescent, MeasuredModule):
     """A classifier that trains in a plain Trainer on batches (images, labels), and measures accuracy by groups of classes.
 
     Args:
@@ -90,9 +43,6 @@ class Classifier(StoredModule):
             federation's trainer; None: the network itself. What needs second or forward-mode derivatives, or the network's
             features, calls ``model``.
         compiles: Whether the network was given compiled; a federation then compiles its copies too, as torch does by default.
-        looks_ahead: Whether a sharpness-aware step sees its batch for the first time: this gradient only tells where the worst
-            point nearby is.
-        sees_again: Whether it sees its batch for the second time; with this gradient the step is taken.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -133,7 +83,6 @@ class Classifier(StoredModule):
             raise ValueError(f"Expected `model` to be a name, an import path or a Module, got {reprlib.repr(network)}.")
         self.model: nn.Module = getattr(network, "_orig_mod", network)  # its state has the names of the network itself
         self.compiles = self.model is not network
-        self.looks_ahead, self.sees_again = False, False
         self.compiled: Callable[[Tensor], Any] | None = partial(network) if self.compiles else None
         self.memory_format = (
             torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
@@ -143,14 +92,7 @@ class Classifier(StoredModule):
         std = torch.tensor(self.info["std"]) if "std" in self.info else torch.ones(in_channels)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self.test_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
-        self.val_accuracy = ShotAccuracy(num_classes, self.info.get("shot_groups"))
-        # of the last test; quadratic in the classes
-        self.test_confusion = (
-            MulticlassConfusionMatrix(num_classes, validate_args=False)
-            if 2 <= num_classes <= CONFUSION_CLASSES
-            else None
-        )
+        self.make_measures(num_classes, self.info.get("shot_groups"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits.
@@ -313,120 +255,7 @@ class Classifier(StoredModule):
         """Return the local optimizer over the parameters of the classifier alone."""
         return self.local_sgd(self.model)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the gradients that a step is taken with, as a plain Trainer may say."""
-        if not self.looks_ahead:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    @property
-    def local_lr(self) -> float:
-        """Learning rate of the local SGD."""
-        return float(self.hparams["lr"])
-
-    def local_sgd(self, module: nn.Module) -> torch.optim.SGD:
-        """Return SGD for local training, sharpness-aware if ``local_optimizer`` says so."""
-        kind, rho = self.hparams["local_optimizer"], self.hparams["rho"]
-        if kind == "sgd":
-            return self.sgd(module, self.local_lr)
-        return SharpnessAwareSGD(
-            {name: param for name, param in module.named_parameters() if param.requires_grad},
-            lr=self.local_lr,
-            momentum=self.hparams["momentum"],
-            weight_decay=self.hparams["weight_decay"],
-            rho=RHO[kind] if rho is None else rho,
-            adaptive=kind == "asam",
-            first_pass=self._first_pass,
-            second_pass=self._second_pass,
-        )
-
-    @contextmanager
-    def _first_pass(self) -> Iterator[None]:
-        """Within it a gradient only tells where the worst point nearby is.
-
-        Raises:
-            ValueError: In a plain Trainer that adds up the gradients of several batches.
-        """
-        batches = self.trainer.accumulate_grad_batches
-        if batches != 1:  # the second pass's gradient would be added to the first's
-            raise ValueError(
-                f"Expected `accumulate_grad_batches` to be 1 for sharpness-aware steps, which see one batch twice, got {batches}."
-            )
-        self.looks_ahead = True
-        try:
-            yield
-        finally:
-            self.looks_ahead = False
-
-    @contextmanager
-    def _second_pass(self) -> Iterator[None]:
-        """Within it a batch is seen again: it is not tracked, and running statistics stay as the first pass has left them."""
-        buffers = list(self.model.buffers())
-        before = [value.clone() for value in buffers]
-        self.sees_again = True
-        try:
-            yield
-        finally:
-            self.sees_again = False
-            for value, first in zip(buffers, before, strict=True):
-                value.copy_(first)
-
-    def sgd(self, module: nn.Module, lr: float) -> torch.optim.SGD:
-        """Return SGD with the momentum and weight decay of this module."""
-        momentum = self.hparams["momentum"]
-        return torch.optim.SGD(
-            [param for param in module.parameters() if param.requires_grad],
-            lr=lr,
-            momentum=momentum,
-            nesterov=momentum > 0,
-            weight_decay=self.hparams["weight_decay"],
-        )
-
-    # Evaluation
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch; logs ``val/loss`` and the accuracies of :class:`ShotAccuracy`."""
-        self._measure(batch, "val", self.val_accuracy)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch; logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`, counts ``test_confusion``."""
-        logits = self._measure(batch, "test", self.test_accuracy)
-        if self.test_confusion is not None:
-            self.test_confusion.update(logits.argmax(1), batch[1])
-
-    def _measure(self, batch: Batch, stage: str, accuracy: ShotAccuracy) -> Tensor:
-        images, labels = batch
-        logits: Tensor = self(images)
-        accuracy.update(logits, labels)
-        self.log(
-            f"{stage}/loss",
-            example_losses(logits, labels).mean(),
-            on_epoch=True,
-            batch_size=len(labels),
-            sync_dist=True,
-        )
-        return logits
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the confusion matrix of an earlier test."""
-        if self.test_confusion is not None:
-            self.test_confusion.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation accuracies."""
-        self._log_accuracy("val", self.val_accuracy)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test accuracies."""
-        self._log_accuracy("test", self.test_accuracy)
-
-    def _log_accuracy(self, stage: str, accuracy: ShotAccuracy) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in accuracy.accuracies().items()}, sync_dist=True)
-        accuracy.reset()
+    # Other
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return class probabilities (B, C) for images, or for (images, labels)."""

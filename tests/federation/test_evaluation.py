@@ -12,7 +12,7 @@ from fedamm_pl.algorithms import CReFF
 from fedamm_pl.federation.callbacks.files import diagnostics
 from fedamm_pl.federation.checkpoint import RunState
 from fedamm_pl.federation.evaluation import Evaluator
-from fedamm_pl.protocol import classifier
+from fedamm_pl.protocol import measured
 from tests.federation.small import CPU, assert_equal, federation, make
 from tests.tiny import tiny_data
 
@@ -63,7 +63,7 @@ def test_a_plain_trainer_leaves_the_confusion_matrix_in_the_module() -> None:
 
 
 def test_with_many_classes_there_is_no_confusion_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "CONFUSION_CLASSES", 3)
+    monkeypatch.setattr(measured, "CONFUSION_CLASSES", 3)
     run = federation(FedAvg)
     run.run()
     assert run.module.test_confusion is None

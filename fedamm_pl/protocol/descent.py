@@ -1,0 +1,102 @@
+"""``LocalDescent``: the steps of local training, SGD with momentum and weight decay, sharpness-aware on request."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from fedamm_pl.sharpness import SharpnessAwareSGD
+
+LocalOptimizer = Literal["sgd", "sam", "asam"]
+RHO = {"sam": 0.1, "asam": 0.7}
+
+
+class LocalDescent(pl.LightningModule):
+    """The part of a classifier that makes its local optimizer.
+
+    Attributes:
+        model: The network.
+        looks_ahead: Whether a sharpness-aware step sees its batch for the first time: this gradient only tells where the worst
+            point nearby is.
+        sees_again: Whether it sees its batch for the second time; with this gradient the step is taken.
+    """
+
+    model: nn.Module
+    looks_ahead = False
+    sees_again = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients that a step is taken with, as a plain Trainer may say."""
+        if not self.looks_ahead:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @property
+    def local_lr(self) -> float:
+        """Learning rate of the local SGD."""
+        return float(self.hparams["lr"])
+
+    def local_sgd(self, module: nn.Module) -> torch.optim.SGD:
+        """Return SGD for local training, sharpness-aware if ``local_optimizer`` says so."""
+        kind, rho = self.hparams["local_optimizer"], self.hparams["rho"]
+        if kind == "sgd":
+            return self.sgd(module, self.local_lr)
+        return SharpnessAwareSGD(
+            {name: param for name, param in module.named_parameters() if param.requires_grad},
+            lr=self.local_lr,
+            momentum=self.hparams["momentum"],
+            weight_decay=self.hparams["weight_decay"],
+            rho=RHO[kind] if rho is None else rho,
+            adaptive=kind == "asam",
+            first_pass=self._first_pass,
+            second_pass=self._second_pass,
+        )
+
+    @contextmanager
+    def _first_pass(self) -> Iterator[None]:
+        """Within it a gradient only tells where the worst point nearby is.
+
+        Raises:
+            ValueError: In a plain Trainer that adds up the gradients of several batches.
+        """
+        batches = self.trainer.accumulate_grad_batches
+        if batches != 1:  # the second pass's gradient would be added to the first's
+            raise ValueError(
+                f"Expected `accumulate_grad_batches` to be 1 for sharpness-aware steps, which see one batch twice, got {batches}."
+            )
+        self.looks_ahead = True
+        try:
+            yield
+        finally:
+            self.looks_ahead = False
+
+    @contextmanager
+    def _second_pass(self) -> Iterator[None]:
+        """Within it a batch is seen again: it is not tracked, and running statistics stay as the first pass has left them."""
+        buffers = list(self.model.buffers())
+        before = [value.clone() for value in buffers]
+        self.sees_again = True
+        try:
+            yield
+        finally:
+            self.sees_again = False
+            for value, first in zip(buffers, before, strict=True):
+                value.copy_(first)
+
+    def sgd(self, module: nn.Module, lr: float) -> torch.optim.SGD:
+        """Return SGD with the momentum and weight decay of this module."""
+        momentum = self.hparams["momentum"]
+        return torch.optim.SGD(
+            [param for param in module.parameters() if param.requires_grad],
+            lr=lr,
+            momentum=momentum,
+            nesterov=momentum > 0,
+            weight_decay=self.hparams["weight_decay"],
+        )

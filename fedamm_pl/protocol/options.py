@@ -1,0 +1,45 @@
+"""Checks of what every module is made with: numbers in range, and what is known of the images."""
+
+from typing import Any
+
+from fedamm_pl.data.sources import ImageInfo
+
+MAX_PIXELS = 2**24
+"""Of an image; a size that a file gives is also that of a first forward pass."""
+
+
+def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
+    """Check a number.
+
+    Raises:
+        ValueError: If it is not finite, or not above or at least the bound.
+    """
+    if above is not None and not above < value < float("inf"):
+        raise ValueError(f"Expected `{name}` to be a number above {above}, got {value}.")
+    if least is not None and not least <= value < float("inf"):
+        raise ValueError(f"Expected `{name}` to be a number of {least} or more, got {value}.")
+
+
+def check_info(info: ImageInfo, num_classes: int, in_channels: int) -> None:
+    """Check that what is known of the images is of these classes and channels.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    known: dict[str, Any] = dict(info)
+    sizes = {"mean": in_channels, "std": in_channels, "class_names": num_classes, "class_counts": num_classes}
+    sizes["image_size"] = 2
+    for name, size in sizes.items():
+        if name in known and len(known[name]) != size:
+            raise ValueError(f"Expected `info` to hold {size} {name}, got {len(known[name])}.")
+    if not all(0 < value < float("inf") for value in known.get("std", ())):
+        raise ValueError(f"Expected `info` to hold std above 0, got {known['std']}.")
+    height, width = known.get("image_size", (1, 1))
+    if not (height >= 1 and width >= 1 and height * width <= MAX_PIXELS):
+        raise ValueError(
+            f"Expected `info` to hold an image_size of 1 to {MAX_PIXELS} pixels, got {known['image_size']}."
+        )
+    groups = known.get("shot_groups", {}).values()
+    # not so many that a small file, which can hold the same list many times, fills the memory
+    if sum(map(len, groups)) > 100 * num_classes or not all(0 <= c < num_classes for group in groups for c in group):
+        raise ValueError(f"Expected `info` to hold shot_groups of the classes 0 to {num_classes - 1}, got others.")
