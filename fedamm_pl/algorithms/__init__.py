@@ -6,6 +6,7 @@ from fedamm_pl.algorithms.climb import Climb
 from fedamm_pl.algorithms.creff import CReFF
 from fedamm_pl.algorithms.fedamm import FedAMM
 from fedamm_pl.algorithms.fedavg import FedAvg
+from fedamm_pl.algorithms.feddyn import FedDyn
 from fedamm_pl.algorithms.fedetf import FedETF
 from fedamm_pl.algorithms.fedfocal import FedFocal
 from fedamm_pl.algorithms.fedgrab import FedGraB
@@ -31,6 +32,7 @@ __all__ = [
     "Climb",
     "FedAMM",
     "FedAvg",
+    "FedDyn",
     "FedETF",
     "FedFocal",
     "FedGraB",

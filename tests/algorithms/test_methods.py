@@ -19,6 +19,7 @@ from fedamm_pl.algorithms import (
     Climb,
     CReFF,
     FedAvg,
+    FedDyn,
     FedETF,
     FedFocal,
     FedGraB,
@@ -70,6 +71,7 @@ METHODS: dict[str, Method] = {
     "RatioLoss": (RatioLoss, {}),
     "MetaFineTune": (MetaFineTune, {}),
     "Climb": (Climb, {"dual_lr": 0.5, "tolerance": 0.01}),
+    "FedDyn": (FedDyn, {"alpha": 0.1}),
     "FedETF": (FedETF, {}),
     "FedGraB": (FedGraB, {}),
     "FedGraB, global": (FedGraB, {"ranks": "global_counts"}),
@@ -344,9 +346,11 @@ def test_plain_trainer_takes_the_data_module(method: Method) -> None:
 
 
 ALONE_FEDAVG = [
+    "FedDyn",
     "FedReLa",
     "BalanceFL",
     "FedRS",
+    "FedDyn",
     "FedNova",
     "Scaffold",
     "Moon",
@@ -453,6 +457,7 @@ FEDETF = 4  # the learned factor
 HYPERNETWORK = 4 * (C * D + D + D * D * C + D * C)
 EXTRA_BYTES = {  # received and sent beside the model
     "Scaffold": (PARAMETERS, PARAMETERS),
+    "FedDyn": (8, 0),
     "FedNova": (0, 8),
     "ClassBalanced, global": (8 * C, 0),
     "LogitAdjusted, global": (8 * C, 0),
@@ -541,6 +546,8 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (FEDIC, "num_draws", 0),
         (Climb, "dual_lr", -0.1),
         (Climb, "tolerance", -0.1),
+        (FedDyn, "alpha", -0.1),
+        (FedDyn, "max_grad_norm", 0.0),
         (FedETF, "scale", 0.0),
         (FedRoD, "gamma", -0.1),
         (FedRoD, "absent", "two"),

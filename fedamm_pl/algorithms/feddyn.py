@@ -1,0 +1,187 @@
+"""FedDyn (Acar et al., *Federated Learning Based on Dynamic Regularization*, ICLR 2021)."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
+from fedamm_pl.protocol.messages import ClientResult, State
+from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
+from fedamm_pl.protocol.reduction import Reduction
+from fedamm_pl.protocol.session import ServerSession
+
+MEAN_SIZE, MEAN, MEMORY = "mean_size", "mean.", "memory."
+
+
+class FedDyn(FederatedModule):
+    """FedAvg with a linear and a quadratic term in each client's loss, under which the clients' optima agree with the global one.
+
+    A client remembers how far it has moved in all its rounds, ``l_k <- l_k + w_k - w`` from 0, and minimises the cross-entropy
+    plus ``a_k <w, l_k> + a_k / 2 |w - w_received|^2``, where a_k is alpha times the mean number of examples of all K clients over
+    its own. The server adds to the mean of the trained models, not weighted by examples, the mean memory h of all K clients,
+    also of those never drawn: ``h <- h + (1 / K) sum_S (w_k - w)``, and sends ``mean + h``. What is evaluated and delivered is the
+    mean without h. BatchNorm statistics are averaged as in FedAvg.
+
+    There is no limit in which it is FedAvg: with alpha = 0 a client's steps are FedAvg's, and h remains. Nothing more is sent; a
+    client receives 8 bytes more, the mean number of examples, and keeps one model; the server keeps one. a_k is at most
+    1 / (2 lr): the steps of a client with very few examples would diverge. The method was derived for plain SGD, so momentum is 0
+    by default. A robust aggregation takes the place of the mean. In a plain Trainer there are no other clients, and it is FedAvg
+    with clipped gradients.
+
+    Args:
+        num_classes: Number of classes C.
+        in_channels: Image channels: 1 grey, 3 colour.
+        model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
+        lr: Learning rate of the local SGD.
+        momentum: Its momentum, Nesterov's unless 0.
+        weight_decay: Its weight decay.
+        info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        alpha: Weight of the two terms.
+        max_grad_norm: Longer gradients of a step are shortened to this length; null: none are.
+
+    Raises:
+        ValueError: If an option is out of range or there is no such network.
+    """
+
+    returned: ClassVar[Mapping[str, Reduction]] = {MEAN: "mean"}
+    optimizable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        model: str | nn.Module = "resnet32",
+        lr: float = 0.01,
+        momentum: float = 0.0,
+        weight_decay: float = 5e-4,
+        info: ImageInfo | None = None,
+        local_optimizer: LocalOptimizer = "sgd",
+        rho: float | None = None,
+        alpha: float = 0.01,
+        max_grad_norm: float | None = 10.0,
+    ) -> None:
+        super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
+        require_range("alpha", alpha, least=0)
+        if max_grad_norm is not None:
+            require_range("max_grad_norm", max_grad_norm, above=0)
+
+    @property
+    def privileges(self) -> Privileges:
+        """Memories of the moves."""
+        return Privileges(
+            client_state="the sum of its moves, one model",
+            server_state="the mean of these sums, one model",
+            work="client: distance from the received model at each step",
+        )
+
+    # Client
+
+    def on_train_start(self) -> None:
+        """Take up what the client remembers, and the weight of its terms."""
+        super().on_train_start()
+        self._terms: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, its received value, memory
+        self._weight = 0.0
+        if self.session is None:
+            return
+        mean_size, num_examples = float(self.session.payload[MEAN_SIZE]), self.session.data.num_examples
+        self._weight = min(self.hparams["alpha"] * mean_size / num_examples, 1 / (2 * self.local_lr))
+        for name, parameter in self._trained(remove_duplicate=True).items():
+            received, kept = parameter.detach().clone(), self.session.kept.get(name)
+            memory = torch.zeros_like(_precise(received)) if kept is None else kept.to(self.device)
+            self._terms.append((parameter, received, memory))
+
+    def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return the batch loss with both terms."""
+        loss = super().batch_loss(losses, present)
+        if self._weight == 0:
+            return loss
+        terms = [dynamic_term(now, received, memory) for now, received, memory in self._terms]
+        return loss + self._weight * torch.stack(terms).sum()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Shorten the gradient of a step; as the Trainer says, if it does."""
+        if gradient_clip_val is None and self.hparams["max_grad_norm"] is not None:
+            gradient_clip_val, gradient_clip_algorithm = self.hparams["max_grad_norm"], "norm"
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def client_payload(self) -> State:
+        """Return the trained model, and remember how far it has moved."""
+        assert self.session is not None
+        names = self._trained(remove_duplicate=True)
+        self.session.kept = {
+            name: memory + (_precise(now.detach()) - _precise(received))
+            for name, (now, received, memory) in zip(names, self._terms, strict=True)
+        }
+        return super().client_payload()
+
+    # Server
+
+    def broadcast(self, state: State, server: ServerSession) -> State:
+        """Send the model and the mean number of examples of all clients."""
+        if "class_counts" not in self.info:
+            raise ValueError(
+                "Expected `info` of FedDyn to hold class_counts, whose sum is the number of examples, got none."
+            )
+        mean_size = torch.tensor(sum(self.info["class_counts"]) / server.num_clients, dtype=torch.float64)
+        return {**super().broadcast(state, server), MEAN_SIZE: mean_size}
+
+    def contribution(self, result: ClientResult, server: ServerSession) -> State:
+        """Have the parameters reduced by their plain mean, what else the model holds as in FedAvg."""
+        trained = self._trained()
+        return {MEAN + name if name in trained else name: value for name, value in result.payload.items()}
+
+    def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
+        """Move h, and add it to the mean of the models."""
+        share = server.num_results / server.num_clients
+        stepped: State = {}
+        for name in self._trained():
+            mean, last = _precise(reduced[MEAN + name]), _precise(state[name])
+            memory = state.get(MEMORY + name, torch.zeros_like(last)) + share * (mean - last)
+            stepped |= {name: (mean + memory).to(state[name]), MEMORY + name: memory}
+        return {**state, **{name: value for name, value in reduced.items() if name in state}, **stepped}
+
+    def deployed(self, state: State) -> State:
+        """Return the mean of the models, without h."""
+        shared = super().deployed(state)
+        return {
+            name: (_precise(value) - state[MEMORY + name]).to(value) if MEMORY + name in state else value
+            for name, value in shared.items()
+        }
+
+    def _trained(self, remove_duplicate: bool = False) -> dict[str, nn.Parameter]:
+        """Return what trains; tied parameters by all their names, or one."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters(remove_duplicate=remove_duplicate)
+            if parameter.requires_grad and name.startswith(self.shared)
+        }
+
+
+def dynamic_term(now: Tensor, received: Tensor, memory: Tensor) -> Tensor:
+    """Return ``<w, l> + |w - w_received|^2 / 2``, whose gradient is ``w - w_received + l``.
+
+    Args:
+        now: w, of any shape.
+        received: The same parameter as it was received.
+        memory: l, of the same shape.
+
+    Example:
+        >>> dynamic_term(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([2.0, -1.0]))
+        tensor(7.)
+    """
+    return (now * memory + (now - received) ** 2 / 2).sum()
+
+
+def _precise(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
