@@ -30,6 +30,7 @@ from fedamm_pl.federation.executors import Executor, Processes
 from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
 from fedamm_pl.federation.sampling import num_sampled
+from fedamm_pl.federation.server import ServerOptimizerError
 from fedamm_pl.federation.summary import table
 from fedamm_pl.files import write_atomically
 from fedamm_pl.terminal import printable, say, silence
@@ -144,6 +145,9 @@ def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespa
             history = orchestrator.run()
     except FederationError as error:
         fail(str(error), folder)
+    except ServerOptimizerError as error:  # which only a step of the method's server shows
+        say(f"fedamm: error: {one_line(str(error))}", sys.stderr)
+        sys.exit(1)
     except OSError as error:  # a full disk, a folder that has become read-only
         place = os.fsdecode(error.filename or folder)  # TensorBoard's names are bytes
         fail(f"{error.strerror or error} ({place}) after round {orchestrator.state.round_num}", folder)

@@ -18,6 +18,10 @@ from fedamm_pl.protocol.session import ServerSession
 from fedamm_pl.seeding import derive_seed, drawing_from, torch_generator
 
 
+class ServerOptimizerError(ValueError):
+    """There is a server optimizer, and the method makes its next state without it."""
+
+
 class Server:
     """The server's side of a federation. Clients reach it by messages alone.
 
@@ -94,14 +98,14 @@ class Server:
         """Return the next state; the last one stays as it is.
 
         Raises:
-            ValueError: If there is a server optimizer, and the method makes its next state without it.
+            ServerOptimizerError: If there is a server optimizer, and the method makes its next state without it.
         """
         own = {name: value.clone() for name, value in trained(state).items()}  # the method may work in place
         self._stepped = False
         with self._drawing("update"):
             updated = self.module.server_update(own, contributions, self.session)
         if self.optimizer is not None and not self._stepped:
-            raise ValueError(not_optimizable(self.module, self.optimizer.kind))
+            raise ServerOptimizerError(not_optimizable(self.module, self.optimizer.kind))
         return updated
 
     def _optimize(self, state: State, average: State) -> State:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import CReFF, FedNova, MetaFineTune, Scaffold
+from fedamm_pl.cli.main import main
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.executors import Executor, Processes, Vectorized
 from fedamm_pl.federation.server_optimizers import ServerOptimizer, first_moment, second_moment
@@ -326,3 +327,28 @@ def test_a_method_that_makes_its_own_model_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=message.format("OwnAverage")):
         run.run()
     federate(make(OwnAverage), 1)
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--data.num_clients",
+        "2",
+        "--data.imbalance_factor",
+        "0.1",
+        "--algorithm.model",
+        "small_cnn",
+        "--logger",
+        "false",
+    ]
+    words += ["--federation.num_rounds", "2", "--federation.local_epochs", "1", "--trainer.accelerator", "cpu"]
+    words += [
+        "--algorithm",
+        "tests.federation.test_server_optimizers.OwnAverage",
+        "--output.dir",
+        str(tmp_path / "run"),
+    ]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--federation.server_optimizer", "adam"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("fedamm: error: Expected --federation.server_optimizer to be none for OwnAverage, got adam")
