@@ -64,7 +64,7 @@ class FEDIC(FederatedModule):
         finetune_steps: Steps of w' each round, by Adam on 20 labelled images each.
         calibration_steps: Steps of the calibration net each round, by Adam on the same batches.
         distill_steps: Steps of the average each round, by Adam on 128 images without and 20 with labels each.
-        server_lr: Learning rate of the three Adams.
+        adam_lr: Learning rate of the three Adams.
         distill_weight: Weight of the teacher in the average's loss, in [0, 1]; the rest is that of the labels.
         temperature: Divides the logits of teacher and student before they are compared.
         num_draws: Draws of the training transform of the server's images each round.
@@ -90,7 +90,7 @@ class FEDIC(FederatedModule):
         finetune_steps: int = 100,
         calibration_steps: int = 100,
         distill_steps: int = 100,
-        server_lr: float = 1e-3,
+        adam_lr: float = 1e-3,
         distill_weight: float = 0.5,
         temperature: float = 2.0,
         num_draws: int = 20,
@@ -99,7 +99,7 @@ class FEDIC(FederatedModule):
         require_range("finetune_steps", finetune_steps, least=0)
         require_range("calibration_steps", calibration_steps, least=0)
         require_range("distill_steps", distill_steps, least=0)
-        require_range("server_lr", server_lr, least=0)
+        require_range("adam_lr", adam_lr, least=0)
         if not 0 <= distill_weight <= 1:
             raise ValueError(f"Expected `distill_weight` to be in [0, 1], got {distill_weight}.")
         require_range("temperature", temperature, above=0)
@@ -165,7 +165,7 @@ class FEDIC(FederatedModule):
         """
         self.train()
         trained = [value for value in self.model.parameters() if value.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=self.hparams["server_lr"], weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.Adam(trained, lr=self.hparams["adam_lr"], weight_decay=WEIGHT_DECAY)
         with torch.enable_grad():
             for step in range(num_steps):
                 optimizer.zero_grad()
@@ -205,7 +205,7 @@ class FEDIC(FederatedModule):
         """
         votes, features = torch.stack(pool.votes), pool.features / len(pool.votes)
         net = CalibrationNet(refined.shape[1], features.shape[1], generator).to(refined)
-        optimizer = torch.optim.Adam(net.parameters(), lr=self.hparams["server_lr"])
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.hparams["adam_lr"])
         take_up(net, optimizer, state)
         with torch.enable_grad():
             for chosen in batches[: self.hparams["calibration_steps"]]:

@@ -539,7 +539,7 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (FEDIC, "finetune_steps", -1),
         (FEDIC, "calibration_steps", -1),
         (FEDIC, "distill_steps", -1),
-        (FEDIC, "server_lr", -0.1),
+        (FEDIC, "adam_lr", -0.1),
         (FEDIC, "distill_weight", -0.1),
         (FEDIC, "distill_weight", 1.1),
         (FEDIC, "temperature", 0.0),
