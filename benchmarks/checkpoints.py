@@ -2,6 +2,8 @@
 
 import statistics
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ class TwelveRounds:
         folder: Folder of the run.
     """
 
-    def __init__(self, method: type[FederatedModule], folder: Path) -> None:
+    def __init__(self, method: Callable[..., FederatedModule], folder: Path) -> None:
         data = Noise("noise-90-28-1-250", num_clients=40, imbalance_factor=1.0, partition="iid")
         torch.manual_seed(0)
         module, written = method(10, 1, "small_cnn", info=data.info), Written()
@@ -66,7 +68,8 @@ class TwelveRounds:
 def row_checkpoint(repeats: int) -> list[Row]:
     """MOON's checkpoints against FedAvg's: how large, how long to save one; and what a round writes."""
     with tempfile.TemporaryDirectory() as folder:
-        moon, fedavg = (TwelveRounds(method, Path(folder) / method.__name__) for method in (Moon, FedAvg))
+        moon = TwelveRounds(partial(Moon, projection=None), Path(folder) / "Moon")  # the network of FedAvg
+        fedavg = TwelveRounds(FedAvg, Path(folder) / "FedAvg")
         note = f"{moon.checkpoint / KIB:.0f} / {fedavg.checkpoint / KIB:.0f} KiB, 40 clients"
         size = Row(
             "newest checkpoint after 12 rounds, MOON / FedAvg", moon.checkpoint / fedavg.checkpoint, 1.1, note=note

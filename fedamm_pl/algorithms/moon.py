@@ -9,17 +9,45 @@ from fedamm_pl.losses import contrastive_losses
 from fedamm_pl.models import deep_copy, features_and_logits
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
+
+
+class ProjectionHead(nn.Module):
+    """Two layers that map features to what MOON compares, and a classifier of that.
+
+    Args:
+        in_features: Size D of the features.
+        projection: Size P of what is compared.
+        num_classes: Number of classes C.
+    """
+
+    def __init__(self, in_features: int, projection: int, num_classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(in_features, in_features)
+        self.projection = nn.Linear(in_features, projection)
+        self.classifier = nn.Linear(projection, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, D) to logits (B, C)."""
+        logits: Tensor = self.classifier(self.projection(self.hidden(features).relu()))
+        return logits
 
 
 class Moon(FederatedModule):
     """FedAvg with a term that pulls a client's features to those of the global model, away from those of its previous model.
 
-    The features are the inputs of the linear layer that gives the network's logits, without a projection head of their own.
-    A client that takes part for the first time has no previous model and trains as in FedAvg, as everyone does with mu = 0.
-    It keeps its previous model to itself: one more model in memory for each client that has taken part. The two models that
-    are compared with run in evaluation mode, so a step costs two forward passes more.
+    As in the paper, what is compared comes out of a projection head, Linear(D, D), ReLU, Linear(D, P), and the classifier takes
+    it too: the network's last layer is replaced by a :class:`ProjectionHead`, which makes the model that travels larger by
+    D (D + 1) + P (D + 1) + C (P - D) numbers. Features as they are come out of a ReLU, so that their cosines crowd near 1:
+    ``projection: null`` leaves the network as it is and compares these, the inputs of its last linear layer.
 
-    In a plain Trainer there is no previous model, and it is FedAvg.
+    A client that takes part for the first time has no previous model and trains as in FedAvg. In the paper the initial network
+    stands for it; in the first round that is the global model itself, and the term has no slope, so a difference is only made to
+    clients that join later. With mu = 0 it is FedAvg, bit for bit, of the network with that head, or without one.
+
+    A client keeps its previous model to itself: one more model in memory for each client that has taken part. The two models
+    that are compared with run in evaluation mode, so a step costs two forward passes more. In a plain Trainer there is no
+    previous model, and it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -33,6 +61,7 @@ class Moon(FederatedModule):
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         mu: Weight of the contrastive term.
         temperature: Of the contrastive term.
+        projection: Size P of the output of the projection head; null: the network has none.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -53,10 +82,24 @@ class Moon(FederatedModule):
         rho: float | None = None,
         mu: float = 1.0,
         temperature: float = 0.5,
+        projection: int | None = 256,
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("mu", mu, least=0)
         require_range("temperature", temperature, above=0)
+        if projection is not None:
+            require_range("projection", projection, least=1)
+            self.replace_classifier(
+                lambda layer: ProjectionHead(layer.in_features, projection, num_classes).to(layer.weight)
+            )
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        return Privileges(
+            client_state="its last model",
+            work="client: two forward passes more a step, of the global and its last model",
+        )
 
     def on_train_start(self) -> None:
         """Set up the global and the previous model."""

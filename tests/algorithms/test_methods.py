@@ -56,6 +56,7 @@ METHODS: dict[str, Method] = {
     "FedNova": (FedNova, {}),
     "Scaffold": (Scaffold, {}),
     "Moon": (Moon, {}),
+    "Moon, no projection": (Moon, {"projection": None}),
     "FedFocal": (FedFocal, {}),
     "ClassBalanced, local": (ClassBalanced, {"counts": "local"}),
     "ClassBalanced, global": (ClassBalanced, {"counts": "global"}),
@@ -126,7 +127,7 @@ LIMITS: dict[str, Method] = {
     "FedReLa, too late": (FedReLa, {"relabel_round": 3}),
     "FedReLa, rate 0, the same learning rate": (FedReLa, {"relabel_round": 1, "rate": 0.0, "lr_factor": 1.0}),
     "FedProx, mu 0": (FedProx, {"mu": 0.0}),
-    "Moon, mu 0": (Moon, {"mu": 0.0}),
+    "Moon, no projection, mu 0": (Moon, {"mu": 0.0, "projection": None}),
     "FedFocal, gamma 0": (FedFocal, {"gamma": 0.0}),
     "ClassBalanced, local, beta 0": (ClassBalanced, {"counts": "local", "beta": 0.0}),
     "ClassBalanced, global, beta 0": (ClassBalanced, {"counts": "global", "beta": 0.0}),
@@ -213,9 +214,10 @@ def test_scaffold_with_a_single_client_is_fedavg_in_every_round() -> None:
 def test_first_participation_in_moon_is_fedavg_and_the_second_is_not(fedavg: Orchestrator) -> None:
     data = different_clients()
     model = "tests.tiny.tiny_resnet"
-    first, theirs = (federate(make((method, {}), data, model), data, 1) for method in (Moon, FedAvg))
+    moon = METHODS["Moon, no projection"]
+    first, theirs = (federate(make(method, data, model), data, 1) for method in (moon, (FedAvg, {})))
     assert_equal(first.state.shared, theirs.state.shared)
-    second = federate(make((Moon, {}), data, model), data, 2)
+    second = federate(make(moon, data, model), data, 2)
     assert not torch.equal(second.state.shared["model.conv1.weight"], fedavg.state.shared["model.conv1.weight"])
     assert second.state.history[-1]["client/contrast"] > 0
 
@@ -232,7 +234,7 @@ def test_creff_trains_the_model_of_fedavg_and_evaluates_it_with_another_classifi
     assert not torch.equal(delivered["model.classifier.weight"], run.state.shared["model.classifier.weight"])
 
 
-DIFFERENT = {name: method for name, method in METHODS.items() if name not in ("FedETF", "FedNH", "CReFF")}
+DIFFERENT = {name: method for name, method in METHODS.items() if name not in ("FedETF", "FedNH", "CReFF", "Moon")}
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +355,7 @@ ALONE_FEDAVG = [
     "FedDyn",
     "FedNova",
     "Scaffold",
-    "Moon",
+    "Moon, no projection",
     "RatioLoss",
     "MetaFineTune",
     "Climb",
@@ -434,18 +436,18 @@ def kept_by(run: Orchestrator) -> dict[int, State]:
 def test_what_a_run_must_remember_is_there_to_be_resumed() -> None:
     data = tiny_data()
     states, kept = {}, {}
-    for name in ("Scaffold", "Moon", "Climb", "CReFF", "FedProx"):
+    for name in ("Scaffold", "Moon, no projection", "Climb", "CReFF", "FedProx"):
         run = federate(make(METHODS[name], data), data, 2, client_fraction=0.5)
         states[name], kept[name] = run.state, kept_by(run)
     model = set(make((FedAvg, {}), data).shared_state())
     assert set(states["Scaffold"].shared) - model == {f"control.{name}" for name in model}
     assert set(states["Climb"].shared) - model == {"dual"}
     assert set(states["CReFF"].shared) - model == {"features", "retrained.weight", "retrained.bias"}
-    for name in ("Scaffold", "Moon"):
+    for name in ("Scaffold", "Moon, no projection"):
         assert kept[name]
         assert {frozenset(state) for state in kept[name].values()} == {frozenset(model)}
     assert not kept["FedProx"]
-    assert set(states["FedProx"].shared) == set(states["Moon"].shared) == model
+    assert set(states["FedProx"].shared) == set(states["Moon, no projection"].shared) == model
 
 
 # Bytes.
@@ -453,7 +455,10 @@ def test_what_a_run_must_remember_is_there_to_be_resumed() -> None:
 
 C, D = NUM_CLASSES, HIDDEN
 PARAMETERS = 4 * (64 * D + D + D * C + C)
-FEDETF = 4  # the learned factor
+HEADS = {  # numbers more than in the network as it is
+    "FedETF": 1,  # the learned factor
+    "Moon": D * (D + 1) + 256 * (D + 1) + C * (256 - D),  # its projection head
+}
 HYPERNETWORK = 4 * (C * D + D + D * D * C + D * C)
 EXTRA_BYTES = {  # received and sent beside the model
     "Scaffold": (PARAMETERS, PARAMETERS),
@@ -479,7 +484,7 @@ def test_bytes_are_those_of_the_model_and_what_the_method_adds(method: Method, r
     run = federate(module, data, 2, client_fraction=0.5)
     name = request.node.callspec.id
     received, sent = EXTRA_BYTES.get(name, (0, 0))
-    model = PARAMETERS + (FEDETF if name == "FedETF" else 0)
+    model = PARAMETERS + 4 * HEADS.get(name, 0)
     assert run.state.history[-1]["client/bytes_received"] == model + received
     assert run.state.history[-1]["client/bytes_sent"] == model + sent
     assert run.state.bytes_total == {"received": 4 * (model + received), "sent": 4 * (model + sent)}
@@ -513,6 +518,7 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (Moon, "mu", float("inf")),
         (Moon, "temperature", 0.0),
         (Moon, "temperature", -0.5),
+        (Moon, "projection", 0),
         (FedFocal, "gamma", -0.5),
         (FedFocal, "gamma", float("inf")),
         (ClassBalanced, "beta", -0.1),

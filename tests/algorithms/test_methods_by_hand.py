@@ -293,7 +293,7 @@ def test_second_step_of_fedprox_is_pulled_back_by_mu_times_the_first() -> None:
 
 def test_moon_equals_a_plain_implementation_with_the_model_of_the_last_participation() -> None:
     data, temperature, mu, num_rounds = clients(4), 0.4, 1.5, 5
-    module = make(Moon, data, mu=mu, temperature=temperature)
+    module = make(Moon, data, mu=mu, temperature=temperature, projection=None)
     server = PlainServer(module, data, 0.5, local_epochs=2)
     previous: dict[int, tuple[int, State]] = {}
     gaps = []
