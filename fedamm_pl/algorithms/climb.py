@@ -11,21 +11,32 @@ from fedamm_pl.losses import example_losses
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 DUAL, LOSS = "dual", "global_loss"
+MAX_DUAL = 100.0
+"""The bound on a dual variable, as in the authors' program."""
 MAX_LOSS = torch.finfo(torch.float32).max
 
 
 class Climb(FederatedModule):
     """FedAvg under the constraint that no client's loss is more than a tolerance above the mean of the clients.
 
-    The dual variable lambda_k of each client grows while it is: ``lambda_k <- max(0, lambda_k + dual_lr (f_k - mean f -
-    tolerance))``, with f_k the global model's loss on the client's examples before it trains and the mean over the clients of
-    the round. The server scales the client's update by ``1 + lambda_k - mean lambda``, with the lambdas before the round and
-    their mean over all clients. Only clients that take part measure their loss (the paper asks all of them), which costs one
-    pass over their examples and 8 bytes sent. With dual_lr = 0 it is FedAvg, bit for bit; in a plain Trainer it is FedAvg too.
+    The dual variable lambda_k of each client grows while it is: ``lambda_k <- lambda_k + dual_lr (f_k - mean f - tolerance)``,
+    kept in [0, 100], with f_k the global model's loss on the client's examples before it trains and the mean over the clients
+    of the round. The server scales the client's update by ``1 + lambda_k - mean lambda``, with the lambdas before the round and
+    their mean over all clients.
+
+    Where it differs from the authors' program: (1) theirs divides the step by the number K of clients, so ``dual_lr`` here is
+    their step size over K: the 0.1 here is their 2 with 20 clients, where their default is 1. (2) Only the clients of a round
+    measure their loss, which costs one pass over their examples and 8 bytes sent; theirs asks all K. So a client's variable moves
+    only when it is drawn, and the mean, over few clients, is not that of all: whoever is drawn with clients of low loss moves
+    up. (3) Theirs takes a dual step every fifth round, here ``primal_rounds`` says so and is 1, as with few clients a round the
+    variables move seldom anyway. (4) Theirs averages the scaled updates uniformly; here the run's ``aggregation`` says how.
+
+    With dual_lr = 0 it is FedAvg, bit for bit; in a plain Trainer it is FedAvg too.
 
     Args:
         num_classes: Number of classes C.
@@ -37,8 +48,9 @@ class Climb(FederatedModule):
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
         local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        dual_lr: Step size of the dual ascent.
+        dual_lr: Step size of the dual ascent, the paper's divided by the number of clients.
         tolerance: How far above the mean a client's loss may be.
+        primal_rounds: Rounds for each step of the dual ascent, which comes at the end of the last of them.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -59,10 +71,21 @@ class Climb(FederatedModule):
         rho: float | None = None,
         dual_lr: float = 0.1,
         tolerance: float = 0.1,
+        primal_rounds: int = 1,
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("dual_lr", dual_lr, least=0)
         require_range("tolerance", tolerance, least=0)
+        require_range("primal_rounds", primal_rounds, least=1)
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        return Privileges(
+            revealed="the loss of the received model on its examples",
+            server_state="a number for each client",
+            work="client: a pass over its examples",
+        )
 
     def survey(self, session: ClientSession) -> State:
         """Measure the loss of the global model on the client's examples."""
@@ -99,12 +122,15 @@ class Climb(FederatedModule):
         return {**payload, LOSS: measured}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the average of the scaled updates, then move the dual variables."""
+        """Take the average of the scaled updates, then move the dual variables if it is their turn."""
+        state = super().server_step(state, reduced, server)
+        if server.round_num % self.hparams["primal_rounds"]:
+            return {**state, DUAL: self._dual(server)}
         losses, measured = reduced[LOSS]
         clients = measured.nonzero().flatten()
         spread = losses[clients] - losses[clients].mean() - self.hparams["tolerance"]
-        moved = self._dual(server).index_add(0, clients, self.hparams["dual_lr"] * spread).clamp(min=0)
-        return {**super().server_step(state, reduced, server), DUAL: moved}
+        moved = self._dual(server).index_add(0, clients, self.hparams["dual_lr"] * spread)
+        return {**state, DUAL: moved.clamp(0, MAX_DUAL)}
 
     def _dual(self, server: ServerSession) -> Tensor:
         return server.state.get(DUAL, torch.zeros(server.num_clients, dtype=torch.float64)).cpu()

@@ -1,6 +1,7 @@
 """CReFF (Shang et al., *Federated Learning on Heterogeneous and Long-Tailed Data via Classifier Re-Training with Federated Features*, IJCAI 2022)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice, repeat
 from typing import ClassVar
 
 import torch
@@ -12,16 +13,12 @@ from fedamm_pl.models import features_and_logits
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ClientSession, ServerSession
 
-GRADIENTS, PRESENT, FEATURES, WEIGHT, BIAS = (
-    "class_gradients",
-    "present",
-    "features",
-    "retrained.weight",
-    "retrained.bias",
-)
+GRADIENTS, PRESENT = "class_gradients", "present"
+FEATURES, WEIGHT, BIAS = "features", "retrained.weight", "retrained.bias"
 MAX_LENGTH = 1e15
 """The longest that a client's class gradients may be: the squares of their sum are numbers of float32."""
 
@@ -36,8 +33,11 @@ class CReFF(FederatedModule):
 
     The gradients reveal which classes a client holds, and cost C * C * (D + 1) numbers more from each client and round, beside
     8 C bytes that say which classes it holds; the re-trained classifier costs C * (D + 1) numbers more to each.
-    Otherwise than in the authors' program, the class gradients are exact means over the client's unaugmented examples, and
-    the classifier is re-trained in full-batch steps with momentum. In a plain Trainer it is FedAvg.
+    Otherwise than in the authors' program, the class gradients are exact means over the client's unaugmented examples (theirs are
+    means over 10 draws of at most 32 augmented ones), in the first round they are of the model's own classifier (theirs: of a
+    random one), and the classifier is re-trained in full-batch steps with momentum. Theirs takes 300 epochs of batches of 32:
+    ``retrain_steps: 9600, retrain_batch_size: 32, retrain_lr: 0.01, retrain_momentum: 0`` for 10 classes, at about the same
+    product of step size and steps. The averaged model is FedAvg's, bit for bit; in a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -53,7 +53,9 @@ class CReFF(FederatedModule):
         match_steps: Steps of the server on the features each round.
         match_lr: Their learning rate, by plain SGD.
         retrain_steps: Steps of the server on the classifier each round.
-        retrain_lr: Their learning rate, by SGD with momentum 0.9.
+        retrain_lr: Their learning rate, by SGD.
+        retrain_momentum: Its momentum, not Nesterov's.
+        retrain_batch_size: Artificial features in a step, shuffled anew in each pass over them; null: all.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -78,6 +80,8 @@ class CReFF(FederatedModule):
         match_lr: float = 0.1,
         retrain_steps: int = 300,
         retrain_lr: float = 0.1,
+        retrain_momentum: float = 0.9,
+        retrain_batch_size: int | None = None,
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("num_features", num_features, least=1)
@@ -85,7 +89,22 @@ class CReFF(FederatedModule):
         require_range("match_lr", match_lr, least=0)
         require_range("retrain_steps", retrain_steps, least=0)
         require_range("retrain_lr", retrain_lr, least=0)
+        require_range("retrain_momentum", retrain_momentum, least=0)
+        if retrain_batch_size is not None:
+            require_range("retrain_batch_size", retrain_batch_size, least=1)
         self._classifier = self.head_name()
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        steps = (
+            f"{self.hparams['match_steps']} and {self.hparams['retrain_steps']} steps on artificial features a round"
+        )
+        return Privileges(
+            revealed="mean gradients of the classifier of each class, and which classes it holds",
+            server_state="artificial features, a re-trained classifier",
+            work=f"client: a pass over its examples; server: {steps}",
+        )
 
     # Client
 
@@ -147,7 +166,8 @@ class CReFF(FederatedModule):
             features.to(weight), held, target, weight, bias, options["match_steps"], options["match_lr"]
         )
         start = nn.init.kaiming_uniform_(torch.empty(num_classes, size), a=5**0.5, generator=generator).to(weight)
-        weight, bias = retrain(features, start, options["retrain_steps"], options["retrain_lr"])
+        how = {name: options[f"retrain_{name}"] for name in ("lr", "momentum", "batch_size")}
+        weight, bias = retrain(features, start, options["retrain_steps"], **how, generator=generator)
         return {**super().server_step(state, reduced, server), FEATURES: features, WEIGHT: weight, BIAS: bias}
 
     def deployed(self, state: State) -> State:
@@ -226,24 +246,48 @@ def match_features(
     return features.index_copy(0, held, moving.detach())
 
 
-def retrain(features: Tensor, weight: Tensor, num_steps: int, lr: float) -> tuple[Tensor, Tensor]:
+def retrain(
+    features: Tensor,
+    weight: Tensor,
+    num_steps: int,
+    lr: float,
+    momentum: float = 0.9,
+    batch_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
     """Train a linear classifier on the artificial features.
 
     Args:
         features: Shape (C, n, D).
         weight: Initial weights, shape (C, D); the bias starts at 0.
-        num_steps: Full-batch steps of SGD with momentum 0.9.
+        num_steps: Steps of SGD.
         lr: Their size.
+        momentum: Their momentum, not Nesterov's.
+        batch_size: Features in a step; None: all of them.
+        generator: Of the order in which batches take them.
 
     Returns:
         Weights of shape (C, D), bias of shape (C,).
     """
     weight, bias = weight.clone().requires_grad_(), weight.new_zeros(len(weight)).requires_grad_()
     labels = torch.arange(len(features), device=features.device).repeat_interleave(features.shape[1])
-    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=momentum)
+    flat = features.flatten(0, 1)
+    parts = repeat((flat, labels)) if batch_size is None else batches(flat, labels, batch_size, generator)
     with torch.enable_grad():
-        for _ in range(num_steps):
-            loss = functional.cross_entropy(functional.linear(features.flatten(0, 1), weight, bias), labels)
+        for inputs, targets in islice(parts, num_steps):
+            loss = functional.cross_entropy(functional.linear(inputs, weight, bias), targets)
             weight.grad, bias.grad = torch.autograd.grad(loss, (weight, bias))
             optimizer.step()
     return weight.detach(), bias.detach()
+
+
+def batches(
+    features: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of features (N, D) and labels (N,) without end, pass after pass in a new order."""
+    while True:
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
+        for first in range(0, len(labels), batch_size):
+            part = order[first : first + batch_size]
+            yield features[part], labels[part]

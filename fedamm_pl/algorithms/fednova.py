@@ -10,6 +10,7 @@ from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.protocol.classifier import LocalOptimizer
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ServerSession
 
@@ -40,7 +41,8 @@ class FedNova(FederatedModule):
 
     ``w <- w + (sum_k p_k a_k) * sum_k p_k (w_k - w) / a_k`` with a_k = ||a_k||_1 of the client's local steps, see
     :func:`normalizer`; BatchNorm statistics are averaged as in FedAvg. With equal numbers of steps it is FedAvg, to rounding.
-    Weight decay counts as a part of the gradient. A client sends 8 bytes more: its number of steps.
+    Weight decay counts as a part of the gradient. A client sends 8 bytes more: its number of steps. The proximal term that the
+    authors' program offers beside this is left out; for its server momentum there is ``--federation.server_optimizer``.
 
     The options are those of :class:`FederatedModule`.
 
@@ -65,6 +67,11 @@ class FedNova(FederatedModule):
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         if momentum >= 1:
             raise ValueError(f"Expected `momentum` to be below 1 for FedNova, got {momentum}.")
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        return Privileges(revealed="the number of its local steps")
 
     def expected_payload(self, sent: State) -> State:
         """Return the model and the number of steps."""

@@ -1,5 +1,7 @@
 """Ratio Loss (Wang, Xu, Wang, Zhu, *Addressing Class Imbalance in Federated Learning*, AAAI 2021)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from fedamm_pl.models import features_and_logits
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 from fedamm_pl.protocol.session import ServerSession
 
 
@@ -42,9 +45,16 @@ class RatioLoss(FederatedModule):
     """FedAvg on cross-entropy weighted by alpha + beta R_c, R_c from the server's balanced meta set, see :func:`class_ratios`.
 
     The server computes the ratios of the global model before each round, in evaluation mode, and sends them along: C numbers
-    more. Like FedAMM it uses labelled images that plain FedAvg does not have. The published formula divides weight by weight,
-    which fails where a gradient vanishes; here sums over a row of weights are divided, as the authors' program does, and the
-    ratio is bounded. With alpha = 1 and beta = 0 it is FedAvg. In a plain Trainer there is no server, and it is FedAvg.
+    more. Like FedAMM it uses labelled images that plain FedAvg does not have. With alpha = 1 and beta = 0 it is FedAvg, bit for
+    bit. In a plain Trainer there is no server, and it is FedAvg.
+
+    The published formula divides weight by weight, which fails where a gradient vanishes; here, as in the authors' program,
+    sums over weights are divided. Where it differs from that program: (1) the sums are over the whole row of a class, theirs
+    over selected weights of it, those where the class's change is the largest and all others' are below 0.8 of it. (2) The
+    gradients are exact ones of the received model in evaluation mode, theirs are the changes of weights in a training on the
+    class's images. (3) The bound is 10, theirs 5000 (and 10 where the denominator is 0), with which training can diverge. (4)
+    The monitor of the paper, which estimates the class counts of a round and switches the loss on when they change, is not
+    implemented: the loss is on in all rounds.
 
     Args:
         num_classes: Number of classes C.
@@ -90,6 +100,11 @@ class RatioLoss(FederatedModule):
         require_range("beta", beta, least=0)
         require_range("max_ratio", max_ratio, above=0)
         self.register_buffer("class_weights", torch.ones(num_classes), persistent=False)
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        return replace(super().privileges, work="server: a pass over its images a round")
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model and its ratios."""

@@ -10,6 +10,7 @@ from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.protocol.classifier import LocalOptimizer
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ServerSession
 
@@ -61,6 +62,16 @@ class Scaffold(FederatedModule):
             raise ValueError(
                 f"Expected `momentum` to be 0 for Scaffold, got {momentum}: its control variates assume plain SGD."
             )
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        return Privileges(
+            revealed="the change of its control variate",
+            client_state="a control variate, as large as the model",
+            server_state="a control variate, as large as the model",
+            work="client: a correction of the gradient at each step",
+        )
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model and c, which is 0 before the first round."""

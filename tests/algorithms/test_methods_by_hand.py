@@ -360,9 +360,10 @@ def test_networks_compared_by_moon_evaluate_and_stay_out_of_the_state() -> None:
 # Climb.
 
 
-def test_climb_equals_a_plain_dual_ascent() -> None:
-    data, dual_lr, tolerance = clients(4), 3.0, 0.01
-    module = make(Climb, data, dual_lr=dual_lr, tolerance=tolerance)
+@pytest.mark.parametrize(("dual_lr", "primal_rounds", "aggregation"), [(3.0, 1, "num_examples"), (1e4, 2, "uniform")])
+def test_climb_equals_a_plain_dual_ascent(dual_lr: float, primal_rounds: int, aggregation: str) -> None:
+    data, tolerance = clients(4), 0.01
+    module = make(Climb, data, dual_lr=dual_lr, tolerance=tolerance, primal_rounds=primal_rounds)
     server = PlainServer(module, data, 0.75, local_epochs=2)
     dual, moved = [0.0] * 4, 0
     for round_num in range(1, 5):
@@ -373,13 +374,15 @@ def test_climb_equals_a_plain_dual_ascent() -> None:
             losses[k] = float(server.cross_entropy(server.w, batch))
             w, _ = server.train(round_num, k)
             trained[k] = {n: server.w[n] + scales[k] * (w[n] - server.w[n]) for n in w}
-        server.w = server.mean_by_examples(trained)
+        server.w = server.mean_by_examples(trained, aggregation == "uniform")
         mean = sum(losses.values()) / len(losses)
-        for k, loss in losses.items():
-            dual[k] = max(0.0, dual[k] + dual_lr * (loss - mean - tolerance))
+        if round_num % primal_rounds == 0:
+            for k, loss in losses.items():
+                dual[k] = min(100.0, max(0.0, dual[k] + dual_lr * (loss - mean - tolerance)))
         moved += sum(value > 0 for value in dual)
-    assert moved > 3
-    run = federate(module, data, 4, client_fraction=0.75, local_epochs=2)
+    assert moved >= 3
+    assert (max(dual) == 100) == (dual_lr > 100)
+    run = federate(module, data, 4, client_fraction=0.75, local_epochs=2, aggregation=aggregation)
     assert run.state.shared["dual"].tolist() == pytest.approx(dual, rel=1e-8, abs=1e-10)
     assert_close(run, server.w)
 
@@ -617,6 +620,50 @@ def test_retrain_works_where_gradients_are_off() -> None:
     with torch.no_grad():
         weight, _ = retrain(torch.randn(NUM_CLASSES, 5, 3), torch.zeros(NUM_CLASSES, 3), 1, 0.1)
     assert weight.any()
+
+
+def test_retrain_in_one_batch_of_all_is_full_batch_to_rounding() -> None:
+    features, start = (
+        torch.randn(NUM_CLASSES, 5, 3, dtype=torch.float64),
+        torch.randn(NUM_CLASSES, 3, dtype=torch.float64),
+    )
+    for momentum in (0.0, 0.9):
+        full = retrain(features, start, 7, 0.1, momentum)
+        torch.testing.assert_close(retrain(features, start, 7, 0.1, momentum, 20, torch.Generator()), full)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_retrain_in_batches_is_a_bare_loop_over_shuffled_passes(momentum: float) -> None:
+    """Of 20 features, batches of 8 are 8, 8 and 4; the fifth step is in the second pass."""
+    features, start = (
+        torch.randn(NUM_CLASSES, 5, 3, dtype=torch.float64),
+        torch.randn(NUM_CLASSES, 3, dtype=torch.float64),
+    )
+    weight, bias = retrain(features, start, 5, 0.1, momentum, 8, torch.Generator().manual_seed(3))
+    layer = nn.Linear(3, NUM_CLASSES).double()
+    layer.load_state_dict({"weight": start, "bias": torch.zeros(NUM_CLASSES)})
+    speed = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
+    generator = torch.Generator().manual_seed(3)
+    orders = [torch.randperm(20, generator=generator) for _ in range(2)]
+    for part in (orders[0][:8], orders[0][8:16], orders[0][16:], orders[1][:8], orders[1][8:16]):
+        layer.zero_grad()
+        functional.cross_entropy(layer(features.reshape(20, 3)[part]), part // 5).backward()
+        with torch.no_grad():
+            for name, value in layer.named_parameters():
+                speed[name] = momentum * speed[name] + value.grad  # type: ignore[operator]
+                value -= 0.1 * speed[name]
+    torch.testing.assert_close((weight, bias), (layer.weight.detach(), layer.bias.detach()))
+
+
+def test_batches_of_creff_are_drawn_anew_in_each_round_and_for_each_seed() -> None:
+    data = clients(2)
+    options: dict[str, Any] = {"num_features": 5, "match_steps": 0, "retrain_steps": 7, "retrain_batch_size": 4}
+    ends = [
+        federate(make(CReFF, data, **options), data, 1, local_epochs=1, seed=seed).state.shared["retrained.weight"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
 
 
 class Returned(CReFF):

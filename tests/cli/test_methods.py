@@ -155,6 +155,7 @@ EVERY: dict[str, Method] = {**METHODS, "FedAvg": (FedAvg, {}), "FedAMM": (FedAMM
 UNDECLARED = {"Climb", "CReFF", "FedAMM", "FedNova", "Moon", "Scaffold"}
 UNDECLARED = {"Climb", "CReFF", "FedAMM", "FedETF", "FedNova"}
 UNDECLARED |= {"RatioLoss", "Scaffold"}
+UNDECLARED = {"FedAMM"}
 DECLARED = {name: method for name, method in EVERY.items() if method[0].__name__ not in UNDECLARED}
 
 
