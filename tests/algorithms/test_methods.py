@@ -13,7 +13,10 @@ from torch import nn
 import fedamm_pl.algorithms
 from fedamm_pl import FederatedModule, Orchestrator
 from fedamm_pl.algorithms import (
+    CCVR,
+    CRT,
     FEDIC,
+    LWS,
     BalanceFL,
     ClassBalanced,
     Climb,
@@ -26,6 +29,7 @@ from fedamm_pl.algorithms import (
     FedLC,
     FedNH,
     FedNova,
+    FedNPC,
     FedProx,
     FedReLa,
     FedRoD,
@@ -35,6 +39,7 @@ from fedamm_pl.algorithms import (
     Moon,
     RatioLoss,
     Scaffold,
+    TauNormalized,
 )
 from fedamm_pl.algorithms.class_prior import ClassPriorModule
 from fedamm_pl.federation.callbacks import FederationCallback
@@ -81,7 +86,17 @@ METHODS: dict[str, Method] = {
     "FEDIC": (FEDIC, {"finetune_steps": 5, "calibration_steps": 5, "distill_steps": 10, "num_draws": 2}),
     "FedRoD": (FedRoD, {}),
     "FedRoD, hypernetwork": (FedRoD, {"head": "hypernetwork"}),
+    "TauNormalized": (TauNormalized, {}),
+    "TauNormalized, chosen": (TauNormalized, {"tau": None}),
+    "FedNPC": (FedNPC, {"num_features": 100, "noise_steps": 3}),
+    "CCVR": (CCVR, {"num_features": 50, "calibrate": "evaluations"}),
+    "CRT": (CRT, {"retrain_steps": 30}),
+    "CRT, clients": (CRT, {"where": "clients", "stage2_start": 2}),
+    "LWS": (LWS, {"retrain_steps": 30}),
+    "LWS, clients": (LWS, {"where": "clients", "stage2_start": 2}),
 }
+POST_HOC = ["TauNormalized", "TauNormalized, chosen", "FedNPC", "CCVR", "CRT", "LWS"]
+"""They train as FedAvg does, and evaluate the model with another classifier."""
 NOT_HERE = {"FedAMM", "FedAvg"}  # with a file of its own; what the others differ from
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 
@@ -143,6 +158,14 @@ LIMITS: dict[str, Method] = {
     "MetaFineTune, 0 steps": (MetaFineTune, {"finetune_steps": 0}),
     "FEDIC, 0 steps": (FEDIC, {"distill_steps": 0}),
     "Climb, dual_lr 0": (Climb, {"dual_lr": 0.0, "tolerance": 0.0}),
+    "FedNPC, 0 steps": (FedNPC, {"noise_steps": 0}),
+    "CCVR, 0 features": (CCVR, {"num_features": 0}),
+    "CCVR, 0 epochs": (CCVR, {"retrain_epochs": 0, "calibrate": "evaluations"}),
+    "CRT, 0 steps": (CRT, {"retrain_steps": 0}),
+    "CRT, clients, never": (CRT, {"where": "clients", "stage2_start": 3}),
+    "LWS, 0 steps": (LWS, {"retrain_steps": 0}),
+    "LWS, lr 0": (LWS, {"retrain_lr": 0.0}),
+    "LWS, clients, never": (LWS, {"where": "clients", "stage2_start": 3}),
 }
 
 
@@ -235,6 +258,28 @@ def test_creff_trains_the_model_of_fedavg_and_evaluates_it_with_another_classifi
 
 
 DIFFERENT = {name: method for name, method in METHODS.items() if name not in ("FedETF", "FedNH", "CReFF", "Moon")}
+@pytest.mark.parametrize("name", POST_HOC)
+def test_what_is_trained_is_fedavgs_and_what_is_evaluated_has_another_classifier(
+    name: str, fedavg: Orchestrator
+) -> None:
+    data = different_clients()
+    algorithm, options = METHODS[name]
+    module = make((algorithm, {**options, "calibrate": "evaluations"}), data, "tests.tiny.tiny_resnet")
+    run = federate(module, data, 2, eval_interval=1)
+    assert_equal(of_the_model(run.state.shared), fedavg.state.shared)
+    losses = [[row["test/loss"] for row in one.state.history] for one in (run, fedavg)]
+    assert losses[0][0] == losses[1][0]  # round 0: nothing is trained
+    assert all(mine != theirs for mine, theirs in zip(losses[0][1:], losses[1][1:], strict=True))
+    classifier = {"model.classifier.weight", "model.classifier.bias"}
+    assert {name for name in run.state.shared if not name.startswith("model.")} == {
+        f"calibrated.{n}" for n in classifier
+    }
+    for entry, value in module.shared_state().items():
+        replaced = f"calibrated.{entry}" if entry in classifier else entry
+        assert torch.equal(value, run.state.shared[replaced])
+
+
+DIFFERENT = {name: method for name, method in METHODS.items() if name not in ("FedETF", "FedNH", "CReFF", *POST_HOC)}
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +406,9 @@ ALONE_FEDAVG = [
     "Climb",
     "CReFF",
     "FEDIC",
+    "CRT, clients",
+    "LWS, clients",
+    *POST_HOC,
 ]
 
 
@@ -477,6 +525,11 @@ EXTRA_BYTES = {  # received and sent beside the model
 }
 
 
+HEAD = 4 * (C * D + C)
+LATE = dict.fromkeys(("CRT, clients", "LWS, clients"), (8, HEAD + 8 * C - PARAMETERS))  # in the second round
+STATISTICS = {"CCVR": (PARAMETERS, 8 * C * (1 + D + D * (D + 1) // 2))}  # at each evaluation, of all clients
+
+
 @every_method
 def test_bytes_are_those_of_the_model_and_what_the_method_adds(method: Method, request: pytest.FixtureRequest) -> None:
     data = tiny_data()
@@ -485,9 +538,15 @@ def test_bytes_are_those_of_the_model_and_what_the_method_adds(method: Method, r
     name = request.node.callspec.id
     received, sent = EXTRA_BYTES.get(name, (0, 0))
     model = PARAMETERS + 4 * HEADS.get(name, 0)
+    received, sent = EXTRA_BYTES.get(name, LATE.get(name, (0, 0)))
+    model = PARAMETERS + (FEDETF if name == "FedETF" else 0)
     assert run.state.history[-1]["client/bytes_received"] == model + received
     assert run.state.history[-1]["client/bytes_sent"] == model + sent
-    assert run.state.bytes_total == {"received": 4 * (model + received), "sent": 4 * (model + sent)}
+    times = 2 if name in LATE else 4
+    total = {"received": 4 * model + times * received, "sent": 4 * model + times * sent}
+    for way, size in zip(total, STATISTICS.get(name, (0, 0)), strict=True):
+        total[way] += 4 * size * (len(run.state.history) - 1)
+    assert run.state.bytes_total == total
 
 
 def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
@@ -582,6 +641,20 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (BalanceFL, "kd_weight", -1.0),
         (BalanceFL, "temperature", 0.0),
         (BalanceFL, "entropy_weight", -0.1),
+        (TauNormalized, "tau", -0.1),
+        (TauNormalized, "tau", float("nan")),
+        (TauNormalized, "calibrate", "never"),
+        (FedNPC, "num_features", 0),
+        (FedNPC, "noise_steps", -1),
+        (FedNPC, "noise_lr", -0.1),
+        (CCVR, "num_features", -1),
+        (CCVR, "retrain_epochs", -1),
+        (CCVR, "retrain_lr", -0.1),
+        (CCVR, "retrain_batch_size", 0),
+        (CRT, "where", "both"),
+        (CRT, "stage2_start", 5),
+        (LWS, "retrain_steps", -1),
+        (LWS, "retrain_lr", -0.1),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(algorithm: Any, option: str, value: Any) -> None:
@@ -605,21 +678,21 @@ def test_whole_numbers_do_for_real_ones(algorithm: Any, option: str, value: int)
     federate(make((algorithm, {option: value}), data), data, 1, client_fraction=0.25)
 
 
-@pytest.mark.parametrize("algorithm", [RatioLoss, MetaFineTune, FEDIC])
+@pytest.mark.parametrize("algorithm", [RatioLoss, MetaFineTune, FEDIC, CRT, LWS])
 def test_methods_with_a_meta_set_refuse_data_without_one(algorithm: Any) -> None:
     data = tiny_data(num_meta_per_class=0)
     with pytest.raises(ValueError, match=r"`num_meta_per_class` to be 1 or more"):
         federate(make((algorithm, {}), data), data, 1)
 
 
-@pytest.mark.parametrize("algorithm", [FedETF, FedNH, FedRoD, CReFF])
+@pytest.mark.parametrize("algorithm", [FedETF, FedNH, FedRoD, CReFF, TauNormalized, FedNPC, CCVR, CRT, LWS])
 def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
     network = nn.Sequential(nn.Conv2d(1, NUM_CLASSES, 8), nn.Flatten())
     with pytest.raises(ValueError, match="Expected `model` to end in a linear layer, got Sequential without any"):
         algorithm(NUM_CLASSES, 1, network)
 
 
-@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD"])
+@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", *POST_HOC])
 def test_last_layer_without_a_bias_works_or_is_refused_at_once(name: str) -> None:
     data, (algorithm, options) = tiny_data(), METHODS[name]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES, bias=False))

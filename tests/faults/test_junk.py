@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedamm_pl.algorithms import Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, Scaffold
+from fedamm_pl.algorithms import CCVR, CRT, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, Scaffold
 from fedamm_pl.federation.executors import RunSpec
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask
@@ -32,6 +32,7 @@ OPTIONS: dict[type[FederatedModule], dict[str, Any]] = {
     Scaffold: {},
     CReFF: {"match_steps": 2, "retrain_steps": 2},
     FedNH: {},
+    CRT: {"where": "clients", "stage2_start": 1},
 }
 
 
@@ -106,6 +107,9 @@ CONTRIBUTED = {
     "present": [2, -1, 2**62],
     "class_means": [0.5, -1e30],
     "class_counts": [-1, 2**53 + 1, 2**62],
+    "features.counts": [-1, 2**62],
+    "features.sums": [1e200, -1e200],
+    "features.products": [-1.0, 1e200],
     "running_var": [-1e-3, -5.0],
     "num_batches_tracked": [-1, -(2**62)],
 }
@@ -222,6 +226,37 @@ def test_junk_costs_one_client(algorithm: type[FederatedModule], caplog: pytest.
         assert_equal(run.module.shared_state(), expected.module.shared_state())
         lines = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
         assert 1 <= len(lines) <= 2
+        assert all(line.isprintable() and len(line) < 500 for line in lines)
+
+    check()
+
+
+def test_junk_among_statistics_costs_one_client(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a round without training: nobody has trained, since statistics are no models."""
+    data, options = small_data(), {"num_features": 5, "retrain_epochs": 1}
+    run, _ = federation(make(CCVR, data, **options), data, num_rounds=1)
+    worker = Worker(RunSpec(make(CCVR, data, **options), data, CPU, seed=0, threads=1))
+    worker.begin(Broadcast(1, 0, run.server.broadcast(run.state.shared, 1, 0).payload))
+    honest = [worker.train(ClientTask(client, client), {}) for client in CLIENTS]
+
+    def calibrated(outcomes: list[Any]) -> Any:
+        run, _ = federation(make(CCVR, data, **options), data, num_rounds=1, executor=Returning(outcomes))
+        run.run()
+        return run
+
+    expected = calibrated([result for result in honest if result.client_id != POISONED])  # type: ignore[union-attr]
+    assert any(name.startswith("calibrated.") for name in expected.state.shared)
+
+    @given(what=junk(honest[POISONED]))  # type: ignore[arg-type]
+    @settings(REPEATABLE, max_examples=60)
+    def check(what: Any) -> None:
+        caplog.clear()
+        outcomes: list[Any] = list(honest)
+        outcomes[POISONED] = what
+        run = calibrated(outcomes)
+        assert_equal(run.state.shared, expected.state.shared)
+        assert sum(run.state.counts.values()) == sum(expected.state.counts.values())
+        lines = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
         assert all(line.isprintable() and len(line) < 500 for line in lines)
 
     check()

@@ -9,11 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg
-from fedamm_pl.algorithms import FEDIC, BalanceFL, CReFF, FedETF, FedNH, FedRoD, Moon, RatioLoss
+from fedamm_pl.algorithms import (
+    CCVR,
+    CRT,
+    FEDIC,
+    LWS,
+    BalanceFL,
+    CReFF,
+    FedETF,
+    FedNH,
+    FedNPC,
+    FedRoD,
+    Moon,
+    RatioLoss,
+    TauNormalized,
+)
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec
 from fedamm_pl.federation.orchestrator import Orchestrator
 from tests.federation.small import federation, make
 from tests.tiny import NUM_CLASSES, tiny_data
+
+USES_FEATURES = [Moon, CReFF, RatioLoss, FedETF, BalanceFL, FedNH, FEDIC, FedRoD, TauNormalized, FedNPC, CCVR, CRT, LWS]
 
 
 def test_state_that_does_not_travel_is_refused() -> None:
@@ -268,7 +284,7 @@ def test_networks_that_wrap_their_logits_train_as_those_that_do_not(network: typ
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("algorithm", [Moon, CReFF, RatioLoss, FedETF, BalanceFL, FedNH, FEDIC, FedRoD])
+@pytest.mark.parametrize("algorithm", USES_FEATURES)
 def test_methods_that_use_features_take_wrapped_logits_too(algorithm: Any) -> None:
     run = federation(algorithm, method={"model": AuxInTraining()}, client_fraction=1.0)
     run.run()
@@ -280,7 +296,7 @@ class Scaled(Plain):
         return 3 * self.logits(images)
 
 
-@pytest.mark.parametrize("algorithm", [Moon, CReFF, RatioLoss, FedETF, BalanceFL, FedNH, FEDIC, FedRoD])
+@pytest.mark.parametrize("algorithm", USES_FEATURES)
 def test_methods_that_use_features_refuse_logits_that_no_linear_layer_gives(algorithm: Any) -> None:
     with pytest.raises(
         ValueError, match=r"what a linear layer gives, got Scaled, whose .*\(its linear layers: body\.1, head\)"

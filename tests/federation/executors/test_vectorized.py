@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import (
+    CCVR,
+    CRT,
     FEDIC,
+    LWS,
     ClassBalanced,
     Climb,
     CReFF,
@@ -21,6 +24,7 @@ from fedamm_pl.algorithms import (
     FedFocal,
     FedLC,
     FedNova,
+    FedNPC,
     FedProx,
     FedReLa,
     FedRS,
@@ -29,6 +33,7 @@ from fedamm_pl.algorithms import (
     Moon,
     RatioLoss,
     Scaffold,
+    TauNormalized,
 )
 from fedamm_pl.data.client import BatchLoader, ClientData
 from fedamm_pl.federation.estimate import estimate
@@ -60,6 +65,11 @@ TAKEN: list[type[FederatedModule]] = [
     MetaFineTune,
     FEDIC,
     FedAMM,
+    TauNormalized,
+    FedNPC,
+    CCVR,
+    CRT,
+    LWS,
 ]
 
 

@@ -1,0 +1,56 @@
+"""cRT: classifier re-training (Kang et al., *Decoupling Representation and Classifier for Long-Tailed Recognition*, ICLR 2020)."""
+
+import torch
+from torch import Tensor
+
+from fedamm_pl.algorithms.decoupled import DecoupledModule
+
+
+class CRT(DecoupledModule):
+    """FedAvg, then a new, random classifier is trained on its fixed features, on equally many examples of each class.
+
+    ``where: server``: before an evaluation, on the server's balanced images; training is FedAvg's, bit for bit, and with 0
+    steps it is FedAvg altogether. It is the control of MetaFineTune, which steps on the whole network. ``where: clients``: in
+    the rounds from ``stage2_start`` on, on the clients' own images, see :class:`DecoupledModule`. A client then sends the
+    classifier, C (D + 1) numbers, and its class counts, 8 C bytes, in place of the model, so its class counts are revealed; it
+    receives the model and 8 bytes. Before that round it is FedAvg, bit for bit. The server's sums are beyond what a median
+    or trimmed mean protects.
+
+    The authors take a learning rate of 0.2 for batches of 512, falling to 0 over 10 epochs. Here it is that of the
+    option, at the clients in all steps. In a plain Trainer it is FedAvg.
+
+    Args:
+        num_classes: Number of classes C.
+        in_channels: Image channels: 1 grey, 3 colour.
+        model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
+        lr: Learning rate of the local SGD.
+        momentum: Its momentum, Nesterov's unless 0.
+        weight_decay: Its weight decay.
+        info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
+        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
+        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        where: The place of the second stage: server (on its balanced images) or clients.
+        stage2_start: The round in which it starts at the clients; a run that ends before is FedAvg.
+        retrain_steps: Steps of the server.
+        retrain_lr: Learning rate of the second stage; the run's ``lr_decay`` leaves it as it is.
+        calibrate: When the server does it: before each of the evaluations, or before the one at the end alone.
+
+    Raises:
+        ValueError: If an option is out of range or of the other place, there is no such network, or no linear layer gives its
+            logits.
+    """
+
+    def renewed(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return a new classifier, drawn as torch draws linear layers."""
+        bound = weight.shape[1] ** -0.5
+        new = [torch.rand(value.shape, generator=generator) * 2 * bound - bound for value in (weight, bias)]
+        return new[0].to(weight), new[1].to(bias)
+
+    def started(self, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        """Return all of the classifier."""
+        return [weight.clone(), bias.clone()]
+
+    def classifier(self, trained: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is trained."""
+        weight, bias = trained
+        return weight, bias
