@@ -152,9 +152,6 @@ def test_the_page_shows_what_the_program_prints(capsys: pytest.CaptureFixture[st
 
 
 EVERY: dict[str, Method] = {**METHODS, "FedAvg": (FedAvg, {}), "FedAMM": (FedAMM, {"differentiation": "forward"})}
-UNDECLARED = {"Climb", "CReFF", "FedAMM", "FedNova", "Moon", "Scaffold"}
-UNDECLARED = {"Climb", "CReFF", "FedAMM", "FedETF", "FedNova"}
-UNDECLARED |= {"RatioLoss", "Scaffold"}
 UNDECLARED = {"FedAMM"}
 DECLARED = {name: method for name, method in EVERY.items() if method[0].__name__ not in UNDECLARED}
 
