@@ -14,6 +14,7 @@ from fedamm_pl.algorithms.fedfocal import FedFocal
 from fedamm_pl.algorithms.fedgrab import FedGraB
 from fedamm_pl.algorithms.fedic import FEDIC
 from fedamm_pl.algorithms.fedlc import FedLC
+from fedamm_pl.algorithms.fedloge import FedLoGe
 from fedamm_pl.algorithms.fednh import FedNH
 from fedamm_pl.algorithms.fednova import FedNova
 from fedamm_pl.algorithms.fednpc import FedNPC
@@ -45,6 +46,7 @@ __all__ = [
     "FedFocal",
     "FedGraB",
     "FedLC",
+    "FedLoGe",
     "FedNH",
     "FedNPC",
     "FedNova",

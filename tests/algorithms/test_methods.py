@@ -27,6 +27,7 @@ from fedamm_pl.algorithms import (
     FedFocal,
     FedGraB,
     FedLC,
+    FedLoGe,
     FedNH,
     FedNova,
     FedNPC,
@@ -84,6 +85,7 @@ METHODS: dict[str, Method] = {
     "CReFF": (CReFF, {"num_features": 10, "match_steps": 20, "retrain_steps": 50}),
     "FedNH": (FedNH, {"scale": 10.0}),
     "FEDIC": (FEDIC, {"finetune_steps": 5, "calibration_steps": 5, "distill_steps": 10, "num_draws": 2}),
+    "FedLoGe": (FedLoGe, {"simplex_steps": 500}),
     "FedRoD": (FedRoD, {}),
     "FedRoD, hypernetwork": (FedRoD, {"head": "hypernetwork"}),
     "TauNormalized": (TauNormalized, {}),
@@ -614,6 +616,10 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (FedDyn, "max_grad_norm", 0.0),
         (Climb, "primal_rounds", 0),
         (FedETF, "scale", 0.0),
+        (FedLoGe, "sparsity", -0.1),
+        (FedLoGe, "sparsity", 1.0),
+        (FedLoGe, "simplex_steps", -1),
+        (FedLoGe, "simplex_seed", -1),
         (FedRoD, "gamma", -0.1),
         (FedRoD, "absent", "two"),
         (FedRoD, "head", "both"),
@@ -685,6 +691,7 @@ def test_methods_with_a_meta_set_refuse_data_without_one(algorithm: Any) -> None
 
 
 @pytest.mark.parametrize("algorithm", [FedETF, FedNH, FedRoD, CReFF, TauNormalized, FedNPC, CCVR, CRT, LWS])
+@pytest.mark.parametrize("algorithm", [FedETF, FedNH, FedRoD, CReFF, FedLoGe])
 def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
     network = nn.Sequential(nn.Conv2d(1, NUM_CLASSES, 8), nn.Flatten())
     with pytest.raises(ValueError, match="Expected `model` to end in a linear layer, got Sequential without any"):
@@ -692,6 +699,7 @@ def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", *POST_HOC])
+@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", "FedLoGe"])
 def test_last_layer_without_a_bias_works_or_is_refused_at_once(name: str) -> None:
     data, (algorithm, options) = tiny_data(), METHODS[name]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES, bias=False))
