@@ -22,6 +22,7 @@ from fedamm_pl.algorithms.fedprox import FedProx
 from fedamm_pl.algorithms.fedrela import FedReLa
 from fedamm_pl.algorithms.fedrod import FedRoD
 from fedamm_pl.algorithms.fedrs import FedRS
+from fedamm_pl.algorithms.fedyoyo import FedYoYo
 from fedamm_pl.algorithms.logit_adjusted import LogitAdjusted
 from fedamm_pl.algorithms.lws import LWS
 from fedamm_pl.algorithms.meta_finetune import MetaFineTune
@@ -54,6 +55,7 @@ __all__ = [
     "FedRS",
     "FedReLa",
     "FedRoD",
+    "FedYoYo",
     "LogitAdjusted",
     "MetaFineTune",
     "Moon",

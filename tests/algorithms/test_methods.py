@@ -35,6 +35,7 @@ from fedamm_pl.algorithms import (
     FedReLa,
     FedRoD,
     FedRS,
+    FedYoYo,
     LogitAdjusted,
     MetaFineTune,
     Moon,
@@ -56,6 +57,7 @@ Method = tuple[type[FederatedModule], dict[str, Any]]
 
 METHODS: dict[str, Method] = {
     "BalanceFL": (BalanceFL, {}),
+    "FedYoYo": (FedYoYo, {"warmup": 2, "rotation": 5.0}),
     "FedReLa": (FedReLa, {"relabel_round": 2}),
     "FedReLa, balanced softmax": (FedReLa, {"relabel_round": 2, "rate": 10.0, "base": "balanced_softmax"}),
     "FedProx": (FedProx, {"mu": 0.1}),
@@ -141,6 +143,7 @@ def assert_equal(first: State, second: State) -> None:
 
 
 LIMITS: dict[str, Method] = {
+    "FedYoYo, one view, tau 0": (FedYoYo, {"tau": 0.0, "strong_view": False, "rotation": 0.0}),
     "FedReLa, too late": (FedReLa, {"relabel_round": 3}),
     "FedReLa, rate 0, the same learning rate": (FedReLa, {"relabel_round": 1, "rate": 0.0, "lr_factor": 1.0}),
     "FedProx, mu 0": (FedProx, {"mu": 0.0}),
@@ -397,6 +400,7 @@ def test_plain_trainer_takes_the_data_module(method: Method) -> None:
 
 ALONE_FEDAVG = [
     "FedDyn",
+    "FedYoYo",
     "FedReLa",
     "BalanceFL",
     "FedRS",
@@ -522,6 +526,7 @@ EXTRA_BYTES = {  # received and sent beside the model
     "RatioLoss": (4 * C, 0),
     "FedGraB, global": (8 * C, 0),
     "Climb": (0, 8),
+    "FedYoYo": (4 * C, 8 * C),
     "CReFF": (4 * C * (D + 1), 4 * C * C * (D + 1) + 8 * C),
     "FedRoD, hypernetwork": (HYPERNETWORK, HYPERNETWORK),
     "FedNH": (4 - 4 * C, 4 + 4 * C),  # a scale and no bias; class counts
@@ -634,6 +639,14 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (CReFF, "retrain_lr", -0.1),
         (CReFF, "retrain_momentum", -0.1),
         (CReFF, "retrain_batch_size", 0),
+        (FedYoYo, "tau", -1.0),
+        (FedYoYo, "gamma", -0.1),
+        (FedYoYo, "gamma", 1.1),
+        (FedYoYo, "prior_mix", "never"),
+        (FedYoYo, "kd_weight", -1.0),
+        (FedYoYo, "temperature", 0.0),
+        (FedYoYo, "warmup", -1),
+        (FedYoYo, "rotation", -1.0),
         (FedReLa, "relabel_round", 0),
         (FedReLa, "rate", -1.0),
         (FedReLa, "rate", 101.0),

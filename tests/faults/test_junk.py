@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedamm_pl.algorithms import CCVR, CRT, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, Scaffold
+from fedamm_pl.algorithms import Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, FedYoYo, Scaffold
 from fedamm_pl.federation.executors import RunSpec
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask
@@ -30,6 +31,7 @@ OPTIONS: dict[type[FederatedModule], dict[str, Any]] = {
     FedNova: {},
     Climb: {},
     Scaffold: {},
+    FedYoYo: {},
     CReFF: {"match_steps": 2, "retrain_steps": 2},
     FedNH: {},
     CRT: {"where": "clients", "stage2_start": 1},
@@ -110,6 +112,7 @@ CONTRIBUTED = {
     "features.counts": [-1, 2**62],
     "features.sums": [1e200, -1e200],
     "features.products": [-1.0, 1e200],
+    "effective_numbers": [-1.0, 1e12],
     "running_var": [-1e-3, -5.0],
     "num_batches_tracked": [-1, -(2**62)],
 }
