@@ -28,6 +28,7 @@ from fedamm_pl.algorithms.lws import LWS
 from fedamm_pl.algorithms.meta_finetune import MetaFineTune
 from fedamm_pl.algorithms.moon import Moon
 from fedamm_pl.algorithms.ratio_loss import RatioLoss
+from fedamm_pl.algorithms.rucr import RUCR
 from fedamm_pl.algorithms.scaffold import Scaffold
 from fedamm_pl.algorithms.tau_normalized import TauNormalized
 
@@ -36,6 +37,7 @@ __all__ = [
     "CRT",
     "FEDIC",
     "LWS",
+    "RUCR",
     "BalanceFL",
     "CReFF",
     "ClassBalanced",

@@ -17,6 +17,7 @@ from fedamm_pl.algorithms import (
     CRT,
     FEDIC,
     LWS,
+    RUCR,
     BalanceFL,
     ClassBalanced,
     Climb,
@@ -57,6 +58,7 @@ Method = tuple[type[FederatedModule], dict[str, Any]]
 
 METHODS: dict[str, Method] = {
     "BalanceFL": (BalanceFL, {}),
+    "RUCR": (RUCR, {"mu": 1.0, "rectify_round": 1, "rectify_epochs": 5, "num_features": 20}),
     "FedYoYo": (FedYoYo, {"warmup": 2, "rotation": 5.0}),
     "FedReLa": (FedReLa, {"relabel_round": 2}),
     "FedReLa, balanced softmax": (FedReLa, {"relabel_round": 2, "rate": 10.0, "base": "balanced_softmax"}),
@@ -143,6 +145,7 @@ def assert_equal(first: State, second: State) -> None:
 
 
 LIMITS: dict[str, Method] = {
+    "RUCR, mu 0, too late": (RUCR, {"mu": 0.0, "rectify_round": 3}),
     "FedYoYo, one view, tau 0": (FedYoYo, {"tau": 0.0, "strong_view": False, "rotation": 0.0}),
     "FedReLa, too late": (FedReLa, {"relabel_round": 3}),
     "FedReLa, rate 0, the same learning rate": (FedReLa, {"relabel_round": 1, "rate": 0.0, "lr_factor": 1.0}),
@@ -400,6 +403,7 @@ def test_plain_trainer_takes_the_data_module(method: Method) -> None:
 
 ALONE_FEDAVG = [
     "FedDyn",
+    "RUCR",
     "FedYoYo",
     "FedReLa",
     "BalanceFL",
@@ -527,6 +531,7 @@ EXTRA_BYTES = {  # received and sent beside the model
     "FedGraB, global": (8 * C, 0),
     "Climb": (0, 8),
     "FedYoYo": (4 * C, 8 * C),
+    "RUCR": (4 * C * (D + 1) + 4 * C * D, 4 * C * D + 8 * C + 4 * C * (D + 1)),
     "CReFF": (4 * C * (D + 1), 4 * C * C * (D + 1) + 8 * C),
     "FedRoD, hypernetwork": (HYPERNETWORK, HYPERNETWORK),
     "FedNH": (4 - 4 * C, 4 + 4 * C),  # a scale and no bias; class counts
@@ -647,6 +652,16 @@ def test_scaffold_sends_no_control_variates_for_batchnorm_statistics() -> None:
         (FedYoYo, "temperature", 0.0),
         (FedYoYo, "warmup", -1),
         (FedYoYo, "rotation", -1.0),
+        (RUCR, "mu", -1.0),
+        (RUCR, "temperature", 0.0),
+        (RUCR, "rectify_round", 0),
+        (RUCR, "rectify_epochs", -1),
+        (RUCR, "rectify_lr", -0.1),
+        (RUCR, "rectify_batch_size", 0),
+        (RUCR, "num_features", 0),
+        (RUCR, "mix_low", -0.1),
+        (RUCR, "mix_high", 1.1),
+        (RUCR, "mix_high", 0.2),
         (FedReLa, "relabel_round", 0),
         (FedReLa, "rate", -1.0),
         (FedReLa, "rate", 101.0),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fedamm_pl.algorithms import CCVR, CRT, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, Scaffold
 from fedamm_pl.algorithms import Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, FedYoYo, Scaffold
+from fedamm_pl.algorithms import RUCR, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, FedYoYo, Scaffold
 from fedamm_pl.federation.executors import RunSpec
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask
@@ -32,6 +33,7 @@ OPTIONS: dict[type[FederatedModule], dict[str, Any]] = {
     Climb: {},
     Scaffold: {},
     FedYoYo: {},
+    RUCR: {},
     CReFF: {"match_steps": 2, "retrain_steps": 2},
     FedNH: {},
     CRT: {"where": "clients", "stage2_start": 1},

@@ -1,0 +1,81 @@
+"""Classifiers re-trained on mixtures of class directions and features, as RUCR does it (Huang et al.; see there)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def virtual_features(
+    directions: Tensor,
+    features: Tensor,
+    number: int,
+    low: float,
+    high: float,
+    rescale: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return features between each class's direction and those of random local examples, whatever their class.
+
+    ``lambda P'_c + (1 - lambda) z_j / |z_j|``, with lambda uniform in [low, high] and rounded to 0.01.
+
+    Args:
+        directions: P' of shape (C, D), of the classes for which there are to be some.
+        features: The client's z, shape (n, D).
+        number: How many for each class.
+        low: Least lambda.
+        high: Largest.
+        rescale: Whether to multiply them by the mean length of z.
+        generator: Source of the draws, on the CPU.
+
+    Returns:
+        Shape (C, number, D).
+    """
+    count, size = len(directions), len(features)
+    if size >= number:  # for a class, each example once at most
+        chosen = torch.rand(count, size, generator=generator, dtype=torch.float64).argsort(1)[:, :number]
+    else:
+        chosen = torch.randint(size, (count, number), generator=generator)
+    draws = torch.rand(count, number, 1, generator=generator, dtype=torch.float64)
+    mix = ((low + (high - low) * draws) * 100).round().div(100).to(features)
+    units = functional.normalize(features, dim=1)[chosen.to(features.device)]
+    made = mix * directions[:, None] + (1 - mix) * units
+    return made * features.norm(dim=1).mean() if rescale else made
+
+
+def rectify(
+    features: Tensor,
+    classes: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Train a linear classifier on features of some classes by plain SGD; the other classes are left out of the softmax.
+
+    Args:
+        features: Shape (K, n, D).
+        classes: Which classes these are, shape (K,).
+        weight: Initial weights, shape (C, D).
+        bias: Initial bias, shape (C,).
+        epochs: Passes over the features.
+        lr: Learning rate.
+        batch_size: Features of a step.
+        generator: Source of their order, on the CPU.
+
+    Returns:
+        Weights of shape (C, D), bias of shape (C,).
+    """
+    weight, bias, inputs = weight.clone(), bias.clone(), features.flatten(0, 1)
+    targets = torch.arange(len(classes), device=features.device).repeat_interleave(features.shape[1])
+    moving, offset = weight[classes], bias[classes]
+    members = torch.eye(len(classes)).to(inputs)[targets]
+    for _ in range(epochs):
+        for chosen in torch.split(torch.randperm(len(inputs), generator=generator).to(inputs.device), batch_size):
+            entered = inputs[chosen]
+            # the gradient of the cross-entropy with respect to the logits
+            errors = (functional.linear(entered, moving, offset).softmax(1) - members[chosen]) / len(chosen)
+            moving, offset = moving - lr * errors.T @ entered, offset - lr * errors.sum(0)
+    weight[classes], bias[classes] = moving, offset
+    return weight, bias
