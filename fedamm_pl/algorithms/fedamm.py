@@ -4,30 +4,28 @@ Not to be confused with two later methods of the same acronym (MICCAI 2025, TIFS
 """
 
 import gc
-import logging
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from fedamm_pl.algorithms.meta import training_mode
-from fedamm_pl.algorithms.meta.exchange import MetaExchange
+from fedamm_pl.algorithms.meta.classes import Families, WhoseCounts
+from fedamm_pl.algorithms.meta.exchange import Exchange, MetaExchange
 from fedamm_pl.algorithms.meta.plain_trainer import check_client, check_trainer, end_epoch_with_train_loader
 from fedamm_pl.algorithms.meta.ranks import summed
-from fedamm_pl.algorithms.meta.suited import suited
 from fedamm_pl.algorithms.meta.tallies import described, tallied
 from fedamm_pl.algorithms.meta.virtual_steps import Differentiation
+from fedamm_pl.algorithms.meta.weighing import Objective
 from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.losses import example_losses, weighted_loss
+from fedamm_pl.losses import Absent, weighted_loss
 from fedamm_pl.models import WeightNet
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import State
 
 MetaUpdate = Literal["asynchronous", "synchronous"]
-log = logging.getLogger(__name__)
+WeightNetInit = Literal["default", "flat"]
 LOSS_GRID = tuple(0.25 * step for step in range(41))
 """Losses in nats at which figures show the weight net, and the lower edges of their histogram of losses."""
 
@@ -38,14 +36,22 @@ class FedAMM(MetaExchange):
     ``asynchronous``: each client updates the weight net once a round, before its epochs, trains with the weight net it
     received and returns the updated one. ``synchronous``: it updates it every ``meta_interval`` steps with the mini-batch
     as support, and trains with the updated one. The server averages weight nets like classifiers. With a constant weight
-    net a client's step equals FedAvg's.
+    net a client's step equals FedAvg's; ``weight_net_init: flat`` starts with one, so that the first round is FedAvg's.
 
-    In a plain Trainer, on ``{"train": ..., "meta": ...}`` loaders, it is Meta-Weight-Net (Shu et al., NeurIPS 2019): the
-    update is synchronous, an epoch is as long as the train loader, and the meta loader is cycled. Steps, in ``max_steps`` and
-    ``global_step``, are the classifier's; so are those that call ``on_before_optimizer_step``. With the strategy ``ddp`` the
-    batches of all devices are one: the weights are normalised over them, and both gradients are added up.
+    V is that of CMW-Net with ``families``: one output for each family of classes of like size, behind shared layers. ``fixed``
+    families are the shot groups; ``local`` ones follow from the client's own class counts, which do not leave it; ``global``
+    ones from those of all clients, which the server must know and sends along, 8 C bytes to each client, as it does with
+    ``counts: global``. With one family, or equal outputs, V is the plain one. ``objective`` is the loss that is weighted, and V sees
+    that same loss; the meta loss stays the plain cross-entropy.
 
-    Logged beside ``train/loss`` (the unweighted mean cross-entropy, comparable with FedAvg's): ``train/meta_loss``, the
+    The exchange before the epochs costs as many bytes as FedAvg's: w_hat up, g down, in the size of w. ``exchange: bfloat16`` sends
+    both in half of that, w_hat as its difference from w, and ``head`` the last linear layer's part alone.
+
+    V travels about as far as the number of meta steps times ``meta_lr`` times ``lr``, but no rule sets ``meta_lr`` for all data: with
+    the same product, and nearly the same learned curve, accuracy rose on one data set and fell on another (docs/results.md).
+    A curve V(loss) near 0 for all but the largest losses, in the figures, comes from a large ``meta_lr``.
+
+    Logged beside ``train/loss`` (the unweighted mean of the objective; the cross-entropy is comparable with FedAvg's): ``train/meta_loss``, the
     loss on the meta set after the virtual step.
 
     Args:
@@ -65,6 +71,20 @@ class FedAMM(MetaExchange):
         differentiation: How the weight net's gradient is computed: higher, functional or forward (the fast one). All
             agree up to rounding. For a network that it is not right for, another one is taken, which is said. Clients that ask
             at once, side by side, take the fast one if it is right.
+        weight_net_init: Start of the weight net: default (PyTorch's random one) or flat (last layer 0, V is 1/2 everywhere).
+        weight_net_hidden: Width of its hidden layers.
+        weight_net_depth: Number of its hidden layers.
+        families: An output of the weight net for each family of classes, by local or global class counts, or fixed (the
+            shot groups in ``info``); null: one output for all.
+        num_families: Number of families F found among the counts, 1 to 9; fewer where there are fewer distinct counts.
+        log_counts: Find families among log(1 + n) in place of the counts n.
+        objective: The loss that is weighted: cross_entropy, logit_adjusted (as in ``LogitAdjusted``) or focal (``FedFocal``).
+        counts: logit_adjusted: whose prior, local (the client's own) or global (all clients'; sent with the model).
+        tau: logit_adjusted: strength of the adjustment.
+        absent: logit_adjusted: what a class without examples counts as, one (one example) or mask (nothing).
+        gamma: focal: exponent of the focal loss.
+        detached: In the virtual step V sees constant losses, and the sum of the weights is a constant, as in CMW-Net's program.
+        exchange: What of w_hat and g is sent: full, bfloat16 (rounded) or head (the last linear layer alone).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -88,11 +108,29 @@ class FedAMM(MetaExchange):
         meta_update: MetaUpdate = "asynchronous",
         meta_interval: int = 1,
         differentiation: Differentiation = "higher",
+        weight_net_init: WeightNetInit = "default",
+        weight_net_hidden: int = 100,
+        weight_net_depth: int = 1,
+        families: Families | None = None,
+        num_families: int = 3,
+        log_counts: bool = False,
+        objective: Objective = "cross_entropy",
+        counts: WhoseCounts = "local",
+        tau: float = 1.0,
+        absent: Absent = "one",
+        gamma: float = 2.0,
+        detached: bool = False,
+        exchange: Exchange = "full",
     ) -> None:
         super().__init__(num_classes, in_channels, model, lr, momentum, weight_decay, info, local_optimizer, rho)
         require_range("meta_lr", meta_lr, least=0)
         require_range("meta_interval", meta_interval, least=1)
-        self.weight_net = WeightNet()
+        if weight_net_init not in get_args(WeightNetInit):
+            raise ValueError(f"Expected `weight_net_init` to be default or flat, got {weight_net_init!r}.")
+        self.check_weighting()
+        self.check_exchange()
+        flat = weight_net_init == "flat"
+        self.weight_net = WeightNet(weight_net_hidden, weight_net_depth, self.num_outputs, flat)
         self.automatic_optimization = False
         self._unexamined = True  # whether the first batch of a plain Trainer is still to come
         self._collected = -1  # the round in which garbage was last collected
@@ -101,11 +139,6 @@ class FedAMM(MetaExchange):
     def configure_optimizers(self) -> list[torch.optim.SGD]:
         """Return one SGD for the classifier and one for the weight net."""
         return [self.local_sgd(self.model), self.sgd(self.weight_net, self.hparams["meta_lr"])]
-
-    def check(self, batch: Batch) -> None:
-        """Find out whether the differentiation is right for the network, and say it if another is taken."""
-        with training_mode(self.model):
-            self._examine(self._on_device(*batch))
 
     # Client
 
@@ -122,6 +155,7 @@ class FedAMM(MetaExchange):
     def on_train_start(self) -> None:
         """Start the epoch's sums; once a round, collect what ``higher`` leaves in reference cycles: its patched networks."""
         super().on_train_start()
+        self.learn_classes(self.session)
         self._seen = []
         if self.session is None or self.hparams["differentiation"] != "higher":
             return
@@ -147,9 +181,9 @@ class FedAMM(MetaExchange):
         optimizer = self._optimizers[0]
 
         def closure() -> Tensor:
-            losses = example_losses(self.logits(images), labels)
+            losses = self.objective(self.logits(images), labels)
             with torch.no_grad():
-                raw_weights = self.weight_net(losses)
+                raw_weights = self.weighing.weights(self.weight_net, losses, labels)
             optimizer.zero_grad()
             loss = self._loss_over_ranks(losses, raw_weights)
             self.manual_backward(loss)
@@ -171,18 +205,24 @@ class FedAMM(MetaExchange):
         returned, self._returned_weight_net = self._returned_weight_net, {}
         return {**self.shared_state(), **returned}
 
-    def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        """Return the weighted batch loss."""
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each example that is weighted, shape (B,)."""
+        return self.weighing.losses(logits, labels)
+
+    def step_loss(self, logits: Tensor, labels: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the weighted batch loss, and the losses that are weighted."""
+        losses = self.objective(logits, labels)
         with torch.no_grad():
-            raw_weights = self.weight_net(losses)
-        if present is not None:
-            losses, raw_weights = losses.where(present, 0), raw_weights.where(present, 0)
-        return weighted_loss(losses, raw_weights)
+            raw_weights = self.weighing.weights(self.weight_net, losses, labels)
+        counted = (
+            (losses, raw_weights) if present is None else (losses.where(present, 0), raw_weights.where(present, 0))
+        )
+        return weighted_loss(*counted), losses
 
     def observe(self, labels: Tensor, losses: Tensor) -> None:
         """Note the losses of a batch and what they weigh."""
         with torch.no_grad():
-            self._seen.append((labels, losses, self.weight_net(losses)))
+            self._seen.append((labels, losses, self.weighing.weights(self.weight_net, losses, labels)))
 
     def tallies(self) -> State:
         """Return the sums of the last local epoch, see :func:`fedamm_pl.algorithms.meta.tallies.tallied`."""
@@ -206,7 +246,7 @@ class FedAMM(MetaExchange):
         with self.session.during("meta step") if self.session else nullcontext():
             stepped = self._virtual_step(support)
             if self.session is not None:
-                answer = self.session.ask(self._local_step, stepped)
+                answer = self.session.ask(self._local_step, self._sent(stepped, self.session.payload))
             else:
                 assert meta is not None
                 answer = self._meta_gradient(stepped, meta, self._joint)
@@ -235,16 +275,6 @@ class FedAMM(MetaExchange):
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Read by DDP: the weight net's gradient comes from no backward pass of its own."""
         return [name for name in self.state_dict() if name.startswith("weight_net.")]
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _examine(self, batch: Batch) -> None:
-        wanted = self.hparams["differentiation"]
-        way, reason = suited(self.model, batch, wanted, anew=True)
-        if reason:
-            name = type(self.model).__name__
-            rank_zero_only(log.warning)(
-                "differentiation %s is not right for %s (%s): %s is taken instead", wanted, name, reason, way
-            )
 
     def _split(self, batch: Any) -> tuple[Batch, Batch | None]:
         if self.session is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from fedamm_pl.algorithms.meta.tallies import FAMILY_CURVES
 from fedamm_pl.federation.summary import SHOWN
 from fedamm_pl.results.kinds import (
     MAX_TEXT,
@@ -89,7 +90,7 @@ SUMMARY = fields(
 )
 ROUND = fields(
     {"round": whole(MAX_ROUNDS), "bytes": AMOUNT, "seconds": AMOUNTS, "client_seconds": AMOUNTS},
-    dict.fromkeys(("weight_curve", "weight_per_class", "loss_histogram"), SEEN),
+    dict.fromkeys(("weight_curve", *FAMILY_CURVES, "weight_per_class", "loss_histogram"), SEEN),
 )
 DIAGNOSTICS = fields(
     {
@@ -138,7 +139,7 @@ def check_diagnostics(content: Any) -> None:
     _check_rising("rounds", [row["round"] for row in content["rounds"]])
     for index, row in enumerate(content["rounds"]):
         for name, other, values in (
-            ("weight_curve", "losses", losses),
+            *((key, "losses", losses) for key in ("weight_curve", *FAMILY_CURVES)),
             ("loss_histogram", "losses", losses),
             ("weight_per_class", "class_counts", counts),
         ):

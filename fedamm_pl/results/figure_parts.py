@@ -17,7 +17,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedamm_pl.metrics import GROUPS
 from fedamm_pl.terminal import printable
@@ -266,3 +266,14 @@ def draw_means(axes: Axes, rounds: Array, means: Mapping[str, float], styles: Ma
         arrow = {"arrowstyle": "-", "color": styles[name].color, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
         text = f"{drawable(name)} {mean:.1f}"
         axes.annotate(text, (1, mean), (1.03, height), right, right, arrow, fontsize=SMALL, va="center")
+
+
+def mapping_figure(grid: Array, histogram: ArrayLike | None) -> tuple[Figure, Axes]:
+    """Return a figure with axes for V(loss), above the histogram of the losses if there is one."""
+    rows = 1 if histogram is None else 2
+    figure, (axes, *below) = new_figure(5, 2.3 + 1.1 * rows, rows, sharex=True, height_ratios=(3, 1)[:rows])
+    axes.set(xlim=(grid[0], grid[-1]), ylim=(0, 1))
+    label_axes(axes, "Learned weight of an example", "" if below else NATS, "weight V(loss)")
+    for panel in below:
+        draw_loss_bars(panel, grid, as_array(histogram))
+    return figure, axes

@@ -29,13 +29,13 @@ from fedamm_pl.results.figure_parts import (
     draw_heat_map,
     draw_legend,
     draw_line,
-    draw_loss_bars,
     draw_means,
     draw_seeds,
     drawable,
     group_members,
     group_styles,
     label_axes,
+    mapping_figure,
     new_figure,
     set_class_ticks,
     set_log_axis,
@@ -146,15 +146,21 @@ def weight_mapping(losses: ArrayLike, curves: Mapping[int, ArrayLike], histogram
         histogram: Share of the training examples from each value of the grid to the next, the last without upper end.
     """
     grid, rounds = as_array(losses), sorted(curves)
-    rows = 1 if histogram is None else 2
-    figure, (axes, *below) = new_figure(5, 2.3 + 1.1 * rows, rows, sharex=True, height_ratios=(3, 1)[:rows])
+    figure, axes = mapping_figure(grid, histogram)
     shown = [rounds[index] for index in np.unique(np.linspace(0, len(rounds) - 1, 6).round().astype(int))]
     for round_num, shade in zip(shown, np.linspace(1, 0, len(shown))[::-1], strict=True):
         axes.plot(grid, as_array(curves[round_num]), color=CLEAR(shade), lw=1.2 + shade, label=f"round {round_num}")
-    axes.set(xlim=(grid[0], grid[-1]), ylim=(0, 1))
-    label_axes(axes, "Learned weight of an example", "" if below else NATS, "weight V(loss)")
-    for panel in below:
-        draw_loss_bars(panel, grid, as_array(histogram))
+    draw_legend(figure, axes.get_lines())
+    return figure
+
+
+def family_mapping(losses: ArrayLike, curves: Sequence[ArrayLike], histogram: ArrayLike | None = None) -> Figure:
+    """Draw the learned mapping of each family of classes, the one with the smallest classes first; see :func:`weight_mapping`."""
+    figure, axes = mapping_figure(as_array(losses), histogram)
+    ends = {0: " (smallest classes)", len(curves) - 1: " (largest classes)"}
+    for index, curve in enumerate(curves):
+        label = f"family {index + 1}{ends.get(index, '')}"
+        draw_line(axes, as_array(losses), as_array(curve), style_of(index), label=label)
     draw_legend(figure, axes.get_lines())
     return figure
 

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from fedamm_pl.algorithms.meta.tallies import FAMILY_CURVES
 from fedamm_pl.results.figures import (
     accuracy,
     class_accuracy,
     class_counts,
     class_weights,
     confusion,
+    family_mapping,
     partition,
     weight_mapping,
 )
@@ -56,13 +58,17 @@ def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str
 
 def _weight_figures(losses: Any, rounds: Iterable[Mapping[str, Any]], groups: Any) -> dict[str, Figure]:
     """Return the figures of methods that have a weight net."""
+    shown = list(rounds)
     curves, weights, histograms = (
-        {int(row["round"]): row[key] for row in rounds if row.get(key)}
+        {int(row["round"]): row[key] for row in shown if row.get(key)}
         for key in ("weight_curve", "weight_per_class", "loss_histogram")
     )
-    figures = {}
+    figures, histogram = {}, histograms[max(histograms)] if histograms else None
     if curves:
-        figures["weight_mapping"] = weight_mapping(losses, curves, histograms[max(histograms)] if histograms else None)
+        figures["weight_mapping"] = weight_mapping(losses, curves, histogram)
+    if families := [row for row in shown if row.get(FAMILY_CURVES[0])]:
+        last = [families[-1][key] for key in FAMILY_CURVES if families[-1].get(key)]
+        figures["weight_mapping"] = family_mapping(losses, last, histogram)
     if weights:
         figures["class_weights"] = class_weights(list(weights), list(weights.values()), groups)
     return figures

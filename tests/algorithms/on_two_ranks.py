@@ -14,6 +14,7 @@ from tests.tiny import TinyData, tiny_data
 
 BATCH_SIZE = 16
 """Of all ranks together."""
+GROUPS = {"first": [0], "others": [1, 2, 3]}
 
 
 def network() -> nn.Module:
@@ -48,9 +49,13 @@ def data_for(num_ranks: int) -> TinyData:
 
 
 def train(method: str, num_ranks: int, strategy: str) -> tuple[pl.Trainer, dict[str, Any]]:
-    """Train two epochs and test; ``method`` is fedavg, fedavg with a sharpness-aware optimizer, or a way to differentiate."""
+    """Train two epochs and test; ``method`` is fedavg, fedavg with a sharpness-aware optimizer, a way to
+    differentiate, or families: the forward way with families of classes and adjusted logits."""
     data = data_for(num_ranks)
     options: dict[str, Any] = {"model": network(), "lr": 0.05, "info": data.info}
+    if method == "families":
+        method = "forward"
+        options |= {"families": "fixed", "objective": "logit_adjusted", "info": {**data.info, "shot_groups": GROUPS}}
     module = (
         WatchedFedAvg(4, 1, local_optimizer=method.partition("-")[2] or "sgd", **options)  # type: ignore[arg-type]
         if method.startswith("fedavg")

@@ -44,6 +44,6 @@ def test_two_ranks_train_as_one_with_the_joint_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["higher", "forward", "fedavg", "fedavg-sam"])
+@pytest.mark.parametrize("method", ["higher", "forward", "families", "fedavg", "fedavg-sam"])
 def test_two_ranks_train_as_one_with_the_joint_batch_in_other_ways_too(method: str, tmp_path: Path) -> None:
     check(method, tmp_path)

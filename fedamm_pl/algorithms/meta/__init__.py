@@ -34,6 +34,7 @@ from fedamm_pl.algorithms.meta.virtual_steps import (
     copied_buffers,
     leaves,
 )
+from fedamm_pl.algorithms.meta.weighing import PLAIN, Weighing
 from fedamm_pl.data.client import Batch
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import logits_of
@@ -48,6 +49,7 @@ def virtual_step(
     lr: float,
     differentiation: Differentiation = "higher",
     joint: bool = False,
+    weighing: Weighing = PLAIN,
 ) -> VirtualStep:
     """Take one plain SGD step on the weighted support loss, differentiable with respect to the weight net.
 
@@ -56,11 +58,12 @@ def virtual_step(
 
     Args:
         model: The classifier f_w; parameters that require no gradient stay out of the step.
-        weight_net: V, maps losses (B,) to weights (B,).
+        weight_net: V, maps losses (B,), and families (B,) if the weighing has any, to weights (B,).
         support: Images as the model takes them, and labels.
         lr: Step size.
         differentiation: ``higher``, ``functional`` or ``forward``; equal up to rounding.
         joint: The support batches of all ranks of the process group are one.
+        weighing: Which loss is weighted, and what the weight net sees.
 
     Returns:
         w_hat and the function from g to h.
@@ -73,7 +76,7 @@ def virtual_step(
     if reason := fault(model, support, differentiation):
         raise unsuited(model, differentiation, reason)
     with sdpa_kernel(SDPBackend.MATH):  # attention's other kernels have no second derivative
-        return WAYS[differentiation](model, weight_net, support, lr, joint)
+        return WAYS[differentiation](model, weight_net, support, lr, joint, weighing)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -1,35 +1,92 @@
 """``MetaExchange``: both sides of FedAMM's exchange of w_hat and meta gradient, for one client and for several at once."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from fedamm_pl.algorithms.meta import meta_gradient, training_mode, virtual_step
+from fedamm_pl.algorithms.meta.classes import KnowsClasses
 from fedamm_pl.algorithms.meta.suited import fault, suited
 from fedamm_pl.algorithms.meta.together import VirtualSteps, expanded, meta_gradients, stacked, unstacked, virtual_steps
 from fedamm_pl.algorithms.meta.virtual_steps import VirtualStep
+from fedamm_pl.algorithms.meta.weighing import Weighing
 from fedamm_pl.data.client import Batch
+from fedamm_pl.models import WeightNet
 from fedamm_pl.models.masked import padded
 from fedamm_pl.protocol.messages import Answer, Question, State
-from fedamm_pl.protocol.module import FederatedModule
+from fedamm_pl.protocol.privileges import Privileges
 from fedamm_pl.protocol.session import ClientSession, ServerSession
 
+log = logging.getLogger(__name__)
+Exchange = Literal["full", "bfloat16", "head"]
 
-class MetaExchange(FederatedModule):
+
+class MetaExchange(KnowsClasses):
     """A module with a weight net, whose clients take the virtual step and the meta step, and whose server has the meta gradient.
 
-    Abstract: a subclass makes ``weight_net``, has the options ``meta_lr``, ``meta_update`` and ``differentiation``, and trains.
+    ``full`` sends w_hat and g as they are. ``bfloat16`` sends w_hat - w, for the server knows w, and g, both rounded to bfloat16:
+    half the bytes, and the rounding of a small difference is far smaller than that of w_hat would be. ``head`` sends the last
+    linear layer's part of w_hat and of g alone: the server takes the other layers as it has sent them, and g is taken as 0 there.
+
+    Abstract: a subclass makes ``weight_net``, has the options ``meta_lr``, ``meta_update``, ``differentiation`` and
+    ``exchange``, and trains.
     """
 
     shared = ("model.", "weight_net.")
     uses_meta_set = True
 
-    weight_net: nn.Module
+    weight_net: WeightNet
+    exchanged_head: str
     _step: VirtualStep | None = None  # taken, and waiting for its meta gradient
     _steps: VirtualSteps | None = None  # the same of several clients
     _meta_loss: Tensor | None = None
     _returned_weight_net: State = {}  # noqa: RUF012  replaced, never changed
+
+    def check_exchange(self) -> None:
+        """Check the options of the exchange, and find the layer that is exchanged.
+
+        Raises:
+            ValueError: If one is out of range, or there is no such layer.
+        """
+        exchange = self.hparams["exchange"]
+        if exchange not in get_args(Exchange):
+            raise ValueError(f"Expected `exchange` to be full, bfloat16 or head, got {exchange!r}.")
+        self.exchanged_head = self.head_name() if exchange == "head" else ""
+        if exchange == "head" and not self.get_parameter(f"{self.exchanged_head}.weight").requires_grad:
+            raise ValueError("Expected `model` to train its last linear layer for `exchange` head, got it frozen.")
+
+    @property
+    def privileges(self) -> Privileges:
+        """What it takes beside FedAvg."""
+        synchronous, interval = self.asks_in_fit, self.hparams["meta_interval"]
+        often = ("each step" if interval == 1 else f"every {interval} steps") if synchronous else "each round"
+        part = "its last layer" if self.exchanged_head else "its model"
+        return Privileges(
+            server="balanced labelled images"
+            + ("; the class counts of all clients together" if self.sends_counts else ""),
+            revealed=f"{part} after a virtual step on a batch of its own, {often}; its weight net; sums by class for figures",
+            work=f"client: virtual step, weight-net gradient {often}; server: gradient on its images for each of them",
+        )
+
+    def check(self, batch: Batch) -> None:
+        """Find out whether the differentiation is right for the network, and say it if another is taken."""
+        with training_mode(self.model):
+            self._examine(self._on_device(*batch))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _examine(self, batch: Batch) -> None:
+        wanted = self.hparams["differentiation"]
+        way, reason = suited(self.model, batch, wanted, anew=True)
+        if reason:
+            name = type(self.model).__name__
+            rank_zero_only(log.warning)(
+                "differentiation %s is not right for %s (%s): %s is taken instead", wanted, name, reason, way
+            )
 
     # Client
 
@@ -41,7 +98,10 @@ class MetaExchange(FederatedModule):
     def question(self, session: ClientSession) -> State | None:
         """Asynchronous: take the virtual step of the round, and ask for the meta gradient at w_hat."""
         self._meta_loss = None
-        return None if self.asks_in_fit else self._virtual_step(self._on_device(*session.support()))
+        if self.asks_in_fit:
+            return None
+        self.learn_classes(session)
+        return self._sent(self._virtual_step(self._on_device(*session.support())), session.payload)
 
     def take_answer(self, answer: Answer) -> None:
         """Asynchronous: do the round's one meta step, and put its outcome aside for the result."""
@@ -62,14 +122,17 @@ class MetaExchange(FederatedModule):
             return None
         self._meta_loss = None
         lr = self.hparams["lr"] * sessions[0].broadcast.lr_factor  # of all of them
-        self._steps = virtual_steps(self.model, self.weight_net, images, labels, present, lr)
-        return unstacked(self._steps.params, "model.")
+        weighing = self._stacked_weighing(sessions)
+        self._steps = virtual_steps(self.model, self.weight_net, images, labels, present, lr, weighing)
+        rows = zip(unstacked(self._steps.params, "model."), sessions, strict=True)
+        return [self._sent(row, session.payload) for row, session in rows]
 
     def take_answers(self, sessions: Sequence[ClientSession], answers: Sequence[Answer]) -> Iterator[None]:
         """Asynchronous: do the meta steps of several clients at once."""
         steps, self._steps = self._steps, None
         assert steps is not None
-        found = steps.weight_net_gradients(stacked([answer.payload for answer in answers], "model.", self.device))
+        gradients = stacked([answer.payload for answer in answers], "model.", self.device)
+        found = steps.weight_net_gradients(completed(gradients, steps.params))
         each = expanded(self.weight_net, len(sessions))
         updated = nn.ParameterList(value.detach().clone() for value in each.values())
         for parameter, gradient in zip(updated, found.values(), strict=True):
@@ -84,7 +147,9 @@ class MetaExchange(FederatedModule):
     def _virtual_step(self, support: Batch) -> State:
         """Take step 1 of a round and return w_hat; the step is kept for :meth:`_meta_step`."""
         way, _ = suited(self.model, support, self.hparams["differentiation"])
-        self._step = step = virtual_step(self.model, self.weight_net, support, self.local_lr, way, self._joint)
+        self._step = step = virtual_step(
+            self.model, self.weight_net, support, self.local_lr, way, self._joint, self.weighing
+        )
         return {f"model.{name}": value for name, value in step.params.items()}
 
     def _meta_step(self, answer: Answer, optimizer: torch.optim.Optimizer) -> None:
@@ -98,7 +163,7 @@ class MetaExchange(FederatedModule):
         self._meta_loss = answer.metrics["meta_loss"]
         step, self._step = self._step, None
         assert step is not None
-        weight_net_gradient = step.weight_net_gradient(gradient)
+        weight_net_gradient = step.weight_net_gradient(completed(gradient, step.params))
         for name, parameter in self.weight_net.named_parameters():
             parameter.grad = weight_net_gradient[name]
         optimizer.step()
@@ -129,7 +194,7 @@ class MetaExchange(FederatedModule):
             server: Has the meta set.
         """
         with training_mode(self.model):  # as clients train
-            return self._meta_gradient(question.payload, server.meta_for(question))
+            return self._returned(self._meta_gradient(self._received(question, server), server.meta_for(question)))
 
     def answers(self, questions: Sequence[Question], server: ServerSession) -> list[Answer]:
         """Return the meta gradients of several clients, computed at once.
@@ -138,14 +203,69 @@ class MetaExchange(FederatedModule):
             questions: Hold w_hat.
             server: Has the meta set.
         """
-        params = stacked([question.payload for question in questions], "model.", self.device)
+        params = stacked([self._received(question, server) for question in questions], "model.", self.device)
         images, labels = (torch.stack(part) for part in zip(*map(server.meta_for, questions), strict=True))
         with training_mode(self.model):
             gradients, losses = meta_gradients(self.model, params, *self._stack_on_device(images, labels))
         rows = zip(unstacked(gradients, "model."), losses, strict=True)
-        return [Answer(gradient, {"meta_loss": loss}) for gradient, loss in rows]
+        return [self._returned(Answer(gradient, {"meta_loss": loss})) for gradient, loss in rows]
+
+    # The exchange
+
+    def _stacked_weighing(self, sessions: Sequence[ClientSession]) -> Weighing:
+        """Return how the examples of several clients are weighted: their class counts and families, of shape (G, C)."""
+        found = []
+        for session in sessions:
+            self.learn_classes(session)
+            found.append(self.weighing)
+
+        def stack(parts: Sequence[Tensor | None]) -> Tensor | None:
+            known = [part for part in parts if part is not None]
+            return torch.stack(known) if known else None
+
+        counts, families = stack([one.class_counts for one in found]), stack([one.families for one in found])
+        return replace(found[0], class_counts=counts, families=families)
+
+    def _sent(self, stepped: State, received: Mapping[str, Tensor]) -> State:
+        """Return of w_hat what the client sends.
+
+        Args:
+            stepped: w_hat.
+            received: What the server has sent to the client.
+        """
+        match self.hparams["exchange"]:
+            case "bfloat16":
+                return {name: _rounded(value - received[name].to(value)) for name, value in stepped.items()}
+            case "head":
+                return {name: value for name, value in stepped.items() if name.startswith(f"{self.exchanged_head}.")}
+        return stepped
+
+    def _received(self, question: Question, server: ServerSession) -> State:
+        """Return the w_hat that a client has sent, as far as it has sent it."""
+        if self.hparams["exchange"] != "bfloat16":
+            return question.payload
+        return {name: value.to(server.sent[name]) + server.sent[name] for name, value in question.payload.items()}
+
+    def _returned(self, answer: Answer) -> Answer:
+        """Return what of a meta gradient the server sends."""
+        if self.hparams["exchange"] != "bfloat16":
+            return answer
+        return replace(answer, payload={name: _rounded(value) for name, value in answer.payload.items()})
 
     @property
     def _joint(self) -> bool:
         """Whether the batches of several devices are one."""
         return self.session is None and self.trainer.world_size > 1
+
+
+def _rounded(value: Tensor) -> Tensor:
+    """Round to bfloat16, complex numbers excepted."""
+    return value.bfloat16() if value.is_floating_point() else value
+
+
+def completed(gradient: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
+    """Return a gradient in the types of the parameters, 0 where it has no entry."""
+    return {
+        name: gradient[name].to(value.dtype) if name in gradient else torch.zeros_like(value)
+        for name, value in like.items()
+    }

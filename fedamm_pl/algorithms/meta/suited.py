@@ -120,7 +120,7 @@ def _reference(model: nn.Module, batch: Batch) -> tuple[Tensors, Tensors, Tensor
 
     def gradients() -> tuple[Tensors, Tensors, Tensor]:
         losses = example_losses(logits_of(model(images)), labels)
-        slopes = slopes_of(losses, weight_net)
+        slopes = slopes_of(losses, labels, weight_net)
 
         def gradient(values: Tensor, weights: Tensor | None = None) -> Tensors:
             found = torch.autograd.grad(

@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedamm_pl.losses import normalized_weights
+from fedamm_pl.models import WeightNet
 from fedamm_pl.protocol.messages import State
 
 MAX_WEIGHT = 1e9
 """A larger mean relative weight is none: a batch has fewer examples."""
+MAX_FAMILIES = 9
+FAMILY_CURVES = tuple(f"weight_curve_{family}" for family in range(1, MAX_FAMILIES + 1))
 
 
 def tallied(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, grid: Sequence[float]) -> State:
@@ -38,7 +41,7 @@ def tallied(batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, 
     return tallies
 
 
-def described(weight_net: nn.Module, tallies: State, grid: Sequence[float]) -> dict[str, list[float | None]]:
+def described(weight_net: WeightNet, tallies: State, grid: Sequence[float]) -> dict[str, list[float | None]]:
     """Describe a weight net by its curve and by what it did.
 
     Args:
@@ -47,18 +50,20 @@ def described(weight_net: nn.Module, tallies: State, grid: Sequence[float]) -> d
         grid: Losses at which V is shown.
 
     Returns:
-        ``weight_curve``: V at each loss of the grid. ``weight_per_class``: mean of B * omega_i over the examples of a class,
+        ``weight_curve``: V at each loss of the grid; with families ``weight_curve_1``, ... in its place, the smallest classes'
+        first. ``weight_per_class``: mean of B * omega_i over the examples of a class,
         1 in FedAvg; None for a class without any, or with a mean that cannot be. ``loss_histogram``: share of the examples by
         loss. The last two are left out without tallies.
     """
     with torch.no_grad():
-        curve = weight_net(torch.tensor(grid).to(next(weight_net.parameters()))).tolist()
+        found = weight_net.curves(torch.tensor(grid).to(next(weight_net.parameters()))).tolist()
+    curves = {"weight_curve": found[0]} if len(found) == 1 else dict(zip(FAMILY_CURVES, found, strict=False))
     if not tallies:
-        return {"weight_curve": curve}
+        return curves
     means = (tallies["weights"] / tallies["examples"]).tolist()
     losses = tallies["losses"].clamp(min=0)  # clients may say anything
     return {
-        "weight_curve": curve,
+        **curves,
         "weight_per_class": [mean if 0 <= mean <= MAX_WEIGHT else None for mean in means],
         "loss_histogram": (losses / losses.sum().clamp(min=1)).tolist(),
     }

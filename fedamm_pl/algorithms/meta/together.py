@@ -9,7 +9,7 @@ with the others it agrees up to rounding. The network must be one that this way 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,12 @@ from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedamm_pl.algorithms.meta.virtual_steps import Tensors, copied_buffers, leaves, trainable
-from fedamm_pl.losses import example_losses, weighted_loss
+from fedamm_pl.algorithms.meta.weighing import PLAIN, Weighing
 from fedamm_pl.models import logits_of
 from fedamm_pl.models.holding import holding
 from fedamm_pl.models.masked import masked_batch_norm
 
-Losses = Callable[[Mapping[str, Tensor], Tensor, Tensor, Tensor | None], Tensor]
+Losses = Callable[[Mapping[str, Tensor], Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,32 +40,40 @@ class VirtualSteps:
 
 
 def virtual_steps(
-    model: nn.Module, weight_net: nn.Module, images: Tensor, labels: Tensor, present: Tensor | None, lr: float
+    model: nn.Module,
+    weight_net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    present: Tensor | None,
+    lr: float,
+    weighing: Weighing = PLAIN,
 ) -> VirtualSteps:
     """Take :func:`fedamm_pl.algorithms.meta.virtual_step` for each client, on supports as ``padded`` gives them.
 
     Args:
         model: The classifier f_w; neither its parameters nor its buffers change.
-        weight_net: V, maps losses (B,) to weights (B,).
+        weight_net: V, maps losses (B,), and families (B,) if the weighing has any, to weights (B,).
         images: As the model takes them, shape (G, B, ...).
         labels: Of shape (G, B).
         present: Which examples are there, shape (G, B); None: all.
         lr: Step size.
+        weighing: Which loss is weighted, and what V sees; its class counts and families are of shape (G, C).
 
     Raises:
         RuntimeError: If ``vmap`` cannot trace the network, for example because it draws.
     """
-    support, dims = (images, labels, present), (0, 0, None if present is None else 0)
+    support = (images, labels, present, weighing.class_counts)
+    dims = tuple(None if part is None else 0 for part in support)
     params, mapped = expanded(model, len(labels)), expanded(weight_net, len(labels))
-    with losses_of(model) as function:
+    with losses_of(model, weighing) as function:
         losses = vmap(function, in_dims=(0, *dims))(params, *support)  # (G, B)
-        slopes = _slopes(weight_net, mapped, losses, present)
+        slopes = _slopes(weight_net, mapped, losses, labels, present, weighing)
         gradients = torch.autograd.grad(losses, list(params.values()), slopes.detach(), materialize_grads=True)
 
     def gradients_at(directions: Mapping[str, Tensor]) -> Tensors:
         at = {name: value.detach() for name, value in trainable(model).items()}
         along = {name: directions[name].to(value.dtype) for name, value in at.items()}
-        with losses_of(model) as function, warnings.catch_warnings(), torch.no_grad():
+        with losses_of(model, weighing) as function, warnings.catch_warnings(), torch.no_grad():
             # torch registers its own forward-mode rules through the deprecated torch.jit.script
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
 
@@ -102,8 +110,8 @@ def meta_gradients(
         RuntimeError: If ``vmap`` cannot trace the network.
     """
     moved = leaves(params)
-    with torch.enable_grad(), losses_of(model) as function:
-        losses = vmap(function, in_dims=(0, 0, 0, None))(moved, images, labels, None).mean(1)
+    with torch.enable_grad(), losses_of(model, PLAIN) as function:
+        losses = vmap(function, in_dims=(0, 0, 0, None, None))(moved, images, labels, None, None).mean(1)
         gradients = torch.autograd.grad(losses.sum(), list(moved.values()), materialize_grads=True)
     return dict(zip(moved, gradients, strict=True)), losses.detach()
 
@@ -126,28 +134,46 @@ def unstacked(tensors: Mapping[str, Tensor], prefix: str = "") -> list[Tensors]:
 
 
 @contextmanager
-def losses_of(model: nn.Module) -> Iterator[Losses]:
-    """Give the losses (B,) of one client as a function of parameters, images, labels and which are there, to call under ``vmap``."""
+def losses_of(model: nn.Module, weighing: Weighing) -> Iterator[Losses]:
+    """Give the losses (B,) of one client, to call under ``vmap``: a function of parameters, images, labels, which are there, counts."""
     with sdpa_kernel(SDPBackend.MATH), masked_batch_norm(model) as mask:
 
-        def losses(params: Mapping[str, Tensor], images: Tensor, labels: Tensor, present: Tensor | None) -> Tensor:
+        def losses(
+            params: Mapping[str, Tensor],
+            images: Tensor,
+            labels: Tensor,
+            present: Tensor | None,
+            class_counts: Tensor | None,
+        ) -> Tensor:
             mask.present, mask.moved = present, {}  # BatchNorm's moved statistics are nobody's
             held = {**params, **copied_buffers(model)}
-            return holding(model, held, lambda: example_losses(logits_of(model(images)), labels))
+            mine = replace(weighing, class_counts=class_counts)
+            return holding(model, held, lambda: mine.losses(logits_of(model(images)), labels))
 
         yield losses
 
 
-def _slopes(weight_net: nn.Module, mapped: Tensors, losses: Tensor, present: Tensor | None) -> Tensor:
+def _slopes(
+    weight_net: nn.Module,
+    mapped: Tensors,
+    losses: Tensor,
+    labels: Tensor,
+    present: Tensor | None,
+    weighing: Weighing,
+) -> Tensor:
     """Return d L_S / d l_i of each client as a function of its v, shape (G, B); 0 for what is not there."""
     constant = losses.detach().requires_grad_()
 
-    def objective(mapped: Tensors, losses: Tensor, present: Tensor | None) -> Tensor:
-        raw = functional_call(weight_net, mapped, (losses,))
-        if present is not None:
-            losses, raw = losses.where(present, 0), raw.where(present, 0)
-        return weighted_loss(losses, raw)
+    def support_loss(
+        mapped: Tensors, losses: Tensor, labels: Tensor, present: Tensor | None, families: Tensor | None
+    ) -> Tensor:
+        def net(*inputs: Tensor) -> Tensor:
+            weights: Tensor = functional_call(weight_net, mapped, inputs)
+            return weights
 
-    totals = vmap(objective, in_dims=(0, 0, None if present is None else 0))(mapped, constant, present)
+        return replace(weighing, families=families).support_loss(net, losses, labels, present)
+
+    dims = tuple(None if part is None else 0 for part in (present, weighing.families))
+    totals = vmap(support_loss, in_dims=(0, 0, 0, *dims))(mapped, constant, labels, present, weighing.families)
     (slopes,) = torch.autograd.grad(totals.sum(), constant, create_graph=True)
     return slopes

@@ -16,8 +16,8 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedamm_pl.algorithms.meta.ranks import gathered, summed
+from fedamm_pl.algorithms.meta.weighing import PLAIN, Weighing
 from fedamm_pl.data.client import Batch
-from fedamm_pl.losses import example_losses, weighted_loss
 from fedamm_pl.models import logits_of
 from fedamm_pl.models.holding import holding
 from fedamm_pl.seeding import drawing_as, global_state
@@ -40,15 +40,17 @@ class VirtualStep:
     weight_net_gradient: Callable[[Mapping[str, Tensor]], Tensors]
 
 
-def with_higher(model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool) -> VirtualStep:
+def with_higher(
+    model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool, weighing: Weighing = PLAIN
+) -> VirtualStep:
     """Unroll the step with the library ``higher``. It runs a patched copy of the network, without its hooks."""
     images, labels = support
     optimizer = torch.optim.SGD(trainable(model).values(), lr=lr)
     with higher.innerloop_ctx(model, optimizer) as (functional_model, inner_optimizer):
-        losses = example_losses(logits_of(functional_model(images)), labels)
+        losses = weighing.losses(logits_of(functional_model(images)), labels)
         before = list(functional_model.parameters())
         inner_optimizer.step(
-            _objective(losses, weight_net, joint),
+            _support_loss(losses, labels, weight_net, weighing, joint),
             grad_callback=(lambda found: _added(found, before)) if joint else None,
         )
         stepped = {
@@ -64,7 +66,7 @@ def with_higher(model: nn.Module, weight_net: nn.Module, support: Batch, lr: flo
 
 
 def with_double_backward(
-    model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool
+    model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool, weighing: Weighing = PLAIN
 ) -> VirtualStep:
     """Unroll the step with ``functional_call`` and differentiate its gradient."""
     images, labels = support
@@ -72,8 +74,8 @@ def with_double_backward(
     held = {**params, **copied_buffers(model)}
 
     def step() -> Tensors:
-        losses = example_losses(logits_of(model(images)), labels)
-        loss = _objective(losses, weight_net, joint)
+        losses = weighing.losses(logits_of(model(images)), labels)
+        loss = _support_loss(losses, labels, weight_net, weighing, joint)
         found = torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
         gradients = _added(found, params.values()) if joint else found
         return {name: value - lr * grad for (name, value), grad in zip(params.items(), gradients, strict=True)}
@@ -88,15 +90,17 @@ def with_double_backward(
     return VirtualStep({name: value.detach() for name, value in stepped.items()}, gradient_at)
 
 
-def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool) -> VirtualStep:
+def with_forward_mode(
+    model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool, weighing: Weighing = PLAIN
+) -> VirtualStep:
     """Replace the double backward by one directional derivative."""
     images, labels = support
     params = leaves(trainable(model))
     random_state = global_state(images.device)
 
     def slopes_and_gradients() -> tuple[Tensor, tuple[Tensor, ...]]:
-        losses = example_losses(logits_of(model(images)), labels)
-        slopes = slopes_of(losses, weight_net, joint)
+        losses = weighing.losses(logits_of(model(images)), labels)
+        slopes = slopes_of(losses, labels, weight_net, weighing, joint)
         # differentiated with respect to w by one backward pass, to v below
         return slopes, torch.autograd.grad(losses, list(params.values()), slopes.detach(), materialize_grads=True)
 
@@ -105,7 +109,7 @@ def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, l
 
     def gradient_at(gradient: Mapping[str, Tensor]) -> Tensors:
         with drawing_as(random_state, images.device):  # dropout as in the losses above
-            inner = _directional_derivative(model, params, gradient, support)  # <grad_w l_i, g>, shape (B,)
+            inner = _directional_derivative(model, params, gradient, support, weighing)  # <grad_w l_i, g>, shape (B,)
         mapped = trainable(weight_net)
         values = torch.autograd.grad(
             -lr * (slopes * inner.to(slopes.dtype)).sum(), list(mapped.values()), materialize_grads=True
@@ -118,26 +122,30 @@ def with_forward_mode(model: nn.Module, weight_net: nn.Module, support: Batch, l
     return VirtualStep(stepped, gradient_at)
 
 
-WAYS: dict[str, Callable[[nn.Module, nn.Module, Batch, float, bool], VirtualStep]] = {
+WAYS: dict[str, Callable[..., VirtualStep]] = {
     "higher": with_higher,
     "functional": with_double_backward,
     "forward": with_forward_mode,
 }
 
 
-def _objective(losses: Tensor, weight_net: nn.Module, joint: bool) -> Tensor:
+def _support_loss(losses: Tensor, labels: Tensor, weight_net: nn.Module, weighing: Weighing, joint: bool) -> Tensor:
     """Return what the virtual step minimises, with its graph to w and to v."""
     if not joint:
-        return weighted_loss(losses, weight_net(losses))
+        return weighing.support_loss(weight_net, losses, labels)
     # of equal gradient: the other ranks' losses are no function of this rank's graph, only of w
-    return (losses * slopes_of(losses, weight_net, joint)).sum()
+    return (losses * slopes_of(losses, labels, weight_net, weighing, joint)).sum()
 
 
-def slopes_of(losses: Tensor, weight_net: nn.Module, joint: bool = False) -> Tensor:
+def slopes_of(
+    losses: Tensor, labels: Tensor, weight_net: nn.Module, weighing: Weighing = PLAIN, joint: bool = False
+) -> Tensor:
     """Return d L_S / d l_i of this rank's examples as a function of v, shape (B,)."""
     constant, mine = gathered(losses) if joint else (losses.detach(), slice(None))
+    if joint and weighing.families is not None:
+        labels, _ = gathered(labels)
     constant.requires_grad_()
-    (slopes,) = torch.autograd.grad(weighted_loss(constant, weight_net(constant)), constant, create_graph=True)
+    (slopes,) = torch.autograd.grad(weighing.support_loss(weight_net, constant, labels), constant, create_graph=True)
     return slopes[mine] if joint else slopes
 
 
@@ -162,7 +170,7 @@ def _backward(stepped: Tensors, weight_net: nn.Module, gradient: Mapping[str, Te
 
 
 def _directional_derivative(
-    model: nn.Module, params: Tensors, direction: Mapping[str, Tensor], support: Batch
+    model: nn.Module, params: Tensors, direction: Mapping[str, Tensor], support: Batch, weighing: Weighing
 ) -> Tensor:
     """Derivative of the per-example losses at ``params`` in a direction, by dual numbers, shape (B,).
 
@@ -182,7 +190,9 @@ def _directional_derivative(
             for name, value in params.items()
         }
         losses, tangents = forward_ad.unpack_dual(  # type: ignore[no-untyped-call]
-            holding(model, {**duals, **copied_buffers(model)}, lambda: example_losses(logits_of(model(images)), labels))
+            holding(
+                model, {**duals, **copied_buffers(model)}, lambda: weighing.losses(logits_of(model(images)), labels)
+            )
         )
     return torch.zeros_like(losses) if tangents is None else tangents
 

@@ -10,6 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
+from fedamm_pl.algorithms.meta.tallies import FAMILY_CURVES
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.summary import short_names, summarize
@@ -23,7 +24,7 @@ CHARTS = {
     "Accuracy": {"all, many, medium, few": ["Multiline", ["test/acc$", "test_shots/.*"]]},
     "Loss": {"clients and test": ["Multiline", ["client/loss$", "test/loss"]]},
     "Weight net": {
-        "V(loss) at fixed losses": ["Multiline", ["weight_net/at_loss_.*"]],
+        "V(loss) at fixed losses": ["Multiline", ["weight_net/.*at_loss_.*"]],
         "mean relative weight of many, medium, few": ["Multiline", ["weight_net/relative_weight_.*"]],
     },
     "Time": {"seconds a round": ["Multiline", ["seconds/.*", "client_seconds/.*"]]},
@@ -161,7 +162,7 @@ def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
         for a weight net ``weight_net/at_loss_<l>`` and the mean relative weight of each group's classes.
     """
     headings = {"test/acc_class_": "test_per_class/acc_", "test/acc_": "test_shots/"}
-    scalars = {}
+    scalars: dict[str, float] = {}
     for name, value in record.metrics.items():
         prefix = next((prefix for prefix in headings if name.startswith(prefix)), "")
         scalars[headings.get(prefix, "") + name.removeprefix(prefix)] = value
@@ -188,9 +189,11 @@ def weight_net_scalars(shown: Mapping[str, Any], groups: Mapping[str, Sequence[i
         shown: What :meth:`FedAMM.diagnostics` returned; without a weight net the result is empty.
         groups: Group name -> classes.
     """
-    scalars = {}
-    if curve := shown.get("weight_curve"):
-        scalars = {f"weight_net/at_loss_{loss:g}": curve[LOSS_GRID.index(loss)] for loss in SHOWN_LOSSES}
+    scalars: dict[str, float] = {}
+    for family, key in enumerate(("weight_curve", *FAMILY_CURVES)):
+        if curve := shown.get(key):
+            heading = f"weight_net/family_{family}_at_loss" if family else "weight_net/at_loss"
+            scalars |= {f"{heading}_{loss:g}": curve[LOSS_GRID.index(loss)] for loss in SHOWN_LOSSES}
     if weights := shown.get("weight_per_class"):
         for name, members in groups.items():
             if seen := [weights[label] for label in members if weights[label] is not None]:
