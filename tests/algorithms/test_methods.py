@@ -718,16 +718,16 @@ def test_methods_with_a_meta_set_refuse_data_without_one(algorithm: Any) -> None
         federate(make((algorithm, {}), data), data, 1)
 
 
-@pytest.mark.parametrize("algorithm", [FedETF, FedNH, FedRoD, CReFF, TauNormalized, FedNPC, CCVR, CRT, LWS])
-@pytest.mark.parametrize("algorithm", [FedETF, FedNH, FedRoD, CReFF, FedLoGe])
+@pytest.mark.parametrize("algorithm", [FedETF, FedLoGe, FedNH, FedRoD, CReFF, TauNormalized, FedNPC, CCVR, CRT, LWS])
 def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
     network = nn.Sequential(nn.Conv2d(1, NUM_CLASSES, 8), nn.Flatten())
     with pytest.raises(ValueError, match="Expected `model` to end in a linear layer, got Sequential without any"):
         algorithm(NUM_CLASSES, 1, network)
 
 
-@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", *POST_HOC])
-@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", "FedLoGe"])
+@pytest.mark.parametrize(
+    "name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", "FedLoGe", *POST_HOC]
+)
 def test_last_layer_without_a_bias_works_or_is_refused_at_once(name: str) -> None:
     data, (algorithm, options) = tiny_data(), METHODS[name]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES, bias=False))

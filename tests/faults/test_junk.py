@@ -14,9 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedamm_pl.algorithms import CCVR, CRT, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, Scaffold
-from fedamm_pl.algorithms import Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, FedYoYo, Scaffold
-from fedamm_pl.algorithms import RUCR, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, FedYoYo, Scaffold
+from fedamm_pl.algorithms import CCVR, CRT, RUCR, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, FedYoYo, Scaffold
 from fedamm_pl.federation.executors import RunSpec
 from fedamm_pl.federation.executors.worker import Worker
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask

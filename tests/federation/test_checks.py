@@ -18,21 +18,38 @@ from fedamm_pl.algorithms import (
     BalanceFL,
     CReFF,
     FedETF,
+    FedLoGe,
     FedNH,
     FedNPC,
     FedRoD,
+    FedYoYo,
     Moon,
     RatioLoss,
     TauNormalized,
 )
-from fedamm_pl.algorithms import FEDIC, BalanceFL, CReFF, FedETF, FedLoGe, FedNH, FedRoD, Moon, RatioLoss
-    FedYoYo,
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec
 from fedamm_pl.federation.orchestrator import Orchestrator
 from tests.federation.small import federation, make
 from tests.tiny import NUM_CLASSES, tiny_data
 
-USES_FEATURES = [Moon, CReFF, RatioLoss, FedETF, BalanceFL, FedNH, FEDIC, FedRoD, TauNormalized, FedNPC, CCVR, CRT, LWS]
+USES_FEATURES = [
+    CCVR,
+    CRT,
+    FEDIC,
+    LWS,
+    RUCR,
+    BalanceFL,
+    CReFF,
+    FedETF,
+    FedLoGe,
+    FedNH,
+    FedNPC,
+    FedRoD,
+    FedYoYo,
+    Moon,
+    RatioLoss,
+    TauNormalized,
+]
 
 
 def test_state_that_does_not_travel_is_refused() -> None:
@@ -288,22 +305,6 @@ def test_networks_that_wrap_their_logits_train_as_those_that_do_not(network: typ
 
 
 @pytest.mark.parametrize("algorithm", USES_FEATURES)
-@pytest.mark.parametrize("algorithm", [Moon, CReFF, RatioLoss, FedETF, BalanceFL, FedNH, FEDIC, FedRoD, FedLoGe])
-USE_FEATURES = [
-    Moon,
-    CReFF,
-    RatioLoss,
-    FedETF,
-    BalanceFL,
-    FedYoYo,
-    RUCR,
-    FedNH,
-    FEDIC,
-    FedRoD,
-]
-
-
-@pytest.mark.parametrize("algorithm", USE_FEATURES)
 def test_methods_that_use_features_take_wrapped_logits_too(algorithm: Any) -> None:
     run = federation(algorithm, method={"model": AuxInTraining()}, client_fraction=1.0)
     run.run()
@@ -316,8 +317,6 @@ class Scaled(Plain):
 
 
 @pytest.mark.parametrize("algorithm", USES_FEATURES)
-@pytest.mark.parametrize("algorithm", [Moon, CReFF, RatioLoss, FedETF, BalanceFL, FedNH, FEDIC, FedRoD, FedLoGe])
-@pytest.mark.parametrize("algorithm", USE_FEATURES)
 def test_methods_that_use_features_refuse_logits_that_no_linear_layer_gives(algorithm: Any) -> None:
     with pytest.raises(
         ValueError, match=r"what a linear layer gives, got Scaled, whose .*\(its linear layers: body\.1, head\)"
