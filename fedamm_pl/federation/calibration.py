@@ -43,9 +43,8 @@ class Calibration:
             ``calibration/bytes_received`` and ``calibration/bytes_sent``, means over the clients that sent statistics.
         """
         server, module, round_num = self.server, self.server.module, state.round_num
-        state.shared = trained(
-            state.shared
-        )  # a round that has failed leaves what was made for the evaluation before it
+        # a round that has failed leaves what was made for the evaluation before it
+        state.shared = trained(state.shared)
         if round_num == 0 or not module.calibrates(last):
             return {}
         broadcast = server.broadcast(state.shared, round_num, 0)
