@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedamm_pl import FedAMM, FedAvg, FederatedModule
+from fedamm_pl import FedAMM, FedAvg, FederatedModule, algorithms
 from fedamm_pl.cli.main import main
 from fedamm_pl.cli.methods import GAP, WIDTH, as_text
 from fedamm_pl.cli.options import OFFERED
@@ -146,6 +146,12 @@ def test_the_page_shows_what_the_program_prints(capsys: pytest.CaptureFixture[st
     shown = PAGE.read_text().partition("<!-- methods -->\n")[2].partition("<!-- /methods -->")[0]
     said = "put what `python orchestrate.py methods --format markdown` prints between the two lines in docs/methods.md"
     assert shown == printed(capsys, "--format", "markdown"), said
+
+
+def test_the_page_defines_every_method() -> None:
+    headings = [line[4:].partition(":")[0] for line in PAGE.read_text().splitlines() if line.startswith("### ")]
+    assert set(algorithms.__all__) <= set(headings)
+    assert len(headings) == len(set(headings))
 
 
 # What the classes declare
