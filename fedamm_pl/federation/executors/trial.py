@@ -119,7 +119,10 @@ def _difference(expected: ClientResult, found: ClientResult, start: State, toler
     for part in ("payload", "metrics", "kept", "tallies"):
         if other := sorted(getattr(expected, part).keys() ^ getattr(found, part).keys()):
             return f"its {part} has or lacks {other[0]}"
-    results = [{**result.payload, **result.kept, **result.tallies} for result in (expected, found)]
+    results = [
+        {name: value.long() if value.dtype == torch.bool else value for name, value in values.items()}
+        for values in ({**result.payload, **result.kept, **result.tallies} for result in (expected, found))
+    ]
     whole = math.hypot(*(_moved(value, start[name]) for name, value in expected.payload.items() if name in start))
     for name, value in results[0].items():
         now, before = results[1][name].to(value), start[name].to(value) if name in start else torch.zeros_like(value)

@@ -163,6 +163,11 @@ def test_clients_that_lack_classes_or_have_one_alone(algorithm: type[FederatedMo
     assert_same_run(algorithm, model=with_norm(nn.BatchNorm2d(4)), absent=absent, **own)
 
 
+@pytest.mark.parametrize("algorithm", [LogitAdjusted, ClassBalanced])
+def test_estimated_class_counts_first_equal_then_those_sent(algorithm: type[FederatedModule]) -> None:
+    assert_same_run(algorithm, model=with_norm(nn.BatchNorm2d(4)), counts="estimated")
+
+
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"weight_decay": 0.0}, {"momentum": 0.0, "weight_decay": 0.0}])
 def test_each_form_of_sgd(options: dict[str, float]) -> None:
     assert_same_run(FedAvg, model=with_norm(nn.BatchNorm2d(4)), **options)
