@@ -22,9 +22,10 @@ class Scaffold(FederatedModule):
 
     Option II of the paper: after K steps c_k becomes ``c_k - c + (w - w_k) / (K lr)``, and the server moves c by
     ``|S| / N`` times the average of the changes of the |S| clients of the round out of N, in the weights that average the
-    models (the paper weights both uniformly): c is then the gradient of what the average minimises. Derived for plain SGD, so the momentum
-    is 0; weight decay counts as a part of the gradient. The server's step size is 1. The control variates double the bytes
-    each way; a client keeps c_k to itself between its rounds, one more model in memory for each client that has taken part.
+    models (the paper weights both uniformly, as ``aggregation: uniform`` does): c is then the gradient of what the average
+    minimises. Derived for plain SGD, so the momentum is 0; weight decay counts as a part of the gradient. The server's step size
+    is 1. The control variates double the bytes each way; a client keeps c_k to itself between its rounds, one more model in
+    memory for each client that has taken part.
 
     In a plain Trainer there are no other clients, and it is FedAvg without momentum.
 
