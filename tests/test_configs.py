@@ -32,8 +32,9 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_shipped_configurations_are_these() -> None:
-    others = "balancefl class_balanced climb creff fedadagrad fedadam fedasam fedavgm feddyn fedetf fedfocal fedgrab fedic fedlc fedloge fednh fednova fedprox fedrela fedrod fedrs fedsam fedyogi fedyoyo logit_adjusted meta_finetune meta_weight_net moon rucr"
-    others = "balancefl class_balanced climb creff fedetf fedfocal fedic fedlc fedloge fednh fednova fedprox fedrela fedrod fedrs logit_adjusted meta_finetune meta_weight_net moon"
+    others = "balancefl ccvr class_balanced climb creff crt fedadagrad fedadam fedasam fedavgm feddyn fedetf"
+    others += " fedfocal fedgrab fedic fedlc fedloge fednh fednova fednpc fedprox fedrela fedrod fedrs fedsam"
+    others += " fedyogi fedyoyo logit_adjusted lws meta_finetune meta_weight_net moon rucr tau_normalized"
     others += " ratio_loss scaffold"
     assert sorted([*PAPER, *(f"{name}_fashion_mnist.yaml" for name in others.split()), "quickstart.yaml"]) == SHIPPED
 
