@@ -728,7 +728,6 @@ def test_networks_without_a_linear_layer_are_refused(algorithm: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", "FedLoGe", *POST_HOC]
 )
-@pytest.mark.parametrize("name", ["FedETF", "CReFF", "Moon", "RatioLoss", "BalanceFL", "FedNH", "FedRoD", "FedLoGe"])
 def test_last_layer_without_a_bias_works_or_is_refused_at_once(name: str) -> None:
     data, (algorithm, options) = tiny_data(), METHODS[name]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES, bias=False))

@@ -304,9 +304,7 @@ def test_networks_that_wrap_their_logits_train_as_those_that_do_not(network: typ
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize(
-    "algorithm", USES_FEATURES, BalanceFL, CReFF, FEDIC, FedETF, FedLoGe, FedNH, FedRoD, Moon, RatioLoss
-)
+@pytest.mark.parametrize("algorithm", USES_FEATURES)
 def test_methods_that_use_features_take_wrapped_logits_too(algorithm: Any) -> None:
     run = federation(algorithm, method={"model": AuxInTraining()}, client_fraction=1.0)
     run.run()
@@ -318,9 +316,7 @@ class Scaled(Plain):
         return 3 * self.logits(images)
 
 
-@pytest.mark.parametrize(
-    "algorithm", USES_FEATURES, BalanceFL, CReFF, FEDIC, FedETF, FedLoGe, FedNH, FedRoD, Moon, RatioLoss
-)
+@pytest.mark.parametrize("algorithm", USES_FEATURES)
 def test_methods_that_use_features_refuse_logits_that_no_linear_layer_gives(algorithm: Any) -> None:
     with pytest.raises(
         ValueError, match=r"what a linear layer gives, got Scaled, whose .*\(its linear layers: body\.1, head\)"
