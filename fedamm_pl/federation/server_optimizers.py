@@ -100,7 +100,7 @@ class ServerOptimizer:
             trained: Names of those of them that a step is taken in; the others stay averaged.
         """
         stepped: State = {}
-        for name in average.keys() & trained:
+        for name in (name for name in average if name in trained):
             last, update = state[name], (average[name] - state[name]).to("cpu", torch.float32)
             moment = first_moment(self.kind, _moment(state, FIRST + name, update, 0.0), update, self.momentum)
             stepped[FIRST + name], direction = moment, moment
