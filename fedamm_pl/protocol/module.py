@@ -6,17 +6,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedamm_pl.data.client import Batch, ClientData
-from fedamm_pl.protocol.classifier import Classifier
 from fedamm_pl.protocol.messages import Answer, ClientResult, Question, State
 from fedamm_pl.protocol.privileges import NOTHING, Privileges
 from fedamm_pl.protocol.reduction import Reduction
 from fedamm_pl.protocol.session import ClientSession, ServerSession
+from fedamm_pl.protocol.shared_state import SharedState
 
 CALIBRATED = "calibrated."
 """Prefix of what :meth:`FederatedModule.calibrate` has made, in the server's state until the next round."""
 
 
-class FederatedModule(Classifier):
+class FederatedModule(SharedState):
     """A classifier that trains in a plain Trainer and as client and server of a federation; by itself, FedAvg.
 
     A client's round is a fit on its own data: Lightning's hooks, with ``session`` at hand; ``train/...`` metrics that a
@@ -29,15 +29,8 @@ class FederatedModule(Classifier):
         ValueError: If an option is out of range or there is no such network.
     """
 
-    shared: tuple[str, ...] = ("model.",)
-    """Prefixes of the ``state_dict`` entries that travel between server and clients; they are averaged. Where an option decides, set
-    it in the constructor."""
-
     returned: ClassVar[Mapping[str, Reduction]] = {}
     """Prefix -> how the server reduces what clients send beside the shared entries."""
-
-    personal: tuple[str, ...] = ()
-    """Prefixes of the ``state_dict`` entries that stay at a client: kept between its rounds, never sent."""
 
     uses_meta_set: bool = False
     """Whether the method needs the server's balanced meta set; where an option decides, set it in the constructor."""
@@ -162,41 +155,6 @@ class FederatedModule(Classifier):
         how the server reduces them.
         """
         return {}
-
-    # State
-
-    def shared_state(self) -> State:
-        """Return copies of the ``state_dict`` entries that travel."""
-        return self._entries(self.shared)
-
-    def personal_state(self) -> State:
-        """Return copies of the ``state_dict`` entries that stay at a client."""
-        return self._entries(self.personal)
-
-    def load_shared_state(self, state: State) -> None:
-        """Copy the shared entries of a state into this module, in place; what else the state holds is left alone.
-
-        Raises:
-            ValueError: If an entry is missing, unknown or of another shape.
-        """
-        state = {name: value for name, value in state.items() if name.startswith(self.shared)}
-        try:
-            missing, unknown = self.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"Expected `state` to have the shapes of the module, got {error}.") from error
-        if differing := sorted([*(name for name in missing if name.startswith(self.shared)), *unknown]):
-            raise ValueError(
-                f"Expected `state` to hold the shared entries of the module, got a difference in {differing}."
-            )
-
-    def load_personal_state(self, state: State) -> None:
-        """Copy the personal entries of a state into this module, in place; what else the state holds is left alone."""
-        self.load_state_dict(
-            {name: value for name, value in state.items() if name.startswith(self.personal)}, strict=False
-        )
-
-    def _entries(self, prefixes: tuple[str, ...]) -> State:
-        return {name: value.detach().clone() for name, value in self.state_dict().items() if name.startswith(prefixes)}
 
     # Server
 
