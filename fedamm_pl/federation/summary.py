@@ -14,7 +14,7 @@ def short_names(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Summarise the test metrics of a run.
+    """Summarise the test metrics of a run, those of the clients' own models among them.
 
     Args:
         history: A row for each evaluated round.
@@ -25,7 +25,7 @@ def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any
         evaluated rounds, round 0 excluded (of round 0 alone if there is no other).
     """
     rows = [row for row in history if row["round"] > 0] or list(history)
-    final = {name: value for name, value in rows[-1].items() if name.startswith("test/")}
+    final = {name: value for name, value in rows[-1].items() if name.startswith(("test/", "personal/"))}
     best: dict[str, dict[str, float]] = {}
     for name in final:
         pick = min if name == "test/loss" else max
@@ -67,6 +67,8 @@ def table(history: Sequence[Mapping[str, float]]) -> str:
     """Format final, best and mean of the last ten for all, many, medium and few, in percent."""
     summary = summarize(history)
     columns = short_names(summary["final"])
+    if "personal/acc" in summary["final"]:
+        columns["personal/acc"] = "personal"
     lines = [f"{'test accuracy, %':<18}" + "".join(f"{name:>9}" for name in columns.values())]
     for title, key in (
         ("final", "final"),

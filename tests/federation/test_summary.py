@@ -75,3 +75,14 @@ def test_the_table_has_a_column_a_group() -> None:
         "best (on test)        50.00    25.00",
         "mean of last 2        37.50    18.75",
     ]
+
+
+def test_clients_own_models_are_summarised_too() -> None:
+    history = [{"round": float(r), "test/acc": 0.5, "test/loss": 1.0, "personal/acc": r / 10} for r in range(4)]
+    summary = summarize(history)
+    assert summary["final"]["personal/acc"] == 0.3
+    assert summary["best"]["personal/acc"] == {"value": 0.3, "round": 3}
+    assert summary["mean_last_10"]["personal/acc"] == pytest.approx(0.2)
+    header, *rows = table(history).splitlines()
+    assert header.split() == ["test", "accuracy,", "%", "all", "personal"]
+    assert [row.split()[-1] for row in rows] == ["30.00", "30.00", "20.00"]
