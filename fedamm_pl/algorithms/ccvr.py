@@ -51,7 +51,7 @@ class CCVR(PostHocModule):
         local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
         num_features: Virtual features a class.
-        clip: Whether to set those below 0 to 0, as after a ReLU.
+        clip: Whether to set those below 0 to 0, as real ones are after a rectifier.
         retrain_epochs: Passes of the server over them.
         retrain_lr: Learning rate of the server, by SGD with momentum 0.9.
         retrain_batch_size: Virtual features a batch.

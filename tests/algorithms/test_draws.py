@@ -49,7 +49,7 @@ def test_one_seed_gives_equal_bits_whatever_was_drawn_before_and_another_seed_ot
     assert not same(states[0].shared, states[2].shared)
 
 
-DRAWS = {"CReFF": "update", "MetaFineTune": "update", "RatioLoss": "broadcast", "FedAMM": "answer"}
+DRAWS = {"CReFF": "update", "FEDIC": "update", "MetaFineTune": "update", "RatioLoss": "broadcast", "FedAMM": "answer"}
 """Where a method's server draws, beside sampling: at the other methods, and in the other hooks, it does not."""
 
 

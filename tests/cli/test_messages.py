@@ -58,7 +58,7 @@ def test_option_of_another_method_is_not_suggested(refusal: Refusal) -> None:
         ),
         (["--lr", "1"], "unknown option lr; did you mean --algorithm.lr?"),
         (["--num_rnds", "1"], "unknown option num_rnds; did you mean --federation.num_rounds?"),
-        (["--nonsense"], "unknown option nonsense; see --help"),
+        (["--qwertz"], "unknown option qwertz; see --help"),
         (["stray"], "unknown option stray; see --help"),
     ],
 )  # fmt: skip

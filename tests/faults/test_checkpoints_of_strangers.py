@@ -274,12 +274,12 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str, content:
 
 
 def test_options_that_the_class_does_not_have_are_said(content: Content, caplog: pytest.LogCaptureFixture) -> None:
-    FedAMM.load_from_checkpoint(with_options(content, gamma=2))
+    FedAMM.load_from_checkpoint(with_options(content, sigma=2))
     assert [record.getMessage() for record in caplog.records] == [
-        "the checkpoint: 1 options are left out that FedAMM does not have: ['gamma']"
+        "the checkpoint: 1 options are left out that FedAMM does not have: ['sigma']"
     ]
-    with pytest.raises(TypeError, match=r"Expected options of FedAMM, got 'gamma', which it does not have"):
-        FedAMM.load_from_checkpoint(packed(content), gamma=2)
+    with pytest.raises(TypeError, match=r"Expected options of FedAMM, got 'sigma', which it does not have"):
+        FedAMM.load_from_checkpoint(packed(content), sigma=2)
 
 
 def test_options_that_a_class_passes_on_are_checked_too(content: Content) -> None:

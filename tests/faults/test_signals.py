@@ -111,7 +111,7 @@ STAGES = {
     "data are loaded": "fedamm_pl.data.datamodule:load_images",
     "checkpoints are read": "fedamm_pl.federation.run:latest_checkpoint",
     "the run is described": "fedamm_pl.cli.run:describe",
-    "the server answers": "fedamm_pl.algorithms.fedamm:meta_gradient",
+    "the server answers": "fedamm_pl.algorithms.meta.exchange:meta_gradient",
     "the model is evaluated": "fedamm_pl.algorithms:FedAMM.test_step",
     "a round is logged": "pytorch_lightning.loggers:TensorBoardLogger.log_metrics",
     "a file is flushed": "os:fsync",

@@ -202,7 +202,8 @@ def test_a_checkpoint_does_not_grow_by_what_clients_keep(tmp_path: Path) -> None
     data = {"num_clients": 40, "partition": "iid", "batch_size": 64}
     for algorithm in (FedAvg, Moon):
         folder = tmp_path / algorithm.__name__
-        run = federation(algorithm, tiny_data(**data), output_dir=folder, **options)  # type: ignore[arg-type]
+        method = {"projection": None} if algorithm is Moon else {}  # a head of its own would make it larger
+        run = federation(algorithm, tiny_data(**data), method=method, output_dir=folder, **options)  # type: ignore[arg-type]
         run.run()
     plain, moon = (sizes(tmp_path / name) for name in ("FedAvg", "Moon"))
     assert plain[1] == 0

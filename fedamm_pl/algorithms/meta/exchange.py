@@ -132,7 +132,7 @@ class MetaExchange(KnowsClasses):
         steps, self._steps = self._steps, None
         assert steps is not None
         gradients = stacked([answer.payload for answer in answers], "model.", self.device)
-        found = steps.weight_net_gradients(completed(gradients, steps.params))
+        found = steps.weight_net_gradients(completed(gradients, steps.params, self._head))
         each = expanded(self.weight_net, len(sessions))
         updated = nn.ParameterList(value.detach().clone() for value in each.values())
         for parameter, gradient in zip(updated, found.values(), strict=True):
@@ -163,7 +163,7 @@ class MetaExchange(KnowsClasses):
         self._meta_loss = answer.metrics["meta_loss"]
         step, self._step = self._step, None
         assert step is not None
-        weight_net_gradient = step.weight_net_gradient(completed(gradient, step.params))
+        weight_net_gradient = step.weight_net_gradient(completed(gradient, step.params, self._head))
         for name, parameter in self.weight_net.named_parameters():
             parameter.grad = weight_net_gradient[name]
         optimizer.step()
@@ -253,6 +253,10 @@ class MetaExchange(KnowsClasses):
         return replace(answer, payload={name: _rounded(value) for name, value in answer.payload.items()})
 
     @property
+    def _head(self) -> str:
+        return self.exchanged_head.removeprefix("model.")
+
+    @property
     def _joint(self) -> bool:
         """Whether the batches of several devices are one."""
         return self.session is None and self.trainer.world_size > 1
@@ -263,8 +267,21 @@ def _rounded(value: Tensor) -> Tensor:
     return value.bfloat16() if value.is_floating_point() else value
 
 
-def completed(gradient: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
-    """Return a gradient in the types of the parameters, 0 where it has no entry."""
+def completed(gradient: Mapping[str, Tensor], like: Mapping[str, Tensor], head: str) -> State:
+    """Return a gradient in the types of the parameters, 0 where it is not exchanged.
+
+    Args:
+        gradient: What the server has answered.
+        like: The parameters, by the names within the network.
+        head: Name within the network of the layer that is exchanged alone; empty: all are.
+
+    Raises:
+        ValueError: If an entry is missing that is exchanged.
+    """
+    if missing := sorted(name for name in like.keys() - gradient.keys() if not head or name.startswith(f"{head}.")):
+        raise ValueError(
+            f"Expected the answer to hold the meta gradient of all that was asked for, got none of {missing[0]}."
+        )
     return {
         name: gradient[name].to(value.dtype) if name in gradient else torch.zeros_like(value)
         for name, value in like.items()
