@@ -263,7 +263,7 @@ def test_a_client_that_raises_is_named_counted_and_left_out(
     strike(monkeypatch, (1, VICTIM))
     main(command(method, tmp_path, *run_options(update, 2), f"--{group}", f"{FAULTY}.{fault}"))
     (line,) = warnings_in(caplog)
-    reason = r"(RuntimeError: injected|IndexError: Target 10\d\d is out of bounds\.|KeyError: .*) \(\w+\.py, line \d+\)"
+    reason = r"(RuntimeError: injected|IndexError: Target 10\d\d is out of bounds\.|ValueError: Expected the answer .*) \(\w+\.py, line \d+\)"
     assert re.fullmatch(rf"round 1: client {VICTIM} failed \({stage}\): {reason}", line), line
     assert counts(tmp_path) == {"failed_clients": 1}
     expected = without_victim(method, update)
