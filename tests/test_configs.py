@@ -100,3 +100,16 @@ def test_the_shipped_comparison_is_of_the_recorded_runs(
     assert methods <= {method.__name__ for method in OFFERED["algorithm"]}
     assert len(configs) == len(recorded) == 16 * 3 * 2
     assert {config["federation"]["num_rounds"] for config in configs} == {40}
+
+
+def test_the_shipped_variants_are_of_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Any] = []
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, jobs: planned.extend(runs) or [])
+    rest = []
+    for name in ("compare_fashion_mnist", "compare_variants_fashion_mnist"):
+        planned.clear()
+        main(["compare", "--config", str(CONFIGS / f"{name}.yaml"), "--dir", str(tmp_path / name)])
+        configs = [yaml.safe_load(run.config) for run in planned]
+        rest.append([{**config, "algorithm": None, "output": None} for config in configs])
+    assert len(rest[1]) == 4 * 3 * 2
+    assert all(config in rest[0] for config in rest[1])
