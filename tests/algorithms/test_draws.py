@@ -18,6 +18,7 @@ SHIPPED = sorted(fedamm_pl.algorithms.__all__)
 every_shipped_method = pytest.mark.parametrize("name", SHIPPED)
 OPTIONS: dict[str, dict[str, Any]] = {
     "CReFF": {"num_features": 5, "match_steps": 3, "retrain_steps": 5},
+    "FEDIC": {"finetune_steps": 3, "calibration_steps": 3, "distill_steps": 3, "num_draws": 2},
     "Scaffold": {"momentum": 0.0},
 }
 
