@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedamm_pl.precision import at_least_float32
+
 ETA = 0.2
 """Added to the absolute weights by which the adaptive form measures distances."""
 
@@ -35,19 +37,15 @@ def worst_point_nearby(
         >>> worst_point_nearby({"a": torch.zeros(2)}, {"a": torch.tensor([3.0, 4.0])}, 1.0, adaptive=False)
         {'a': tensor([0.6000, 0.8000])}
     """
-    slopes = {name: _at_least_float32(gradient) for name, gradient in gradients.items()}
+    slopes = {name: at_least_float32(gradient) for name, gradient in gradients.items()}
     scales = {
-        name: _at_least_float32(weights[name]).abs() + ETA
+        name: at_least_float32(weights[name]).abs() + ETA
         for name in slopes
         if adaptive and name.rpartition(".")[2] == "weight"
     }
     scaled = {name: slope * scales.get(name, 1.0) for name, slope in slopes.items()}
     length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in scaled.values()]))
     return {name: rho * value * scales.get(name, 1.0) / (length + 1e-16) for name, value in scaled.items()}
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 class SharpnessAwareSGD(torch.optim.SGD):

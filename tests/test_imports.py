@@ -21,6 +21,7 @@ BASE = {
     "seeding",
     "losses",
     "metrics",
+    "precision",
     "sharpness",
 }
 """Files beside the folders."""

@@ -125,7 +125,7 @@ class ClassPriorModule(FederatedModule):
         """Send the model, and the class counts of all clients if they are used."""
         sent = super().broadcast(state, server)
         if self.hparams["counts"] == "global":
-            return {**sent, "class_counts": self._known_counts()}
+            return {**sent, "class_counts": self.known_counts()}
         if self.hparams["counts"] == "estimated":
             return {**sent, "class_counts": self._estimated(state, server)[COUNTS].clamp(min=FEWEST)}
         return sent
@@ -158,7 +158,7 @@ class ClassPriorModule(FederatedModule):
         """Take the class counts of the fit."""
         super().on_train_start()
         if self.session is None:
-            self.class_counts = self._known_counts().to(self.device)
+            self.class_counts = self.known_counts().to(self.device)
         elif self.hparams["counts"] == "local":
             self.class_counts = self.session.data.class_counts(self.hparams["num_classes"]).to(self.device)
         else:
@@ -175,8 +175,3 @@ class ClassPriorModule(FederatedModule):
     def _estimated(self, state: State, server: ServerSession) -> State:
         sizes = {COUNTS: self.hparams["num_classes"], SEEN: server.num_clients}
         return {name: state.get(name, torch.zeros(size, dtype=torch.int64)).cpu() for name, size in sizes.items()}
-
-    def _known_counts(self) -> Tensor:
-        if "class_counts" not in self.info:
-            raise ValueError(f"Expected `info` of {type(self).__name__} to hold class_counts, got none.")
-        return torch.tensor(self.info["class_counts"])

@@ -128,8 +128,3 @@ def take_up(net: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str
                 for key in parts
                 if (part := key.removeprefix(MOMENTS).removesuffix(f".{name}"))
             }
-
-
-def at_least_float32(value: Tensor) -> Tensor:
-    """Return a tensor in float32, or in its own type if that is more precise."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.precision import at_least_float32
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
@@ -93,7 +94,7 @@ class FedDyn(FederatedModule):
         self._weight = min(self.hparams["alpha"] * mean_size / num_examples, 1 / (2 * self.local_lr))
         for name, parameter in self._trained(remove_duplicate=True).items():
             received, kept = parameter.detach().clone(), self.session.kept.get(name)
-            memory = torch.zeros_like(_precise(received)) if kept is None else kept.to(self.device)
+            memory = torch.zeros_like(at_least_float32(received)) if kept is None else kept.to(self.device)
             self._terms.append((parameter, received, memory))
 
     def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
@@ -120,7 +121,7 @@ class FedDyn(FederatedModule):
         assert self.session is not None
         names = self._trained(remove_duplicate=True)
         self.session.kept = {
-            name: memory + (_precise(now.detach()) - _precise(received))
+            name: memory + (at_least_float32(now.detach()) - at_least_float32(received))
             for name, (now, received, memory) in zip(names, self._terms, strict=True)
         }
         return super().client_payload()
@@ -129,11 +130,7 @@ class FedDyn(FederatedModule):
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model and the mean number of examples of all clients."""
-        if "class_counts" not in self.info:
-            raise ValueError(
-                "Expected `info` of FedDyn to hold class_counts, whose sum is the number of examples, got none."
-            )
-        mean_size = torch.tensor(sum(self.info["class_counts"]) / server.num_clients, dtype=torch.float64)
+        mean_size = self.known_counts().sum().double() / server.num_clients
         return {**super().broadcast(state, server), MEAN_SIZE: mean_size}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
@@ -146,7 +143,7 @@ class FedDyn(FederatedModule):
         share = server.num_results / server.num_clients
         stepped: State = {}
         for name in self._trained():
-            mean, last = _precise(reduced[MEAN + name]), _precise(state[name])
+            mean, last = at_least_float32(reduced[MEAN + name]), at_least_float32(state[name])
             memory = state.get(MEMORY + name, torch.zeros_like(last)) + share * (mean - last)
             stepped |= {name: (mean + memory).to(state[name]), MEMORY + name: memory}
         return {**state, **{name: value for name, value in reduced.items() if name in state}, **stepped}
@@ -155,7 +152,7 @@ class FedDyn(FederatedModule):
         """Return the mean of the models, without h."""
         shared = super().deployed(state)
         return {
-            name: (_precise(value) - state[MEMORY + name]).to(value) if MEMORY + name in state else value
+            name: (at_least_float32(value) - state[MEMORY + name]).to(value) if MEMORY + name in state else value
             for name, value in shared.items()
         }
 
@@ -181,7 +178,3 @@ def dynamic_term(now: Tensor, received: Tensor, memory: Tensor) -> Tensor:
         tensor(7.)
     """
     return (now * memory + (now - received) ** 2 / 2).sum()
-
-
-def _precise(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.precision import at_least_float32
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
@@ -113,7 +114,7 @@ class FedGraB(FederatedModule):
         """Move the controller, and return the binary cross-entropy with the weights that it gives."""
         images, labels = batch
         logits = self(images)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         members = functional.one_hot(labels, logits.shape[1]).to(logits)
         if not self.sees_again:
             gains = (self.hparams["proportional"], self.hparams["integral"], self.hparams["derivative"])
@@ -139,19 +140,14 @@ class FedGraB(FederatedModule):
             weight: Tensor = self.model.get_submodule(self._classifier).weight  # type: ignore[assignment]
             lengths: Tensor = weight.norm(dim=1)
             return lengths
-        return self._known_counts() if self.session is None else self.session.payload[COUNTS]
-
-    def _known_counts(self) -> Tensor:
-        if "class_counts" not in self.info:
-            raise ValueError(f"Expected `info` of {type(self).__name__} to hold class_counts, got none.")
-        return torch.tensor(self.info["class_counts"])
+        return self.known_counts() if self.session is None else self.session.payload[COUNTS]
 
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model, and the global class counts if they are used."""
         sent = super().broadcast(state, server)
-        return {**sent, COUNTS: self._known_counts()} if self.hparams["ranks"] == "global_counts" else sent
+        return {**sent, COUNTS: self.known_counts()} if self.hparams["ranks"] == "global_counts" else sent
 
 
 def weight_of(control: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from fedamm_pl.algorithms.ensemble import (
     MAX_OUTPUT,
     CalibrationNet,
     Pool,
-    at_least_float32,
     distillation_loss,
     kept_of,
     take_up,
@@ -18,6 +17,7 @@ from fedamm_pl.algorithms.ensemble import (
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import features_and_logits
+from fedamm_pl.precision import at_least_float32
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule

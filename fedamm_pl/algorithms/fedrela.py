@@ -205,10 +205,8 @@ class FedReLa(FederatedModule):
             return
         if self.session is not None:
             counts = self.local_data(self.session).class_counts(self.hparams["num_classes"])
-        elif "class_counts" in self.info:
-            counts = torch.tensor(self.info["class_counts"])
         else:
-            raise ValueError(f"Expected `info` of {type(self).__name__} to hold class_counts, got none.")
+            counts = self.known_counts()
         self.class_counts = counts.to(self.device)
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:

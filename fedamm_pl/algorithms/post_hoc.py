@@ -2,10 +2,10 @@
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.sources import ImageInfo
+from fedamm_pl.precision import at_least_float32
 from fedamm_pl.protocol.classifier import LocalOptimizer
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
@@ -61,9 +61,7 @@ class PostHocModule(FederatedModule):
 
     def classifier_of(self, state: State) -> tuple[Tensor, Tensor]:
         """Return weight (C, D) and bias (C,) of the classifier in a state, in float32 or better."""
-        weight, bias = state[f"{self._head}.weight"], state[f"{self._head}.bias"]
-        precision = torch.promote_types(weight.dtype, torch.float32)
-        return weight.to(precision), bias.to(precision)
+        return at_least_float32(state[f"{self._head}.weight"]), at_least_float32(state[f"{self._head}.bias"])
 
     def as_state(self, weight: Tensor, bias: Tensor) -> State:
         """Return a classifier by the names that it has in a state."""

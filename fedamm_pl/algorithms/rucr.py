@@ -12,6 +12,7 @@ from fedamm_pl.data.client import Batch
 from fedamm_pl.data.sources import ImageInfo
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import features_and_logits
+from fedamm_pl.precision import at_least_float32
 from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 from fedamm_pl.protocol.messages import ClientResult, State
 from fedamm_pl.protocol.module import FederatedModule
@@ -192,7 +193,7 @@ class RUCR(FederatedModule):
     def _rectified(self, payload: State, session: ClientSession) -> State:
         options, names = self.hparams, (f"{self._classifier}.weight", f"{self._classifier}.bias")
         sent = payload[names[0]].dtype
-        weight, bias = (payload[name].to(torch.promote_types(sent, torch.float32)) for name in names)
+        weight, bias = (at_least_float32(payload[name]) for name in names)
         assert self._features is not None
         directions, own = session.payload[DIRECTIONS].to(weight), self._features.to(weight)
         self._features = None

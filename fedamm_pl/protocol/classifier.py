@@ -175,6 +175,16 @@ class Classifier(LocalDescent, MeasuredModule):
         """What the network is called in messages: the name that it was given by, or its class."""
         return str(self.hparams.get("model", type(self.model).__name__))
 
+    def known_counts(self) -> Tensor:
+        """Return the class counts in ``info``, shape (C,).
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if "class_counts" not in self.info:
+            raise ValueError(f"Expected `info` of {type(self).__name__} to hold class_counts, got none.")
+        return torch.tensor(self.info["class_counts"])
+
     # Training
 
     def on_train_start(self) -> None:

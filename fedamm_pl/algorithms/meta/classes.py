@@ -2,7 +2,6 @@
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from fedamm_pl.algorithms.class_prior import check_absent
@@ -84,7 +83,7 @@ class KnowsClasses(FederatedModule):
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model, and the class counts of all clients if they are used."""
         sent = super().broadcast(state, server)
-        return {**sent, "class_counts": known_counts(self)} if self.sends_counts else sent
+        return {**sent, "class_counts": self.known_counts()} if self.sends_counts else sent
 
     @property
     def sends_counts(self) -> bool:
@@ -94,21 +93,10 @@ class KnowsClasses(FederatedModule):
 
     def _counts(self, whose: str, session: ClientSession | None) -> Tensor:
         if session is None:
-            return known_counts(self)
+            return self.known_counts()
         if whose == "global":
             return session.payload["class_counts"]
         return session.data.class_counts(self.hparams["num_classes"])
-
-
-def known_counts(module: FederatedModule) -> Tensor:
-    """Return the class counts in ``info``, shape (C,).
-
-    Raises:
-        ValueError: If there are none.
-    """
-    if "class_counts" not in module.info:
-        raise ValueError(f"Expected `info` of {type(module).__name__} to hold class_counts, got none.")
-    return torch.tensor(module.info["class_counts"])
 
 
 def fixed_families(module: FederatedModule) -> Tensor:
@@ -119,4 +107,4 @@ def fixed_families(module: FederatedModule) -> Tensor:
     """
     if "shot_groups" not in module.info:
         raise ValueError(f"Expected `info` of {type(module).__name__} to hold shot_groups, got none.")
-    return families_of_groups(module.info["shot_groups"], known_counts(module).tolist())
+    return families_of_groups(module.info["shot_groups"], module.known_counts().tolist())
