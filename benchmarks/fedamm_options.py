@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedamm_pl import FederatedDataModule, Orchestrator, algorithms
 from fedamm_pl.data import ImageData
+from fedamm_pl.data.sources.source import Source
 from fedamm_pl.federation.executors import Vectorized
 from fedamm_pl.federation.trainer import TrainerConfig
 
@@ -48,7 +49,7 @@ class Part(FederatedDataModule):
         """Return them class by class."""
         whole = super().load_images()
 
-        def first(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        def first(images: Source, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
             places = torch.cat([(labels == label).nonzero()[:count, 0] for label in range(len(whole.class_names))])
             return images[places], labels[places]
 

@@ -7,11 +7,12 @@ from itertools import chain, islice, repeat
 import torch
 from torch import Tensor
 
+from fedamm_pl.data.sources.source import Source, stream
 from fedamm_pl.data.transforms import Augmentation, augment, draw_augmentation
 from fedamm_pl.seeding import derive_seed, torch_generator
 
 Batch = tuple[Tensor, Tensor]
-"""Images (B, C, H, W) and labels (B,)."""
+"""Images (B, C, H, W), or features (B, D), and labels (B,)."""
 
 
 @dataclass
@@ -26,7 +27,7 @@ class BatchLoader:
     ``num_ranks - 1`` examples, others in each pass, are left out. Without a seed each example is visited once.
 
     Attributes:
-        images: uint8 images (N, C, H, W), on any device; batches come from there.
+        images: The examples, uint8 images (N, C, H, W) or float features (N, D), on any device; batches come from there.
         labels: int64 labels (N,).
         indices: The examples to visit, shape (n,), on the CPU.
         batch_size: Examples a batch.
@@ -40,7 +41,7 @@ class BatchLoader:
         ValueError: If there are fewer examples than ranks.
     """
 
-    images: Tensor
+    images: Source
     labels: Tensor
     indices: Tensor
     batch_size: int
@@ -74,12 +75,15 @@ class BatchLoader:
                 draws = draw_augmentation(len(order), self._generator, self.augmentation).to(self.images.device)
         order = order.to(self.images.device)
         size, end = self.batch_size * self.num_ranks, len(order) - self.left_out
+        parts = []
         for step in range(len(self)):
             start, stop = step * size, end if step + 1 == len(self) else (step + 1) * size
             share = [start + (stop - start) * rank // self.num_ranks for rank in (self.rank, self.rank + 1)]
-            chosen = slice(*share)
-            images, labels = self.images[order[chosen]], self.labels[order[chosen]]
-            yield images if draws is None else augment(images, draws[chosen]), labels
+            parts.append(slice(*share))
+        chunks = [order[part] for part in parts]
+        for part, chosen, images in zip(parts, chunks, stream(self.images, chunks), strict=True):
+            labels = self.labels[chosen.to(self.labels.device)]
+            yield images if draws is None else augment(images, draws[part]), labels
 
     def _drawn(self, generator: torch.Generator) -> Tensor:
         """Return the places in ``indices`` that a pass visits, in order."""
@@ -114,7 +118,7 @@ class ClientData:
     """What one client holds.
 
     Attributes:
-        images: uint8 images that the client's indices point into, shape (N, C, H, W).
+        images: The examples that the client's indices point into, uint8 images (N, C, H, W) or float features (N, D).
         labels: Labels of shape (N,).
         indices: The client's own examples, shape (n_k,).
         batch_size: Examples a training batch.
@@ -123,7 +127,7 @@ class ClientData:
         balanced: Whether training draws n_k examples with replacement, each of the client's classes as often as any other.
     """
 
-    images: Tensor
+    images: Source
     labels: Tensor
     indices: Tensor
     batch_size: int
@@ -175,12 +179,12 @@ class ClientData:
 
 
 def augmented_batch(
-    images: Tensor, labels: Tensor, chosen: Tensor, augmentation: Augmentation, generator: torch.Generator
+    images: Source, labels: Tensor, chosen: Tensor, augmentation: Augmentation, generator: torch.Generator
 ) -> Batch:
     """Return chosen examples with the training transform.
 
     Args:
-        images: uint8 images (N, C, H, W), on any device; the batch comes from there.
+        images: The examples, on any device; the batch comes from there.
         labels: Labels (N,).
         chosen: Indices of the examples, shape (B,), on the CPU.
         augmentation: The training transform.
@@ -188,5 +192,5 @@ def augmented_batch(
     """
     draws = None if augmentation == "none" else draw_augmentation(len(chosen), generator, augmentation)
     chosen = chosen.to(images.device)
-    batch = images[chosen], labels[chosen]
+    batch = images[chosen], labels[chosen.to(labels.device)]
     return batch if draws is None else (augment(batch[0], draws.to(images.device)), batch[1])

@@ -1,27 +1,29 @@
 """``FederatedDataModule``: a long-tailed data set, its meta set and its clients as a LightningDataModule."""
 
-import hashlib
 import logging
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedamm_pl.data.client import Batch, ClientData, augmented_batch
+from fedamm_pl.data.description import content_hash, describe
 from fedamm_pl.data.loaders import CentralLoaders
 from fedamm_pl.data.long_tail import Profile
 from fedamm_pl.data.partition import class_histogram
-from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, image_data, load_images
+from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, ReadOptions, image_data, load_images
+from fedamm_pl.data.sources.source import is_features
 from fedamm_pl.data.split import Partition, federated_split
 from fedamm_pl.data.transforms import (
     Augmentation,
-    channel_statistics,
     draw_augmentation,
-    require_larger_than_padding,
+    require_suited,
 )
-from fedamm_pl.metrics import ShotRule, shot_groups
+from fedamm_pl.metrics import ShotRule
 from fedamm_pl.seeding import torch_generator
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,16 @@ class FederatedDataModule(CentralLoaders):
         dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini (in the package), image_folder, or the name of an
             npz file or folder in ``root``.
         root: Folder of the data; downloads go there. A leading ``~`` is your home.
+        label_column: Tables: the column of the labels.
+        client_column: Tables: the column that says which client holds an example; empty: none does.
+        split_column: Tables: the column that says train, val or test; empty: none does.
+        path_column: Tables: the column of the images' paths, below ``root``; empty: the columns are features.
+        test_fraction: Share of each class that is taken for testing where the data bring no test set, in (0, 1).
+        image_size: Pixels that images in files are resized and cropped to: one number, or height and width; null: they are
+            of one size already.
+        in_memory: Whether images in files are decoded once and kept in memory, or each time they are needed; null: kept if they
+            take up to 1 GiB. Either way batches hold the same images; of more than 5,000 that are not kept, normalisation is
+            computed from 5,000.
         num_clients: Number of clients K.
         partition: How the training set is split over the clients, see :mod:`fedamm_pl.data.partition`.
         imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
@@ -58,7 +70,8 @@ class FederatedDataModule(CentralLoaders):
         shards_per_client: by_shards: shards a client.
         shot_rule: How classes are grouped into many, medium and few, see :func:`fedamm_pl.metrics.shot_groups`.
         shot_ranges: Rule index: group name -> first and last class, both included.
-        augmentation: Training transform: random crop with padding 4 and horizontal flip, crop alone, or none.
+        augmentation: Training transform: random crop with padding 4 and horizontal flip, crop alone, or none; null:
+            crop_flip for images, none for features.
         seed: Seed of the split.
 
     Raises:
@@ -69,6 +82,13 @@ class FederatedDataModule(CentralLoaders):
         self,
         dataset: str = "fashion_mnist_mini",
         root: str = "data",
+        label_column: str = "label",
+        client_column: str = "",
+        split_column: str = "",
+        path_column: str = "",
+        test_fraction: float = 0.2,
+        image_size: int | tuple[int, int] | None = None,
+        in_memory: bool | None = None,
         num_clients: int = 20,
         partition: Partition = "by_num_classes",
         imbalance_factor: float = 0.01,
@@ -84,7 +104,7 @@ class FederatedDataModule(CentralLoaders):
         shards_per_client: int = 2,
         shot_rule: ShotRule = "share",
         shot_ranges: dict[str, tuple[int, int]] | None = None,
-        augmentation: Augmentation = "crop_flip",
+        augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -95,7 +115,11 @@ class FederatedDataModule(CentralLoaders):
             raise ValueError(f"Expected `imbalance_factor` to be in (0, 1], got {imbalance_factor}.")
         if seed < 0:
             raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
-        draw_augmentation(0, torch_generator(0), augmentation)  # refuses an unknown one
+        draw_augmentation(0, torch_generator(0), augmentation or "none")  # refuses an unknown one
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"Expected `test_fraction` to be between 0 and 1, got {test_fraction}.")
+        if min(sizes := [image_size] if isinstance(image_size, int) else image_size or [1]) < 1 or len(sizes) > 2:
+            raise ValueError(f"Expected `image_size` to be one or two numbers of 1 or more, got {image_size}.")
         self.save_hyperparameters()
         self._images: ImageData | None = None
 
@@ -104,8 +128,10 @@ class FederatedDataModule(CentralLoaders):
         return {**kept, "_images": None, "trainer": None}
 
     def load_images(self) -> ImageData:
-        """Load the images; override it to bring your own, in any form that :func:`fedamm_pl.data.sources.image_data` takes."""
-        return load_images(self.hparams["dataset"], self.hparams["root"])
+        """Load the data; override it to bring your own, in any form that :func:`fedamm_pl.data.sources.image_data` takes."""
+        names = [field.name for field in fields(ReadOptions)]
+        options = ReadOptions(**{name: self.hparams[name] for name in names})
+        return load_images(self.hparams["dataset"], self.hparams["root"], options)
 
     def prepare_data(self) -> None:
         """Download the images if they are missing."""
@@ -116,41 +142,20 @@ class FederatedDataModule(CentralLoaders):
         if self._images is not None:
             return
         images = image_data(self.load_images())
-        height, width = images.train_images.shape[2:]
-        require_larger_than_padding(height, width, self.hparams["augmentation"])
+        require_suited(images.train_images.shape[1:], self.hparams["augmentation"])
         split = federated_split(images.train_labels.numpy(), images.class_names, self.hparams)
         self._split = split
         self._train, self._meta = (torch.from_numpy(part) for part in (split.train, split.meta))
         self._client_indices = [torch.from_numpy(mine) for mine in split.clients]
-        self._info = self._describe(images, split.class_counts)
-        self._images = images
-
-    def _describe(self, images: ImageData, class_counts: list[int]) -> ImageInfo:
-        options = self.hparams
-        mean, std = NORMALIZATION.get(options["dataset"], ((), ()))
         own = type(self).load_images is not FederatedDataModule.load_images  # whatever the option says
-        if own or len(mean) != images.train_images.shape[1]:  # not one of the published sets
-            mean, std = channel_statistics(images.train_images, self._train)
-        ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
-        return ImageInfo(
-            image_size=list(images.train_images.shape[2:]),
-            mean=list(mean),
-            std=list(std),
-            class_names=list(images.class_names),
-            class_counts=class_counts,
-            shot_rule=options["shot_rule"],
-            shot_groups=shot_groups(class_counts, options["shot_rule"], ranges),
-        )
+        published = None if own else NORMALIZATION.get(self.hparams["dataset"])
+        self._info = describe(images, self._train, split.class_counts, self.hparams, published)
+        self._images = images
 
     @cached_property
     def content_hash(self) -> str:
-        """A short hash of all images, labels and class names."""
-        images, digest = self.images, hashlib.sha256()
-        for part in (images.train_images, images.train_labels, images.test_images, images.test_labels):
-            digest.update(str(tuple(part.shape)).encode())
-            digest.update(part.cpu().contiguous().numpy().data)
-        digest.update("\0".join(images.class_names).encode())
-        return digest.hexdigest()[:16]
+        """A short hash of all examples, labels, class names and clients."""
+        return content_hash(self.images)
 
     @property
     def images(self) -> ImageData:
@@ -172,8 +177,14 @@ class FederatedDataModule(CentralLoaders):
 
     @property
     def in_channels(self) -> int:
-        """Number of image channels: 1 grey, 3 colour."""
+        """Number of image channels, 1 grey, 3 colour; or of features."""
         return self.images.train_images.shape[1]
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The training transform."""
+        chosen: Augmentation | None = self.hparams["augmentation"]
+        return chosen or ("none" if is_features(self.images.train_images) else "crop_flip")
 
     @property
     def num_clients(self) -> int:
@@ -205,19 +216,15 @@ class FederatedDataModule(CentralLoaders):
         return class_histogram(labels, self._split.clients, self.num_classes)
 
     def to(self, device: torch.device) -> None:
-        """Keep all images on this device, where they fit into half of its free memory."""
+        """Keep all images that are in memory on this device, where they fit into half of its free memory."""
         images = self.images
-        needed = images.train_images.nbytes + images.test_images.nbytes
+        held = [part for part, _ in images.parts.values() if isinstance(part, Tensor)]
+        needed = sum(part.nbytes for part in held)
         if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] // 2:
             log.warning("the images (%d MB) stay on the CPU: they would fill the GPU", needed // 2**20)
             return
-        self._images = ImageData(
-            images.train_images.to(device),
-            images.train_labels.to(device),
-            images.test_images.to(device),
-            images.test_labels.to(device),
-            images.class_names,
-        )
+        labels_on = device if held else torch.device("cpu")
+        self._images = images.with_parts(lambda part: part.to(device) if isinstance(part, Tensor) else part, labels_on)
 
     def client(self, client_id: int) -> ClientData:
         """Return the data of one client, 0..K - 1."""
@@ -227,7 +234,7 @@ class FederatedDataModule(CentralLoaders):
             images.train_labels,
             self._client_indices[client_id],
             self.hparams["batch_size"],
-            self.hparams["augmentation"],
+            self.augmentation,
             len(self._meta),
         )
 
@@ -245,5 +252,5 @@ class FederatedDataModule(CentralLoaders):
         images = self.images
         self.require_meta_set()
         return augmented_batch(
-            images.train_images, images.train_labels, self._meta, self.hparams["augmentation"], torch_generator(seed)
+            images.train_images, images.train_labels, self._meta, self.augmentation, torch_generator(seed)
         )

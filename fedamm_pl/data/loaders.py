@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedamm_pl.data.client import BatchLoader, Passes
 from fedamm_pl.data.sources import ImageData
+from fedamm_pl.data.transforms import Augmentation
 from fedamm_pl.seeding import derive_seed
 from fedamm_pl.stored import StoredData
 
@@ -31,12 +32,17 @@ class CentralLoaders(StoredData):
     def images(self) -> ImageData:
         """All images; makes the indices ``_train`` and ``_meta`` too."""
 
+    @property
+    @abstractmethod
+    def augmentation(self) -> Augmentation:
+        """The training transform."""
+
     def train_dataloader(self) -> BatchLoader | dict[str, BatchLoader | Passes]:
         """Return the union of all clients; with the meta set beside it for a module that asks for one.
 
         With ``overfit_batches`` the batches are always the same, in order and unaugmented.
         """
-        images, augmentation, place = self.images, self.hparams["augmentation"], place_among_ranks(self.trainer)
+        images, augmentation, place = self.images, self.augmentation, place_among_ranks(self.trainer)
         overfits = getattr(self.trainer, "overfit_batches", 0) > 0
 
         def loader(indices: Tensor, purpose: str, batch_size: int) -> BatchLoader:

@@ -1,9 +1,12 @@
 """Augmentation and normalisation as batched tensor operations on uint8 images."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from fedamm_pl.data.sources.source import Source, stream
 
 Augmentation = Literal["crop_flip", "crop", "none"]
 PADDING = 4
@@ -67,12 +70,23 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.to(mean.dtype, copy=True).div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
-def require_larger_than_padding(height: int, width: int, augmentation: Augmentation) -> None:
+def require_suited(shape: Sequence[int], augmentation: Augmentation | None) -> None:
     """Refuse a crop that can shift an image away whole, as it would the features of a table in the form of images.
 
+    Args:
+        shape: Of one example: (C, H, W), or (D,) for features.
+        augmentation: The training transform; None: crop_flip for images, none for features.
+
     Raises:
-        ValueError: If ``augmentation`` crops and an image is not larger than the padding, in both directions.
+        ValueError: If ``augmentation`` crops, and the examples are features or an image is not larger than the padding, in
+            both directions.
     """
+    if len(shape) == 1:
+        if augmentation not in (None, "none"):
+            raise ValueError(f"Expected `augmentation` to be none for features, got {augmentation}.")
+        return
+    height, width = shape[1:]
+    augmentation = augmentation or "crop_flip"
     if augmentation != "none" and min(height, width) <= PADDING:
         raise ValueError(
             f"Expected `augmentation` to be none for images of {height} x {width} pixels, which a crop with padding {PADDING} "
@@ -80,7 +94,7 @@ def require_larger_than_padding(height: int, width: int, augmentation: Augmentat
         )
 
 
-def channel_statistics(images: Tensor, indices: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Source, indices: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to [0, 1].
 
     A constant channel gets a standard deviation of 1, so that normalising it divides by no zero.
@@ -92,9 +106,9 @@ def channel_statistics(images: Tensor, indices: Tensor | None = None) -> tuple[t
     levels = torch.arange(256, dtype=torch.float64) / 255
     indices = torch.arange(len(images)) if indices is None else indices
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-    at_once = max(1, 2**22 // images[0, 0].numel())  # 32 MB as int64
-    for chosen in torch.split(indices, at_once):
-        for count, channel in zip(counts, images[chosen].unbind(1), strict=True):
+    at_once = max(1, 2**22 // (images.shape[2] * images.shape[3]))  # 32 MB as int64
+    for part in stream(images, torch.split(indices, at_once)):
+        for count, channel in zip(counts, part.unbind(1), strict=True):
             count += torch.bincount(channel.flatten(), minlength=256)
     means, stds = [], []
     for count in counts:
@@ -104,3 +118,20 @@ def channel_statistics(images: Tensor, indices: Tensor | None = None) -> tuple[t
         means.append(mean)
         stds.append(std if std > 0 else 1.0)
     return tuple(means), tuple(stds)
+
+
+def feature_statistics(features: Source, indices: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each of the D features (N, D), computed in float64.
+
+    A constant feature gets a standard deviation of 1, so that standardising divides by no zero.
+
+    Args:
+        features: The features.
+        indices: Those that count, shape (n,).
+    """
+    parts = torch.split(indices, max(1, 2**22 // features.shape[1]))
+    mean = sum(part.double().sum(0) for part in stream(features, parts)) / len(indices)
+    square = sum((part.double() - mean).square().sum(0) for part in stream(features, parts)) / len(indices)
+    std = torch.as_tensor(square).sqrt()
+    constant = std <= 1e-12 * torch.as_tensor(mean).abs()
+    return tuple(torch.as_tensor(mean).tolist()), tuple(std.where(~constant, 1).tolist())

@@ -218,8 +218,11 @@ def spelt(value: Any) -> str:
 def without_texts(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
+    texts = ("dataset", "root", "shot_ranges")
     return {
-        name: without_texts(value) for name, value in config.items() if name not in ("dataset", "root", "shot_ranges")
+        name: without_texts(value)
+        for name, value in config.items()
+        if name not in texts and not name.endswith("_column")
     }
 
 

@@ -1,6 +1,7 @@
 """Image data sets as uint8 tensors in memory, by name."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedamm_pl.data.sources.image_data import ImageData, ImageInfo, image_data
@@ -16,12 +17,35 @@ from fedamm_pl.data.sources.in_memory import (
 from fedamm_pl.data.sources.npz import read_npz
 from fedamm_pl.data.sources.reading import one_line
 
-__all__ = ["NORMALIZATION", "ImageData", "ImageInfo", "image_data", "load_images", "read_image_folder", "read_npz"]
+__all__ = [
+    "NORMALIZATION",
+    "ImageData",
+    "ImageInfo",
+    "ReadOptions",
+    "image_data",
+    "load_images",
+    "read_image_folder",
+    "read_npz",
+]
 
 log = logging.getLogger(__name__)
 
 
-def load_images(dataset: str, root: str | Path) -> ImageData:
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a data set is read, see :class:`~fedamm_pl.data.datamodule.FederatedDataModule`."""
+
+    label_column: str = "label"
+    client_column: str = ""
+    split_column: str = ""
+    path_column: str = ""
+    test_fraction: float = 0.2
+    image_size: int | tuple[int, int] | None = None
+    in_memory: bool | None = None
+    seed: int = 0
+
+
+def load_images(dataset: str, root: str | Path, options: ReadOptions | None = None) -> ImageData:
     """Load a data set by name.
 
     The first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or ``<root>/<dataset>``
@@ -32,6 +56,7 @@ def load_images(dataset: str, root: str | Path) -> ImageData:
         dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``image_folder``, or the name of
             an npz file or folder in ``root``.
         root: The folder that holds the data; a leading ``~`` is the home of the user. Environment variables are left as they are.
+        options: How it is read.
 
     Returns:
         The images in memory.

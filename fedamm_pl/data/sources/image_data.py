@@ -1,15 +1,17 @@
-"""``ImageData``: a labelled image data set in memory, and what is asked of one."""
+"""``ImageData``: a labelled data set of images or features, and what is asked of one."""
 
 import logging
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from fedamm_pl.data.sources.source import Source, is_features
 
 BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that reorder the text around them."""
@@ -18,30 +20,52 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageData:
-    """A labelled image data set.
+    """A labelled data set: uint8 images, or the float features of a table.
 
     Attributes:
-        train_images: uint8, shape (N, C, H, W).
+        train_images: uint8 images, shape (N, C, H, W), or float32 features, shape (N, D): a tensor or another
+            :class:`~fedamm_pl.data.sources.source.Source`.
         train_labels: int64, shape (N,).
-        test_images: uint8, shape (M, C, H, W).
+        test_images: The same for testing, shape (M, ...).
         test_labels: int64, shape (M,).
         class_names: One name a class, in the order of the labels.
+        clients: Who holds each training example, N names, for data that come from natural clients; None: not known.
+        val_images: Validation examples that the data bring, of the same kind, or None.
+        val_labels: Their labels, or None.
     """
 
-    train_images: Tensor
+    train_images: Source
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Source
     test_labels: Tensor
     class_names: list[str]
+    clients: Sequence[str] | None = None
+    val_images: Source | None = None
+    val_labels: Tensor | None = None
+
+    @property
+    def parts(self) -> dict[str, tuple[Source, Tensor]]:
+        """Name of a part (train, test, and val where there is one) -> its examples and labels."""
+        parts = {"train": (self.train_images, self.train_labels), "test": (self.test_images, self.test_labels)}
+        if self.val_images is not None and self.val_labels is not None:
+            parts["val"] = self.val_images, self.val_labels
+        return parts
+
+    def with_parts(self, change: Callable[[Source], Source], label_device: torch.device) -> "ImageData":
+        """Return the data with other examples, one for one, and the labels on a device."""
+        changed: dict[str, Any] = {}
+        for name, (images, labels) in self.parts.items():
+            changed |= {f"{name}_images": change(images), f"{name}_labels": labels.to(label_device)}
+        return replace(self, **changed)
 
 
 class ImageInfo(TypedDict, total=False):
     """What a trained module must know of its images, in primitive types, so that a checkpoint of it stands alone.
 
     Attributes:
-        image_size: Height and width in pixels.
-        mean: Channel means in [0, 1].
-        std: Channel standard deviations.
+        image_size: Height and width in pixels; empty for features (B, D).
+        mean: Channel means in [0, 1], or the D means of the features.
+        std: Standard deviations of the same.
         class_names: One name a class.
         class_counts: Training images a class that clients hold.
         shot_rule: The rule that made the shot groups.
@@ -65,18 +89,18 @@ def check_images(data: ImageData, where: str = "") -> None:
         where: Where it comes from, for the messages, for example " of <file>".
 
     Raises:
-        ValueError: If images are not uint8 of shape (N, C, H, W), labels are not one int64 an image in 0..C - 1, training and
-            test images differ in shape, a class has no training image, or a name is empty, given twice or cannot be printed.
+        ValueError: If images are not uint8 of shape (N, C, H, W) or finite float32 features of shape (N, D), labels are not one
+            int64 an image in 0..C - 1, parts differ in shape, a class has no training image, or a name is empty, given twice
+            or cannot be printed.
     """
-    for part, images, labels in (
-        ("train", data.train_images, data.train_labels),
-        ("test", data.test_images, data.test_labels),
-    ):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+    for part, (images, labels) in data.parts.items():
+        if (images.dtype, len(images.shape)) not in ((torch.uint8, 4), (torch.float32, 2)) or 0 in images.shape:
             raise ValueError(
-                f"Expected {part}_images{where} to be uint8 of shape (N, C, H, W), got {images.dtype} of shape "
-                f"{tuple(images.shape)}."
+                f"Expected {part}_images{where} to be uint8 of shape (N, C, H, W) or float32 of shape (N, D), got "
+                f"{images.dtype} of shape {tuple(images.shape)}."
             )
+        if is_features(images):
+            _check_finite(images, f"{part}_images{where}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"Expected {part}_labels{where} to be {len(images)} of int64, got {labels.dtype} of shape "
@@ -85,10 +109,15 @@ def check_images(data: ImageData, where: str = "") -> None:
         least, largest, bound = int(labels.min()), int(labels.max()), len(data.class_names)
         if least < 0 or largest >= bound:
             raise ValueError(f"Expected {part}_labels{where} to be in 0..{bound - 1}, got {least} to {largest}.")
-    if data.train_images.shape[1:] != data.test_images.shape[1:]:
+        if images.shape[1:] != data.train_images.shape[1:]:
+            kind = "training and test images" if part == "test" else "training and validation images"
+            raise ValueError(
+                f"Expected {kind}{where} to be of one shape {'(D,)' if len(images.shape) == 2 else '(C, H, W)'}, "
+                f"got {tuple(data.train_images.shape[1:])} and {tuple(images.shape[1:])}."
+            )
+    if data.clients is not None and len(data.clients) != len(data.train_labels):
         raise ValueError(
-            f"Expected training and test images{where} to be of one shape (C, H, W), "
-            f"got {tuple(data.train_images.shape[1:])} and {tuple(data.test_images.shape[1:])}."
+            f"Expected clients{where} to be {len(data.train_labels)} names, one a training example, got {len(data.clients)}."
         )
     check_names(data.class_names, where)
     absent = (data.train_labels.bincount(minlength=bound) == 0).nonzero().flatten().tolist()
@@ -98,6 +127,16 @@ def check_images(data: ImageData, where: str = "") -> None:
             f"Expected every class{where} to have training images, got none for class {data.class_names[absent[0]]}{more}: "
             "leave it out, or number the classes without gaps."
         )
+
+
+def _check_finite(features: Source, what: str) -> None:
+    for start in range(0, len(features), 2**16):
+        bad = (~features[start : start + 2**16].isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise ValueError(
+                f"Expected {what} to be finite, got NaN or infinity in row {start + row}, column {column} (from 0)."
+            )
 
 
 def check_names(names: Sequence[str], where: str = "") -> None:
@@ -125,8 +164,9 @@ def image_data(loaded: Any) -> ImageData:
     """Take the images that somebody's own code has loaded, converted where it is clear what they are.
 
     Clear are: an :class:`ImageData` or its parts as a tuple in the same order, with or without the names; arrays or tensors of
-    uint8 images, also as (N, H, W), and as (N, H, W, C) with 1 or 3 channels; labels as any list, array or tensor of whole
-    numbers, also as a column; names as any list of texts or whole numbers, or None for the numbers of the classes.
+    uint8 images, also as (N, H, W), and as (N, H, W, C) with 1 or 3 channels, or of float features (N, D); any other
+    :class:`~fedamm_pl.data.sources.source.Source`; labels as any list, array or tensor of whole numbers, also as a column; names
+    as any list of texts or whole numbers, or None for the numbers of the classes.
 
     Args:
         loaded: What the code returned.
@@ -137,7 +177,7 @@ def image_data(loaded: Any) -> ImageData:
     Raises:
         ValueError: If it is something else. The message names the part, what it is and what is expected.
     """
-    names = [field.name for field in fields(ImageData)]
+    names = [field.name for field in fields(ImageData)][:5]
     parts = [getattr(loaded, name) for name in names] if isinstance(loaded, ImageData) else loaded
     if isinstance(parts, list | tuple) and [len(part) if isinstance(part, tuple) else 0 for part in parts] == [2, 2]:
         parts = [*parts[0], *parts[1]]  # as Keras returns them
@@ -145,25 +185,50 @@ def image_data(loaded: Any) -> ImageData:
         raise ValueError(f"Expected `load_images` to return ImageData({', '.join(names)}), got {_kind(loaded)}.")
     train_images, test_images = _images(parts[0], "train_images"), _images(parts[2], "test_images")
     train_labels, test_labels = _labels(parts[1], "train_labels"), _labels(parts[3], "test_labels")
+    more: dict[str, Any] = {}
+    if isinstance(loaded, ImageData):
+        more["clients"] = _holders(loaded.clients)
+        if (loaded.val_images is None) != (loaded.val_labels is None):
+            raise ValueError("Expected val_images and val_labels to be given both or not at all, got one of them.")
+        if loaded.val_images is not None:
+            more["val_images"] = _images(loaded.val_images, "val_images")
+            more["val_labels"] = _labels(loaded.val_labels, "val_labels")
     largest = max((int(labels.max()) for labels in (train_labels, test_labels) if labels.numel()), default=-1)
     class_names = _names(parts[4] if len(parts) == 5 else None, largest + 1)
-    data = ImageData(train_images, train_labels, test_images, test_labels, class_names)
+    data = ImageData(train_images, train_labels, test_images, test_labels, class_names, **more)
     check_images(data)
     return data
 
 
-def _images(value: Any, field: str) -> Tensor:
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+def _holders(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    listed = value.tolist() if isinstance(value, np.ndarray | Tensor) else list(value)
+    bad = next((i for i, name in enumerate(listed) if not isinstance(name, str | int) or not str(name).strip()), None)
+    if bad is not None:
+        raise ValueError(
+            f"Expected clients to be names, one a training example, got {listed[bad]!r:.60} for example {bad}."
+        )
+    return [str(name) for name in listed]
+
+
+def _images(value: Any, field: str) -> Source:
+    if isinstance(value, np.ndarray) and (value.dtype == np.uint8 or (value.dtype.kind == "f" and value.ndim == 2)):
         value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2:
+        return value.float()
+    if not isinstance(value, Tensor) and isinstance(value, Source) and not isinstance(value, np.ndarray):
+        return value
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim not in (3, 4):
         raise ValueError(
             f"Expected {field} to be a tensor or array of uint8 of shape (N, C, H, W), got {_kind(value)}: pixels are whole "
-            "numbers from 0 to 255."
+            "numbers from 0 to 255; features are floats of shape (N, D)."
         )
     if value.ndim == 3:
         return value[:, None]
     if value.shape[3] in (1, 3) and min(value.shape[1:3]) > 4:
-        log.warning("%s of shape %s are taken for (N, H, W, C), channels last", field, tuple(value.shape))
+        if field == "train_images":  # the others are of the same kind
+            log.info("images of shape %s are taken for (N, H, W, C), channels last", tuple(value.shape))
         return value.permute(0, 3, 1, 2).contiguous()
     return value
 

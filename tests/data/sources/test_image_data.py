@@ -20,7 +20,7 @@ def pixels(*shape: int) -> torch.Tensor:
 
 
 GOOD = ImageData(pixels(12, 3, 6, 8), TRAIN_LABELS, pixels(4, 3, 6, 8), TEST_LABELS, ["a", "b", "c", "d"])
-FIELDS = [field.name for field in dataclasses.fields(ImageData)]
+FIELDS = [field.name for field in dataclasses.fields(ImageData)][:5]
 
 
 def with_part(**replaced: Any) -> ImageData:
@@ -88,8 +88,9 @@ def test_images_may_be_arrays() -> None:
 
 def test_channels_may_be_last_where_that_is_clear_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     last = {name: getattr(GOOD, name).permute(0, 2, 3, 1) for name in ("train_images", "test_images")}
-    assert_same(image_data(with_part(**last)), GOOD)
-    assert caplog.messages[0] == "train_images of shape (12, 6, 8, 3) are taken for (N, H, W, C), channels last"
+    with caplog.at_level(logging.INFO):
+        assert_same(image_data(with_part(**last)), GOOD)
+    assert caplog.messages == ["images of shape (12, 6, 8, 3) are taken for (N, H, W, C), channels last"]
     grey = with_part(train_images=GOOD.train_images[:, 0], test_images=GOOD.test_images[:, 0].numpy()[..., None])
     assert image_data(grey).train_images.shape == (12, 1, 6, 8)
 

@@ -1,0 +1,71 @@
+"""What is said of a data set: what a trained module must know of it, and a hash of its content."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedamm_pl.data.sources import ImageData, ImageInfo
+from fedamm_pl.data.sources.source import Source, content, is_features
+from fedamm_pl.data.transforms import channel_statistics, feature_statistics
+from fedamm_pl.metrics import shot_groups
+
+STATISTICS_OF = 5000
+"""Images whose mean and standard deviation are taken where each must be read from a file."""
+log = logging.getLogger(__name__)
+
+
+def describe(
+    images: ImageData,
+    train: Tensor,
+    class_counts: list[int],
+    options: Mapping[str, Any],
+    published: tuple[tuple[float, ...], tuple[float, ...]] | None,
+) -> ImageInfo:
+    """Return what the trained module must know of the images, in primitive types.
+
+    Args:
+        images: The data.
+        train: Indices of the training examples of all clients together.
+        class_counts: How many of each class they are.
+        options: Those of the data module.
+        published: Channel means and standard deviations that are known for the data set; None: they are computed.
+    """
+    if is_features(images.train_images):
+        mean, std = feature_statistics(images.train_images, train)
+    elif published is None or len(published[0]) != images.train_images.shape[1]:
+        mean, std = channel_statistics(images.train_images, _sample(train, images.train_images))
+    else:
+        mean, std = published
+    ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
+    return ImageInfo(
+        image_size=list(images.train_images.shape[2:]),
+        mean=list(mean),
+        std=list(std),
+        class_names=list(images.class_names),
+        class_counts=class_counts,
+        shot_rule=options["shot_rule"],
+        shot_groups=shot_groups(class_counts, options["shot_rule"], ranges),
+    )
+
+
+def _sample(indices: Tensor, images: Source) -> Tensor:
+    """Return the training images whose statistics are taken; of files that are read when needed, some that lie evenly."""
+    if isinstance(images, Tensor) or len(indices) <= STATISTICS_OF:
+        return indices
+    log.info("normalisation: mean and standard deviation of %d of %d training images", STATISTICS_OF, len(indices))
+    return indices[torch.linspace(0, len(indices) - 1, STATISTICS_OF).long()]
+
+
+def content_hash(images: ImageData) -> str:
+    """Return a short hash of all examples, labels, class names and clients."""
+    digest = hashlib.sha256()
+    for part in (part for pair in images.parts.values() for part in pair):
+        digest.update(str(tuple(part.shape)).encode())
+        digest.update(content(part))
+    digest.update("\0".join(images.class_names).encode())
+    digest.update("\0".join(images.clients or ()).encode())
+    return digest.hexdigest()[:16]

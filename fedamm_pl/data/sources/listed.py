@@ -1,0 +1,171 @@
+"""``Listed``: examples as a file lists them, and how they become a data set: classes, parts, clients."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedamm_pl.data.sources.image_data import ImageData, check_images, check_names
+from fedamm_pl.data.sources.reading import UnusableFileError, some
+from fedamm_pl.data.sources.source import Source, subset
+from fedamm_pl.seeding import numpy_generator
+from fedamm_pl.terminal import printable
+
+Texts = npt.NDArray[np.str_]
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""How files call the parts of a data set, in lower case -> our name."""
+WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+"""A whole number as it is commonly written."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Examples in the order of a file.
+
+    Attributes:
+        images: All of them, N images or rows of features.
+        labels: What the file says of each: whole numbers or texts.
+        parts: train, val or test for each, see :data:`PARTS`; None: the file does not say.
+        clients: Who holds each; None: the file does not say.
+        where: The file, for messages.
+        place: Number of an example, from 0 -> how messages name it, for example "row 3".
+    """
+
+    images: Source
+    labels: Sequence[int | str]
+    parts: Sequence[str] | None
+    clients: Sequence[str] | None
+    where: str
+    place: Callable[[int], str]
+
+
+def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
+    """Number the classes and share the examples out to training, validation and test.
+
+    The classes are the different labels of the training examples in order, whole numbers by size and texts by alphabet, from
+    whatever number they start. Where no example is for testing, each class gives a share of its own, drawn by the seed.
+    Validation and test examples of a class without training examples are left out, which is logged.
+
+    Args:
+        listed: The examples.
+        test_fraction: The share, in (0, 1); rounded, but each class keeps one example, and gives one if it has two or more.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If a label, part or client is empty or unknown, or there are no training or no test examples.
+    """
+    _require_filled(listed)
+    parts = _parts(listed)
+    labels = _as_numbers(listed.labels)
+    known = sorted({labels[i] for i in np.flatnonzero(parts == "train").tolist()})
+    number = {label: position for position, label in enumerate(known)}
+    names = [str(label) for label in known]
+    check_names(names, f" of {listed.where}")
+    classes = np.array([number.get(label, -1) for label in labels])
+    _say_left_out(classes, parts, labels, listed)
+    if "test" not in parts:
+        parts = _with_test_part(classes, parts, names, test_fraction, seed)
+    chosen = {part: torch.from_numpy(np.flatnonzero((parts == part) & (classes >= 0))) for part in np.unique(parts)}
+    if empty := [part for part in ("train", "test") if not len(chosen.get(part, ()))]:
+        raise UnusableFileError(f"Expected {listed.where} to hold {empty[0]} examples, got none.")
+    numbers = torch.from_numpy(classes)
+
+    def part(name: str) -> tuple[Source, Tensor]:
+        return subset(listed.images, chosen[name]), numbers[chosen[name]]
+
+    clients = listed.clients and [listed.clients[i] for i in chosen["train"].tolist()]
+    val = part("val") if len(chosen.get("val", ())) else (None, None)
+    data = ImageData(*part("train"), *part("test"), names, clients, *val)
+    check_images(data, f" of {listed.where}")
+    return data
+
+
+def _require_filled(listed: Listed) -> None:
+    if not len(listed.labels):
+        raise UnusableFileError(f"Expected {listed.where} to hold examples, got none.")
+    for name, values in (("label", listed.labels), ("client", listed.clients)):
+        if (
+            values is not None
+            and (empty := next((i for i, value in enumerate(values) if not str(value).strip()), -1)) >= 0
+        ):
+            raise UnusableFileError(
+                f"Expected every {name} in {listed.where} to be given, got none in {listed.place(empty)}."
+            )
+
+
+def _parts(listed: Listed) -> Texts:
+    if listed.parts is None:
+        return np.full(len(listed.labels), "train")
+    parts = [PARTS.get(str(value).strip().lower(), "") for value in listed.parts]
+    if "" in parts:
+        bad = parts.index("")
+        raise UnusableFileError(
+            f"Expected every split in {listed.where} to be train, val or test, got {str(listed.parts[bad])!r:.40} in "
+            f"{listed.place(bad)}."
+        )
+    return np.array(parts)
+
+
+def _as_numbers(labels: Sequence[int | str]) -> Sequence[int] | Sequence[str]:
+    """Return labels as whole numbers, if all of them are, else as texts."""
+    texts = [str(label).strip() for label in labels]
+    # 007 is a name, not the number 7
+    return [int(text) for text in texts] if all(WHOLE.fullmatch(text) for text in texts) else texts
+
+
+def _say_left_out(
+    classes: npt.NDArray[np.int64],
+    parts: Texts,
+    labels: Sequence[int] | Sequence[str],
+    listed: Listed,
+) -> None:
+    for part in ("val", "test"):
+        gone = np.flatnonzero((classes < 0) & (parts == part))
+        if len(gone):
+            names = sorted({labels[i] for i in gone.tolist()})
+            log.warning(
+                "%s: %d of %d %s examples are left out, since their classes have no training examples: %s",
+                *(
+                    listed.where,
+                    len(gone),
+                    int((parts == part).sum()),
+                    part,
+                    some([printable(str(name)) for name in names]),
+                ),
+            )
+
+
+def _with_test_part(
+    classes: npt.NDArray[np.int64],
+    parts: Texts,
+    names: list[str],
+    test_fraction: float,
+    seed: int,
+) -> Texts:
+    rng, parts = numpy_generator(seed, "test part"), parts.copy()
+    single = []
+    for label, name in enumerate(names):
+        mine = rng.permutation(np.flatnonzero((classes == label) & (parts == "train")))
+        if len(mine) < 2:
+            single.append(name)
+            continue
+        parts[mine[: min(max(round(test_fraction * len(mine)), 1), len(mine) - 1)]] = "test"
+    more = f"; classes of one example have none for testing: {some(single)}" if single else ""
+    log.info(
+        "no test set: %d of %d examples, %s of each class, are held out for testing%s",
+        (parts == "test").sum(),
+        len(parts),
+        f"{100 * test_fraction:g} %",
+        more,
+    )
+    return parts
