@@ -1,9 +1,10 @@
-"""Whether values, read from a file say, are of the types that stand in a signature."""
+"""Whether values, read from a file say, are of the types that stand in a signature, and which name is meant by a misspelt one."""
 
+import difflib
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -91,3 +92,15 @@ def shown(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     return re.sub(r"\b(\w+\.)+(?=\w)", "", str(hint) if get_args(hint) else getattr(hint, "__name__", str(hint)))
+
+
+def similar(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like one, upper and lower case taken for the same, or None.
+
+    Example:
+        >>> similar("fedamm", ["FedAvg", "FedAMM"]), similar("x", ["FedAvg"])
+        ('FedAMM', None)
+    """
+    spelt = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.casefold(), spelt, 1)
+    return spelt[close[0]] if close else None

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedamm_pl.cli.messages import unknown_class
 from fedamm_pl.cli.options import GROUPS, OFFERED, find_class, offered, options_of
-from fedamm_pl.models import MODELS
+from fedamm_pl.models import NAMES
 
 DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping. Trains a classifier over simulated clients with
 long-tailed data and writes metrics, checkpoints and the model to a folder."""
@@ -108,7 +108,7 @@ def option_texts(group: str, owner: type) -> dict[str, tuple[str, str]]:
         for part in docstring_parser.parse_from_object(kind).params:
             texts.setdefault(part.arg_name, part.description or "")
     if group == "algorithm":
-        texts["model"] = f"{', '.join(MODELS)}, or the import path of a callable(num_classes, in_channels) -> Module."
+        texts["model"] = f"{NAMES}, or the import path of a callable(num_classes, in_channels) -> Module."
     found = {}
     for name, parameter in options_of(owner).items():
         default = "required" if parameter.default is parameter.empty else f"default {shown(parameter.default)}"

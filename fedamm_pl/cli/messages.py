@@ -1,11 +1,10 @@
 """Messages in one line that name options, whoever found the mistake: the parser, or the library, which knows no options."""
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable
 
 from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, offered, options_of
+from fedamm_pl.hints import similar
 from fedamm_pl.terminal import printable
 
 RENAMED = {"output_dir": "--output.dir", "seed": "--seed", "logger": "--logger"}
@@ -122,15 +121,3 @@ def unknown_class(group: str, got: str) -> str:
         f"Expected --{group} to be one of {', '.join(names)} or the import path of your own {GROUPS[group].__name__}, got {got}"
         + (f"; did you mean {meant}?" if meant else "")
     )
-
-
-def similar(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like one, upper and lower case taken for the same, or None.
-
-    Example:
-        >>> similar("fedamm", ["FedAvg", "FedAMM"]), similar("x", ["FedAvg"])
-        ('FedAMM', None)
-    """
-    spelt = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.casefold(), spelt, 1)
-    return spelt[close[0]] if close else None

@@ -11,10 +11,10 @@ from typing import Literal
 
 from fedamm_pl.algorithms import FedAvg
 from fedamm_pl.cli.help import entry, option_texts, plain, summary, wrapped
-from fedamm_pl.cli.messages import similar
 from fedamm_pl.cli.options import GROUPS, OFFERED, find_class
 from fedamm_pl.cli.parser import Parser, attribute_docstrings, in_one_line
 from fedamm_pl.federation.costs import IMAGE_SIZE, NETWORK, NUM_CLASSES, Costs, GeneratedImages, measure
+from fedamm_pl.hints import similar
 from fedamm_pl.protocol.privileges import NOTHING
 from fedamm_pl.results.tables import as_csv, as_markdown
 from fedamm_pl.results.tables import plain as not_bold

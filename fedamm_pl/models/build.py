@@ -7,21 +7,15 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fedamm_pl.models.cnn import SmallCNN
-from fedamm_pl.models.resnet_cifar import ResNetCIFAR
+from fedamm_pl.models.names import NAMES, registered, suggestion
 
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {
-    "small_cnn": SmallCNN,
-    **{f"resnet{depth}": partial(ResNetCIFAR, depth=depth) for depth in (20, 32, 44, 56)},
-}
-KNOWN = f"Expected `model` to be one of {', '.join(MODELS)} or an import path of a callable(num_classes, in_channels)"
+KNOWN = f"Expected `model` to be one of {NAMES}, or an import path of a callable(num_classes, in_channels)"
 NOT_OWN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<frozen importlib")
 """Where the code lies that calls networks."""
 TAKEN = ("weights", "pretrained")
@@ -48,9 +42,10 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     first by ``**kwargs`` as torchvision's do, otherwise by position. Weights are never asked for.
 
     Args:
-        name: A key of ``MODELS``, or the import path of a callable(num_classes, in_channels) -> Module.
+        name: A name that :func:`fedamm_pl.models.registered` knows, or the import path of a callable(num_classes, in_channels) ->
+            Module.
         num_classes: Number of classes C.
-        in_channels: Image channels.
+        in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
 
     Returns:
         The network, freshly initialised from torch's global random state.
@@ -58,7 +53,8 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     Raises:
         ValueError: If there is no such name, the callable cannot be called so, raises, or does not return a network.
     """
-    build = MODELS.get(name) or _imported(name)
+    own = registered(name)
+    build = own or _imported(name)
     try:
         words, named = _arguments(build, num_classes, in_channels)
     except TypeError as error:
@@ -66,6 +62,8 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     try:
         model = build(*words, **named)
     except Exception as error:  # whatever its author's code does
+        if own and isinstance(error, ValueError):
+            raise
         raise ValueError(
             f"Expected `model` to build a network, got {name!r}, which raises {failure(error)}."
         ) from error
@@ -91,7 +89,7 @@ def _imported(name: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"{KNOWN}, got {name!r}" + (f" ({error})." if path else ".")) from error
+        raise ValueError(f"{KNOWN}, got {name!r}" + (f" ({error})." if path else suggestion(name))) from error
     except Exception as error:  # whatever its author's file does
         raise ValueError(f"{KNOWN}, got {name!r}, whose import raises {failure(error)}.") from error
     if not callable(found):

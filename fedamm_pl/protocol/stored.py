@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from fedamm_pl.models import MODELS, registered_only
+from fedamm_pl.models import NAMES, registered, registered_only
 from fedamm_pl.stored import StoredFile, built, file_name, read_stored, stored_options
 
 ModuleT = TypeVar("ModuleT", bound="StoredModule")
@@ -72,9 +72,9 @@ class StoredModule(pl.LightningModule):
 
 
 def _require_registered(model: Any, name: str) -> None:
-    if isinstance(model, str) and model not in MODELS:
+    if isinstance(model, str) and registered(model) is None:
         raise ValueError(
-            f"Expected the network in {name} to be one of {', '.join(MODELS)}, which are built from a file, got {model!r:.80}: "
+            f"Expected the network in {name} to be one of {NAMES}, which are built from a file, got {model!r:.80}: "
             "pass the network as `model`, or `trust_model=True` if you trust the file as you trust a program."
         )
 

@@ -6,8 +6,9 @@ import pytest
 
 from fedamm_pl import FedAMM
 from fedamm_pl.cli.main import main
-from fedamm_pl.cli.messages import one_line, option_names, similar, unknown_class
+from fedamm_pl.cli.messages import one_line, option_names, unknown_class
 from fedamm_pl.cli.options import GROUPS, options_of
+from fedamm_pl.hints import similar
 
 RUN = ["--algorithm", "FedAvg", "--federation.num_rounds", "1"]
 

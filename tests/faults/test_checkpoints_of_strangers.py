@@ -3,6 +3,7 @@
 import io
 import math
 import random
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,27 @@ class Renamed(FedAvg):
 
     def __init__(self, num_classes: int, network: str = "small_cnn") -> None:
         super().__init__(num_classes, 1, network)
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp-12-9", "resnet8_wide", "squeezenet1_1"])
+def test_every_network_that_has_a_name_is_built_from_a_file(model: str) -> None:
+    info = ImageInfo(image_size=[40, 40])
+    content = saved(FedAvg(4, 3, model, info=info))
+    module = FedAvg.load_from_checkpoint(packed(content))
+    assert_same(module.state_dict(), content["state_dict"])
+    assert module.predict_step(torch.zeros(2, 3, 40, 40)).shape == (2, 4)
+
+
+def assert_same(found: Content, expected: Content) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize("model", ["mlp-99999-99999", "vit_h_14", "regnet_y_128gf"])
+def test_a_large_network_is_not_built_of_a_small_file(model: str) -> None:
+    content = saved(FedAvg(4, 3, "small_cnn", info=ImageInfo(image_size=[32, 32])))
+    line = refused(with_options(content, model=model), FedAvg)
+    assert re.search(r"to fit its \d+ bytes, got some that take \d{10,} bytes", line)
 
 
 def test_a_network_by_another_name_is_not_imported_either(monkeypatch: pytest.MonkeyPatch) -> None:
