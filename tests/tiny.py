@@ -1,4 +1,4 @@
-"""A problem small enough to train in milliseconds: 8x8 images in four classes, a ResNet with BatchNorm."""
+"""A problem small enough to train in milliseconds: 8x8 images in four classes, a ResNet with BatchNorm; and a table of features."""
 
 from typing import Any
 
@@ -24,16 +24,43 @@ class TinyData(FederatedDataModule):
 
 def tiny_data(**options: Any) -> TinyData:
     """TinyData with 4 clients, 2 meta images a class, a tail of 0.2 and batches of 16, unless told otherwise."""
-    defaults: dict[str, Any] = {
+    return TinyData(**{**tiny_options(), **options})
+
+
+def tiny_options() -> dict[str, Any]:
+    return {
         "dataset": "tiny",
         "num_clients": 4,
         "num_meta_per_class": 2,
         "imbalance_factor": 0.2,
         "batch_size": 16,
     }
-    return TinyData(**{**defaults, **options})
 
 
 def tiny_resnet(num_classes: int, in_channels: int) -> ResNetCIFAR:
     """A ResNet-8 of width 4."""
     return ResNetCIFAR(num_classes, in_channels, depth=8, width=4)
+
+
+FEATURES = 6
+
+
+class TinyTable(TinyData):
+    """Four classes of features, each in a unit of its own: each class has means of its own in all of them."""
+
+    def load_images(self) -> ImageData:
+        generator, images = torch.Generator().manual_seed(1), super().load_images()
+        means = torch.randn(NUM_CLASSES, FEATURES, generator=generator)
+        units, zeros = 10.0 ** torch.arange(-3, FEATURES - 3), torch.tensor([0, -5, 0, 1e3, 0, 3e6])
+
+        def table(labels: torch.Tensor) -> torch.Tensor:
+            noise = torch.randn(len(labels), FEATURES, generator=generator)
+            return zeros + units * (means[labels] + 0.5 * noise)
+
+        train, test = table(images.train_labels), table(images.test_labels)
+        return ImageData(train, images.train_labels, test, images.test_labels, images.class_names)
+
+
+def tiny_table(**options: Any) -> TinyTable:
+    """TinyTable with the options of :func:`tiny_data`."""
+    return TinyTable(**{**tiny_options(), **options})

@@ -42,7 +42,7 @@ class CCVR(PostHocModule):
 
     Args:
         num_classes: Number of classes C.
-        in_channels: Image channels: 1 grey, 3 colour.
+        in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
         momentum: Its momentum, Nesterov's unless 0.

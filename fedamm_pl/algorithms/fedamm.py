@@ -56,8 +56,8 @@ class FedAMM(MetaExchange):
 
     Args:
         num_classes: Number of classes C.
-        in_channels: Image channels: 1 grey, 3 colour.
-        model: A name in :data:`fedamm_pl.models.MODELS`, the import path of a callable(num_classes, in_channels) ->
+        in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
+        model: A name that :func:`fedamm_pl.models.registered` knows, the import path of a callable(num_classes, in_channels) ->
             Module, or in Python a Module (``load_from_checkpoint`` then needs ``model=`` again).
         lr: Learning rate of the local SGD and of the virtual step.
         momentum: Momentum of both SGDs, Nesterov's unless 0; the virtual step has none.

@@ -90,12 +90,14 @@ class FedYoYo(FederatedModule):
     tau > 0 and gamma = 1 LogitAdjusted with local counts, for clients that hold all classes. In a plain Trainer, where no prior
     is estimated, it is FedAvg.
 
+    Features of a table have no views: they need ``strong_view`` false and ``rotation`` 0.
+
     Otherwise than in the authors' program, clients are not measured first and then trained with what that gave, which would take
     a second exchange; and pi is mixed once a round, in place of at each step, which lets it drift to the client's own.
 
     Args:
         num_classes: Number of classes C.
-        in_channels: Image channels: 1 grey, 3 colour.
+        in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
         momentum: Its momentum, Nesterov's unless 0.
@@ -149,6 +151,11 @@ class FedYoYo(FederatedModule):
         require_range("temperature", temperature, above=0)
         require_range("warmup", warmup, least=0)
         require_range("rotation", rotation, least=0)
+        if self.takes_features and (strong_view or rotation):
+            raise ValueError(
+                "Expected `strong_view` to be false and `rotation` 0 for FedYoYo on features, which have no views as images have, "
+                f"got {strong_view} and {rotation}."
+            )
 
     @property
     def privileges(self) -> Privileges:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.data.sources.source import Source, stream
+from fedamm_pl.precision import at_least_float32
 
 Augmentation = Literal["crop_flip", "crop", "none"]
 PADDING = 4
@@ -68,6 +69,22 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """
     # in place, on a copy: a third of the time
     return images.to(mean.dtype, copy=True).div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def standardize(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return features with the mean taken away, divided by the standard deviation, in float32 or better.
+
+    Args:
+        features: Raw ones of shape (B, D).
+        mean: Their means, shape (D,), in float32 or better: in less, a mean much larger than the deviation would swallow it.
+        std: Their standard deviations, shape (D,).
+
+    Raises:
+        ValueError: If there are other than D features.
+    """
+    if features.shape[1:] != mean.shape:
+        raise ValueError(f"Expected features of shape (B, {len(mean)}), got {tuple(features.shape)}.")
+    return (at_least_float32(features) - mean) / std
 
 
 def require_suited(shape: Sequence[int], augmentation: Augmentation | None) -> None:

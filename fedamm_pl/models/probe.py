@@ -45,9 +45,9 @@ def attempt(call: Callable[[], ResultT], images: Tensor, name: str, verb: str = 
 
     Args:
         call: Calls it.
-        images: What it is called on, shape (B, in_channels, H, W), for the message.
+        images: What it is called on, images (B, in_channels, H, W) or features (B, D), for the message.
         name: What messages call the network.
-        verb: What it is expected to do with images, for the message.
+        verb: What it is expected to do with them, for the message.
 
     Raises:
         ValueError: If it raises, whatever that is.
@@ -55,9 +55,11 @@ def attempt(call: Callable[[], ResultT], images: Tensor, name: str, verb: str = 
     try:
         return call()
     except Exception as error:
+        features = images.ndim == 2
+        kind = "features of shape" if features else "images of shape"
+        axes, hint = ("", "; mlp and mlp-256-128 do") if features else (" (channels, height, width)", "")
         raise ValueError(
-            f"Expected `model` to {verb} images of shape {tuple(images.shape[1:])} (channels, height, width), "
-            f"got {name}, which raises {failure(error)}."
+            f"Expected `model` to {verb} {kind} {tuple(images.shape[1:])}{axes}, got {name}, which raises {failure(error)}{hint}."
         ) from error
 
 
@@ -66,7 +68,7 @@ def complete_lazy_layers(model: nn.Module, image: Tensor | None) -> None:
 
     Args:
         model: The network; without such layers nothing happens.
-        image: Of the kind that it takes, shape (1, in_channels, H, W), or None if that is not known.
+        image: Of the kind that it takes, shape (1, in_channels, H, W) or (1, D), or None if that is not known.
 
     Raises:
         ValueError: If it is not known, or the network does not take it.
@@ -76,8 +78,8 @@ def complete_lazy_layers(model: nn.Module, image: Tensor | None) -> None:
         return
     if image is None:
         raise ValueError(
-            f"Expected `info` to hold image_size for a network with lazy layers, got none: call the network once first, since "
-            f"the size of {lazy[0]} follows from the images."
+            "Expected `info` to hold image_size for a network with lazy layers ([] if it takes features), got none: call the "
+            f"network once first, since the size of {lazy[0]} follows from what it takes."
         )
     modes = [(part, part.training) for part in model.modules()]
     with torch.no_grad():
@@ -91,7 +93,7 @@ def classifier_of(model: nn.Module, image: Tensor | None, num_classes: int) -> s
 
     Args:
         model: The network.
-        image: Of the kind that it takes, shape (1, in_channels, H, W). None if that is not known: then the layer must be the
+        image: Of the kind that it takes, shape (1, in_channels, H, W) or (1, D). None if that is not known: then the layer must be the
             last that the network registered, and the only one with as many outputs as classes.
         num_classes: Number of classes C.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.data.transforms import normalize
+from fedamm_pl.data.transforms import normalize, standardize
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import build_model, classifier_of, complete_lazy_layers, logits_of
 from fedamm_pl.protocol.descent import LocalDescent, LocalOptimizer
@@ -23,20 +23,24 @@ __all__ = ["Classifier", "LocalOptimizer", "require_range"]
 class Classifier(LocalDescent, MeasuredModule):
     """A classifier that trains in a plain Trainer on batches (images, labels), and measures accuracy by groups of classes.
 
+    With an empty ``image_size`` in ``info``, its examples are rows of a table: raw features of shape (B, in_channels), which it
+    standardises itself wherever images are meant.
+
     Args:
         num_classes: Number of classes C.
-        in_channels: Image channels: 1 grey, 3 colour.
-        model: A name in :data:`fedamm_pl.models.MODELS`, the import path of a callable(num_classes, in_channels) ->
+        in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
+        model: A name that :func:`fedamm_pl.models.registered` knows, the import path of a callable(num_classes, in_channels) ->
             Module (``load_from_checkpoint`` then needs ``trust_model=True`` or ``model=``), or in Python a Module
             (``load_from_checkpoint`` then needs ``model=`` again).
         lr: Learning rate of the local SGD.
         momentum: Its momentum, Nesterov's unless 0.
         weight_decay: Its weight decay.
-        info: What is known of the images: normalisation for uint8 input, class names, shot groups.
+        info: What is known of the images or features: their means and deviations, class names, shot groups.
         local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
 
     Attributes:
+        takes_features: Whether its examples are features, not images.
         memory_format: Layout of the images that the network gets: channels-last for networks that say
             ``channels_last = True``, which compute faster in it; else contiguous. A federation's trainer may set another.
         compiled: A compiled form of the network for plain forward passes, given as ``torch.compile(network)`` or set by a
@@ -77,6 +81,7 @@ class Classifier(LocalDescent, MeasuredModule):
                 raise ValueError(f"Expected `rho` with `local_optimizer` sam or asam, got {rho} with sgd.")
         self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
         self.info: ImageInfo = info or {}
+        self.takes_features = not self.info.get("image_size", [1, 1])
         check_info(self.info, num_classes, in_channels)
         network = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
         if not isinstance(network, nn.Module):
@@ -92,13 +97,15 @@ class Classifier(LocalDescent, MeasuredModule):
         std = torch.tensor(self.info["std"]) if "std" in self.info else torch.ones(in_channels)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+        # the buffers take the type of the weights, in which raw features could not be told apart
+        self._statistics = torch.stack([mean, std]).float() if self.takes_features else None
         self.make_measures(num_classes, self.info.get("shot_groups"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits.
 
         Args:
-            images: uint8 images (B, in_channels, H, W), or floating point ones normalised already.
+            images: uint8 images (B, in_channels, H, W), or floating point ones normalised already; or raw features (B, in_channels).
 
         Returns:
             Logits of shape (B, num_classes).
@@ -106,8 +113,14 @@ class Classifier(LocalDescent, MeasuredModule):
         return self.logits(self.prepare(images))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Move images to the module's device, normalise uint8 ones (others pass through), and lay them out for the network."""
+        """Move images to the module's device, normalise uint8 ones (others pass through), and lay them out for the network.
+
+        Features are standardised, in float32 or better, and then take the type of the weights; never prepare them twice.
+        """
         images = images.to(self.mean.device)
+        if self._statistics is not None:
+            self._statistics = self._statistics.to(images.device)
+            return standardize(images, *self._statistics).to(self.mean.dtype)
         if images.dtype == torch.uint8:
             images = normalize(images, self.mean, self.std)
         return images.to(memory_format=self.memory_format) if images.ndim == 4 else images
@@ -164,7 +177,7 @@ class Classifier(LocalDescent, MeasuredModule):
         return "model"
 
     def _example(self) -> Tensor | None:
-        """Return an image of zeros as the network takes it, if the images' size is known."""
+        """Return an image of zeros as the network takes it, or features, if the images' size is known."""
         if "image_size" not in self.info:
             return None
         like = next((value for value in self.model.parameters() if not is_lazy(value)), torch.zeros(()))
@@ -186,6 +199,16 @@ class Classifier(LocalDescent, MeasuredModule):
         return torch.tensor(self.info["class_counts"])
 
     # Training
+
+    def setup(self, stage: str) -> None:
+        """Let a Trainer leave raw features as they are; one of low precision would round them first."""
+        if self._statistics is not None:
+            self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
+
+    def teardown(self, stage: str) -> None:
+        """Let the Trainer treat the batches of other modules as before."""
+        if self._statistics is not None:
+            vars(self.trainer.precision_plugin).pop("convert_input", None)
 
     def on_train_start(self) -> None:
         """Start the sums of the epoch's means."""
@@ -268,6 +291,10 @@ class Classifier(LocalDescent, MeasuredModule):
     # Other
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """Return class probabilities (B, C) for images, or for (images, labels)."""
+        """Return class probabilities (B, C) for images or raw features, or for these and labels."""
         images = batch[0] if isinstance(batch, tuple | list) else batch
         return self.forward(images).softmax(1)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,11 +1,8 @@
-"""Checks of what every module is made with: numbers in range, and what is known of the images."""
+"""Checks of what every module is made with: numbers in range, and what is known of the images or features."""
 
 from typing import Any
 
 from fedamm_pl.data.sources import ImageInfo
-
-MAX_PIXELS = 2**24
-"""Of an image; a size that a file gives is also that of a first forward pass."""
 
 
 def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
@@ -21,23 +18,22 @@ def require_range(name: str, value: float, *, above: float | None = None, least:
 
 
 def check_info(info: ImageInfo, num_classes: int, in_channels: int) -> None:
-    """Check that what is known of the images is of these classes and channels.
+    """Check that what is known of the images or features is of these classes and channels.
 
     Raises:
         ValueError: If it is not.
     """
     known: dict[str, Any] = dict(info)
     sizes = {"mean": in_channels, "std": in_channels, "class_names": num_classes, "class_counts": num_classes}
-    sizes["image_size"] = 2
     for name, size in sizes.items():
         if name in known and len(known[name]) != size:
             raise ValueError(f"Expected `info` to hold {size} {name}, got {len(known[name])}.")
     if not all(0 < value < float("inf") for value in known.get("std", ())):
         raise ValueError(f"Expected `info` to hold std above 0, got {known['std']}.")
-    height, width = known.get("image_size", (1, 1))
-    if not (height >= 1 and width >= 1 and height * width <= MAX_PIXELS):
+    size = known.get("image_size", [])
+    if len(size) not in (0, 2) or not all(length >= 1 for length in size):
         raise ValueError(
-            f"Expected `info` to hold an image_size of 1 to {MAX_PIXELS} pixels, got {known['image_size']}."
+            f"Expected `info` to hold an image_size of a height and a width of 1 or more, or of nothing for features, got {size}."
         )
     groups = known.get("shot_groups", {}).values()
     # not so many that a small file, which can hold the same list many times, fills the memory

@@ -16,8 +16,9 @@ from fedamm_pl.models import NAMES, registered, registered_only
 from fedamm_pl.stored import StoredFile, built, file_name, read_stored, stored_options
 
 ModuleT = TypeVar("ModuleT", bound="StoredModule")
-MAX_PIXELS = 2**20
-"""Of the images that a file speaks of: a method may try its network on one."""
+MAX_NUMBERS = 3 * 2**20
+"""Of an example that a stranger's file speaks of, a colour image of 1024 x 1024 say: a method may try its network on one. Examples of
+one's own may be of any size."""
 SPARE_BYTES = 2**30
 """What a module may hold beside four times what its file does: tensors that follow from the options."""
 
@@ -57,7 +58,7 @@ class StoredModule(pl.LightningModule):
         options = stored_options(cls, content, name, hparams_file, kwargs)
         if not trust_model and "model" not in kwargs:
             _require_registered(options.get("model"), name)
-            _require_small_images(options.get("info"), name)
+            _require_small_examples(options, name)
         state = _tensors(content, name)
         trusted = None if trust_model else [value for value in kwargs.values() if isinstance(value, str)]
         with registered_only(trusted):
@@ -79,12 +80,12 @@ def _require_registered(model: Any, name: str) -> None:
         )
 
 
-def _require_small_images(info: Any, name: str) -> None:
-    size = (info or {}).get("image_size", [])
-    if math.prod(size) > MAX_PIXELS:
+def _require_small_examples(options: Mapping[str, Any], name: str) -> None:
+    size, channels = (options.get("info") or {}).get("image_size", []), options.get("in_channels", 3)
+    if math.prod(size) * channels > MAX_NUMBERS:
         raise ValueError(
-            f"Expected `info` in {name} to hold an image_size of at most {MAX_PIXELS} pixels, got {size}: pass the network as "
-            "`model`, or `trust_model=True` if you trust the file."
+            f"Expected examples of at most {MAX_NUMBERS} numbers in {name}, got in_channels {channels} and image_size {size}: pass "
+            "the network as `model`, or `trust_model=True` if you trust the file."
         )
 
 

@@ -286,7 +286,18 @@ def test_an_option_of_the_wrong_type_is_refused_or_harmless(option: str, content
         ({"info": {**INFO, "mean": ["0.5"]}}, r"Expected `info` in the checkpoint to be"),
         ({"info": {**INFO, "class_names": ["a"]}}, r"`info` to hold 3 class_names, got 1"),
         ({"info": {**INFO, "shot_groups": {"few": [3]}}}, r"`info` to hold shot_groups of the classes 0 to 2"),
-        ({"info": {**INFO, "image_size": [4096, 4096]}}, "to hold an image_size of at most 1048576 pixels"),
+        (
+            {"info": {**INFO, "image_size": [4096, 4096]}},
+            "Expected examples of at most 3145728 numbers in the checkpoint, got in_channels",
+        ),
+        (
+            {"info": {**INFO, "image_size": []}, "in_channels": 10**7},
+            "Expected examples of at most 3145728 numbers in the checkpoint, got in_channels",
+        ),
+        (
+            {"info": {"image_size": [1024, 1024]}, "in_channels": 4},
+            "Expected examples of at most 3145728 numbers in the checkpoint, got in_channels",
+        ),
         ({"info": {**INFO, "owner": "me"}}, r"Expected `info` in the checkpoint to be"),
     ],
 )

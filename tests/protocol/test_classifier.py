@@ -156,8 +156,12 @@ def test_classes_and_channels_that_cannot_be_are_refused(num_classes: int, in_ch
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        ({"image_size": [8]}, "to hold 2 image_size, got 1"),
-        ({"image_size": [10**5, 10**5]}, "an image_size of 1 to 16777216 pixels"),
+        (
+            {"image_size": [8]},
+            r"to hold an image_size of a height and a width of 1 or more, or of nothing for features, got \[8\]",
+        ),
+        ({"image_size": [8, 0]}, r"an image_size of .*, got \[8, 0\]"),
+        ({"image_size": [8, 8, 1]}, r"an image_size of .*, got \[8, 8, 1\]"),
         ({"mean": [0.5, 0.5]}, "to hold 1 mean, got 2"),
         ({"class_counts": [1]}, "to hold 4 class_counts, got 1"),
         ({"std": [float("nan")]}, "to hold std above 0, got"),

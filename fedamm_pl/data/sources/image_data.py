@@ -60,14 +60,14 @@ class ImageData:
 
 
 class ImageInfo(TypedDict, total=False):
-    """What a trained module must know of its images, in primitive types, so that a checkpoint of it stands alone.
+    """What a trained module must know of its images or features, in primitive types, so that a checkpoint of it stands alone.
 
     Attributes:
         image_size: Height and width in pixels; empty for features (B, D).
         mean: Channel means in [0, 1], or the D means of the features.
         std: Standard deviations of the same.
         class_names: One name a class.
-        class_counts: Training images a class that clients hold.
+        class_counts: Training examples a class that clients hold.
         shot_rule: The rule that made the shot groups.
         shot_groups: Group name -> class indices.
     """
