@@ -57,7 +57,7 @@ def suggestion(name: str) -> str:
 
 
 def _torchvision_names() -> list[str]:
-    return torchvision_models.list_models(module=torchvision_models)
+    return list(torchvision_models.list_models(module=torchvision_models))
 
 
 def _of_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:

@@ -203,7 +203,7 @@ class Classifier(LocalDescent, MeasuredModule):
     def setup(self, stage: str) -> None:
         """Let a Trainer leave raw features as they are; one of low precision would round them first."""
         if self._statistics is not None:
-            self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
+            vars(self.trainer.precision_plugin)["convert_input"] = _unchanged
 
     def teardown(self, stage: str) -> None:
         """Let the Trainer treat the batches of other modules as before."""
