@@ -11,10 +11,15 @@ Labels = npt.NDArray[np.integer]
 log = logging.getLogger(__name__)
 
 MAX_REDRAWS = 1000
-"""How often :func:`by_dirichlet` draws anew before it gives up."""
+"""How often a partition draws anew before it gives up."""
 
 
-def _require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1) -> None:
+def require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1) -> None:
+    """Refuse fewer than one client, or more than there are examples for.
+
+    Raises:
+        ValueError: If ``num_clients`` is out of range.
+    """
     if num_clients < 1:
         raise ValueError(f"Expected `num_clients` to be 1 or more, got {num_clients}.")
     if num_clients * parts_per_client > len(labels):
@@ -22,6 +27,26 @@ def _require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1
             f"Expected `num_clients` to be at most the number of training images ({len(labels) // parts_per_client} here), "
             f"got {num_clients}."
         )
+
+
+def require_alpha(alpha: float) -> None:
+    """Refuse what is no concentration.
+
+    Raises:
+        ValueError: If ``alpha`` is not a finite number above 0.
+    """
+    if not (alpha > 0 and np.isfinite(alpha)):
+        raise ValueError(f"Expected `dirichlet_alpha` to be a number above 0, got {alpha}.")
+
+
+def require_min_size(min_size: int) -> None:
+    """Refuse a negative size of the smallest client.
+
+    Raises:
+        ValueError: If ``min_size`` is below 0.
+    """
+    if min_size < 0:
+        raise ValueError(f"Expected `min_client_size` to be 0 or more, got {min_size}.")
 
 
 def by_num_classes(
@@ -45,7 +70,7 @@ def by_num_classes(
     Raises:
         ValueError: If there are more clients than examples, or ``min_classes`` is not in 1..C.
     """
-    _require_clients(labels, num_clients)
+    require_clients(labels, num_clients)
     classes = np.unique(labels)
     if not 1 <= min_classes <= len(classes):
         raise ValueError(f"Expected `min_classes_per_client` to be in 1..{len(classes)}, got {min_classes}.")
@@ -93,11 +118,9 @@ def by_dirichlet(
     Raises:
         ValueError: If an option is out of range or no draw out of 1000 gives every client ``min_size`` examples.
     """
-    _require_clients(labels, num_clients)
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise ValueError(f"Expected `dirichlet_alpha` to be a number above 0, got {alpha}.")
-    if min_size < 0:
-        raise ValueError(f"Expected `min_client_size` to be 0 or more, got {min_size}.")
+    require_clients(labels, num_clients)
+    require_alpha(alpha)
+    require_min_size(min_size)
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     for _ in range(MAX_REDRAWS):
         shares = rng.dirichlet(np.full(num_clients, alpha), size=len(members))  # (C, K)
@@ -136,7 +159,7 @@ def by_shards(
     """
     if shards_per_client < 1:
         raise ValueError(f"Expected `shards_per_client` to be 1 or more, got {shards_per_client}.")
-    _require_clients(labels, num_clients, shards_per_client)
+    require_clients(labels, num_clients, shards_per_client)
     num_shards = num_clients * shards_per_client
     # the rest is left out before sorting, so that it comes from all classes
     order = rng.permutation(len(labels))[: len(labels) // num_shards * num_shards]
@@ -159,7 +182,7 @@ def iid(labels: Labels, num_clients: int, rng: np.random.Generator) -> list[Indi
     Raises:
         ValueError: If there are more clients than examples.
     """
-    _require_clients(labels, num_clients)
+    require_clients(labels, num_clients)
     return [np.sort(part) for part in np.array_split(rng.permutation(len(labels)), num_clients)]
 
 

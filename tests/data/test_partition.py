@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
+from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
+from fedamm_pl.data.local_long_tail import by_local_long_tail
 from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, class_histogram, iid
 
 Partition = Callable[..., list[np.ndarray]]
@@ -22,6 +24,9 @@ SHAPES = [  # examples a class, clients
 PARTITIONS: dict[str, Partition] = {
     "by_num_classes": partial(by_num_classes, min_classes=1),
     "by_dirichlet": partial(by_dirichlet, min_size=0),
+    "by_dirichlet_blocks": by_dirichlet_blocks,
+    "by_dirichlet_balanced": by_dirichlet_balanced,
+    "by_local_long_tail": partial(by_local_long_tail, min_size=0),
     "by_shards": partial(by_shards, shards_per_client=1),
     "iid": iid,
 }

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fedamm_pl.data import dirichlet_partitions, local_long_tail
 from fedamm_pl.data import partition as partitions
+from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
+from fedamm_pl.data.local_long_tail import by_local_long_tail
 from fedamm_pl.data.long_tail import LongTailSplit, long_tail_counts, long_tail_split
 from fedamm_pl.data.partition import MAX_REDRAWS, by_dirichlet, by_num_classes, by_shards, class_histogram, iid
 
@@ -21,6 +24,9 @@ FEW = settings(REPEATABLE, max_examples=40)
 PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {
     "by_num_classes": by_num_classes,
     "by_dirichlet": by_dirichlet,
+    "by_dirichlet_blocks": by_dirichlet_blocks,
+    "by_dirichlet_balanced": by_dirichlet_balanced,
+    "by_local_long_tail": by_local_long_tail,
     "by_shards": by_shards,
     "iid": iid,
 }
@@ -33,6 +39,9 @@ ANY_FLOAT = st.floats() | st.floats(1e-3, 10)
 ANY_OPTIONS = {
     "by_num_classes": st.fixed_dictionaries({"min_classes": ANY_INTEGER}),
     "by_dirichlet": st.fixed_dictionaries({"alpha": ANY_FLOAT, "min_size": ANY_INTEGER}),
+    "by_dirichlet_blocks": st.fixed_dictionaries({"alpha": ANY_FLOAT}),
+    "by_dirichlet_balanced": st.fixed_dictionaries({"alpha": ANY_FLOAT}),
+    "by_local_long_tail": st.fixed_dictionaries({"local_imbalance_factor": ANY_FLOAT, "min_size": ANY_INTEGER}),
     "by_shards": st.fixed_dictionaries({"shards_per_client": ANY_INTEGER}),
     "iid": st.just({}),
 }
@@ -69,6 +78,12 @@ def possible(draw: st.DrawFn, name: str) -> tuple[np.ndarray, int, dict[str, Any
             options["min_classes"] = draw(st.integers(1, len(np.unique(labels))))
         case "by_dirichlet":
             options = {"alpha": draw(st.floats(0.05, 100)), "min_size": 0}
+        case "by_dirichlet_blocks":
+            options["alpha"] = draw(st.floats(0.5, 100))
+        case "by_dirichlet_balanced":
+            options["alpha"] = draw(st.floats(1e-300, 1e300))
+        case "by_local_long_tail":
+            options = {"local_imbalance_factor": draw(st.floats(5e-324, 1)), "min_size": 0}
         case "by_shards":
             options["shards_per_client"] = draw(st.integers(1, len(labels) // num_clients))
     return labels, num_clients, options
@@ -99,10 +114,17 @@ def test_sizes_are_those_documented(name: str, data: st.DataObject, seed: int) -
     labels, num_clients, options = data.draw(possible(name))
     sizes = [len(mine) for mine in PARTITIONS[name](labels, num_clients, rng(seed), **options)]
     match name:
-        case "by_num_classes":
+        case "by_num_classes" | "by_dirichlet_balanced":
             assert sizes == [len(labels) // num_clients] * num_clients
-        case "by_dirichlet":
+        case "by_dirichlet" | "by_local_long_tail":
             assert sum(sizes) == len(labels)
+        case "by_dirichlet_blocks":
+            assert sum(sizes) == len(labels)
+            for start in range(0, num_clients, 10):
+                block = sizes[start : start + 10]
+                if len(block) == 10:
+                    assert start + 10 == num_clients or sum(block) == 10 * len(labels) // num_clients
+                assert min(block) >= sum(block) // (2 * len(block))
         case "by_shards":
             shards = options["shards_per_client"]
             assert sizes == [len(labels) // (num_clients * shards) * shards] * num_clients
@@ -200,14 +222,18 @@ def test_options_of_any_kind_are_fulfilled_or_refused(name: str, data: st.DataOb
     labels, num_clients = data.draw(label_arrays(min_size=0)), data.draw(ANY_INTEGER)
     options = data.draw(ANY_OPTIONS[name])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(partitions, "MAX_REDRAWS", 20)  # how many there are is another test's subject
+        # how many there are is another test's subject
+        patch.setattr(partitions, "MAX_REDRAWS", 20)
+        patch.setattr(local_long_tail, "MAX_REDRAWS", 20)
+        patch.setattr(dirichlet_partitions, "MAX_BLOCK_REDRAWS", 20)
         clients, refusal = made_or_refused(lambda: PARTITIONS[name](labels, num_clients, rng(seed), **options))
     if clients is None:
         assert refusal.startswith("Expected `")
         return
     assert len(clients) == num_clients
     assert set(np.concatenate(clients).tolist()) <= set(range(len(labels)))
-    assert min(map(len, clients)) >= (options["min_size"] if name == "by_dirichlet" else 1)
+    # a block of fewer than two examples a client may leave one without any
+    assert min(map(len, clients)) >= options.get("min_size", 0 if name == "by_dirichlet_blocks" else 1)
 
 
 # The long-tailed split

@@ -1,0 +1,135 @@
+"""Two further partitions by the Dirichlet distribution: in blocks of ten clients, and with clients of equal size."""
+
+import numpy as np
+import numpy.typing as npt
+
+from fedamm_pl.data.long_tail import Indices
+from fedamm_pl.data.partition import Labels, require_alpha, require_clients
+
+BLOCK = 10
+"""Clients that share out a block of the training set by themselves."""
+MAX_BLOCK_REDRAWS = 10_000
+"""How often a block is drawn anew; with a long tail of 100 and alpha 0.1, one draw in a thousand is even enough."""
+
+
+def by_dirichlet_blocks(
+    labels: Labels, num_clients: int, rng: np.random.Generator, *, alpha: float = 0.5
+) -> list[Indices]:
+    """Dirichlet shares in blocks of ten clients, none of which gets much more than its part (Lin et al., FedDF, 2020).
+
+    The rule of CReFF (Shang et al., 2022) and of methods that compare with it. The examples are shuffled and cut into
+    ceil(K / 10) blocks of floor(10 N / K), the last of what is left; each serves ten clients, the last the remaining ones.
+    In a block of n examples and m clients, for the classes in order: draw p ~ Dir_m(alpha), set p_j to 0 for every client
+    that already holds n / m or more, normalise, and cut the class at floor(cumsum(p) * n_c). A block is drawn anew until
+    its smallest client holds floor(n / (2 m)) or more.
+
+    Args:
+        labels: Labels of the training set, shape (N,).
+        num_clients: Number of clients K.
+        rng: Source of all draws.
+        alpha: Concentration; the smaller, the fewer classes a client holds.
+
+    Returns:
+        K disjoint, sorted index arrays that hold every example.
+
+    Raises:
+        ValueError: If an option is out of range or none of 10,000 draws of a block is even enough.
+    """
+    require_clients(labels, num_clients)
+    require_alpha(alpha)
+    order = rng.permutation(len(labels))
+    starts = np.arange(0, num_clients, BLOCK)
+    clients: list[Indices] = []
+    for block, start in zip(
+        np.split(order, starts[1:] // BLOCK * (BLOCK * len(labels) // num_clients)), starts, strict=True
+    ):
+        clients += _shared_out(labels, block, min(BLOCK, num_clients - int(start)), rng, alpha)
+    return clients
+
+
+def _shared_out(
+    labels: Labels, block: Indices, num_clients: int, rng: np.random.Generator, alpha: float
+) -> list[Indices]:
+    """Share out one block; its examples are in random order."""
+    members = [block[labels[block] == label] for label in np.unique(labels[block])]
+    smallest = len(block) // (2 * num_clients)
+    for _ in range(MAX_BLOCK_REDRAWS):
+        parts: list[list[Indices]] = [[] for _ in range(num_clients)]
+        sizes = np.zeros(num_clients, dtype=np.int64)
+        for mine in members:
+            shares = np.where(sizes * num_clients >= len(block), 0, rng.dirichlet(np.full(num_clients, alpha)))
+            sums = np.cumsum(shares)
+            if not sums[-1] > 0:  # alpha so small that the open shares underflow
+                break
+            cuts = (sums[:-1] / sums[-1] * len(mine)).astype(np.int64)
+            for part, piece in zip(parts, np.split(mine, cuts), strict=True):
+                part.append(piece)
+            sizes = np.array([sum(map(len, part)) for part in parts])
+        else:
+            if sizes.min() >= smallest:
+                return [np.sort(np.concatenate(part)) for part in parts]
+    raise ValueError(
+        f"Expected `dirichlet_alpha` to leave every client at least half of an equal part of its block ({smallest} images), "
+        f"got none such in {MAX_BLOCK_REDRAWS} draws with alpha {alpha}, {num_clients} clients and {len(block)} images in a block: "
+        "raise the alpha, or change the number of clients or the seed."
+    )
+
+
+def by_dirichlet_balanced(
+    labels: Labels, num_clients: int, rng: np.random.Generator, *, alpha: float = 0.5
+) -> list[Indices]:
+    """Clients of equal size, each with class proportions q ~ Dir(alpha * p) of its own (Hsu et al., 2019).
+
+    p are the proportions of the classes in the training set. In client order: draw q, then floor(N / K) examples one by one,
+    their classes by q; a class that is used up gets proportion 0 from then on, and the others are normalised. Where q has
+    nothing left, classes are drawn by what is left of them: the last clients take what the others leave. The N - K * floor(N / K)
+    examples left over stay unused.
+
+    Args:
+        labels: Labels of the training set, shape (N,).
+        num_clients: Number of clients K.
+        rng: Source of all draws.
+        alpha: Concentration; the smaller, the fewer classes a client holds.
+
+    Returns:
+        K disjoint, sorted index arrays of equal length.
+
+    Raises:
+        ValueError: If there are more clients than examples, or ``alpha`` is out of range.
+    """
+    require_clients(labels, num_clients)
+    require_alpha(alpha)
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    sizes = np.array([len(mine) for mine in members])
+    taken = np.zeros_like(sizes)
+    clients = []
+    for _ in range(num_clients):
+        counts = _drawn_counts(
+            _proportions(sizes / len(labels), alpha, rng), sizes - taken, len(labels) // num_clients, rng
+        )
+        pieces = [mine[start : start + count] for mine, start, count in zip(members, taken, counts, strict=True)]
+        clients.append(np.sort(np.concatenate(pieces)))
+        taken += counts
+    return clients
+
+
+def _proportions(prior: npt.NDArray[np.float64], alpha: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw from Dir(alpha * prior), also where its arithmetic underflows or overflows: one class, or the prior itself."""
+    drawn = rng.dirichlet(alpha * prior) if (alpha * prior > 0).all() else np.full_like(prior, np.nan)
+    if np.isfinite(drawn).all() and drawn.sum() > 0.5:
+        return drawn
+    return prior if alpha > 1 else rng.multinomial(1, prior).astype(np.float64)
+
+
+def _drawn_counts(
+    proportions: npt.NDArray[np.float64], left: npt.NDArray[np.int64], size: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Draw classes one by one until there are ``size``, none more often than there is left of it; return the counts."""
+    counts = np.zeros_like(left)
+    while (missing := size - int(counts.sum())) > 0:
+        open_ = np.where(counts < left, proportions, 0)
+        if not open_.sum() > 0:
+            open_ = (left - counts).astype(np.float64)
+        # a draw of a class that is used up is drawn again in the next pass
+        counts = np.minimum(counts + rng.multinomial(missing, open_ / open_.sum()), left)
+    return counts
