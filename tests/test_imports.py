@@ -14,6 +14,7 @@ BASE = {
     "version",
     "pyplot",
     "files",
+    "foreign",
     "hints",
     "stored",
     "terminal",

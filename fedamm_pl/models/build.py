@@ -1,23 +1,17 @@
 """Networks by name: found, called as their signature says, and what they raise said in a line."""
 
-import importlib
 import inspect
-import os
-import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from fedamm_pl.foreign import failure, imported
 from fedamm_pl.models.names import NAMES, registered, suggestion
 
 KNOWN = f"Expected `model` to be one of {NAMES}, or an import path of a callable(num_classes, in_channels)"
-NOT_OWN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<frozen importlib")
-"""Where the code lies that calls networks."""
 TAKEN = ("weights", "pretrained")
 """What a number of classes must not be taken for: it would ask for weights from the network."""
 
@@ -72,29 +66,13 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     return model
 
 
-def failure(error: BaseException) -> str:
-    """Return type and message of an error in a line, and the innermost place that is neither torch's nor this package's."""
-    summary = traceback.TracebackException.from_exception(error)  # also where str(error) itself raises
-    text = " ".join(str(summary).split())
-    own = [frame for frame in summary.stack if not frame.filename.startswith(NOT_OWN)]
-    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}{f': {text:.300}' if text else ''}{place}"
-
-
 def _imported(name: str) -> Callable[..., Any]:
     trusted = _trusted.get()
     if trusted is not None and name not in trusted:
         raise ValueError(f"{KNOWN} that is trusted, got {name!r:.80} from a file.")
-    path, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"{KNOWN}, got {name!r}" + (f" ({error})." if path else suggestion(name))) from error
-    except Exception as error:  # whatever its author's file does
-        raise ValueError(f"{KNOWN}, got {name!r}, whose import raises {failure(error)}.") from error
-    if not callable(found):
-        raise ValueError(f"{KNOWN}, got {name!r}, which cannot be called so (it is a {type(found).__name__}).")
-    return found  # type: ignore[no-any-return]
+    if "." not in name:
+        raise ValueError(f"{KNOWN}, got {name!r}{suggestion(name)}")
+    return imported(name, KNOWN)
 
 
 def _arguments(build: Callable[..., Any], num_classes: int, in_channels: int) -> tuple[list[int], dict[str, int]]:

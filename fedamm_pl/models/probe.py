@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedamm_pl.models.build import failure
+from fedamm_pl.foreign import failure
 from fedamm_pl.models.outputs import last_linear_call
 from fedamm_pl.seeding import drawing_from
 

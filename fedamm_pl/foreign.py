@@ -1,0 +1,44 @@
+"""Code of other authors: found by its import path, and what it raises said in a line."""
+
+import importlib
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NOT_OWN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}", "<frozen importlib")
+"""Where the code lies that calls theirs."""
+
+
+def failure(error: BaseException) -> str:
+    """Return type and message of an error in a line, and the innermost place that is neither torch's nor this package's."""
+    summary = traceback.TracebackException.from_exception(error)  # also where str(error) itself raises
+    text = " ".join(str(summary).split())
+    own = [frame for frame in summary.stack if not frame.filename.startswith(NOT_OWN)]
+    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}{f': {text:.300}' if text else ''}{place}"
+
+
+def imported(name: str, expected: str) -> Callable[..., Any]:
+    """Return the callable at an import path.
+
+    Args:
+        name: The path, module and attribute.
+        expected: The beginning of an error message: what is expected of the option, without a full stop.
+
+    Raises:
+        ValueError: If there is none, or its module raises.
+    """
+    path, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"{expected}, got {name!r}" + (f" ({error})." if path else ".")) from error
+    except Exception as error:  # whatever its author's file does
+        raise ValueError(f"{expected}, got {name!r}, whose import raises {failure(error)}.") from error
+    if not callable(found):
+        raise ValueError(f"{expected}, got {name!r}, which cannot be called so (it is a {type(found).__name__}).")
+    return found  # type: ignore[no-any-return]
