@@ -1,0 +1,79 @@
+"""A partition by a function of the user's own, found by its import path; what it returns is checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fedamm_pl.data.long_tail import Indices
+from fedamm_pl.data.partition import Labels, require_clients
+from fedamm_pl.foreign import failure, imported
+
+
+def own_partition(
+    name: str, expected: str, labels: Labels, num_clients: int, make_rng: Callable[[], np.random.Generator]
+) -> list[Indices]:
+    """Call ``f(labels, num_clients, rng)`` of the user's own, and check what it returns.
+
+    It is called twice: a function that draws from anything but ``rng`` would share out otherwise in each process.
+
+    Args:
+        name: The import path of f.
+        expected: The beginning of the message where there is no such function.
+        labels: Labels of the training set, shape (N,).
+        num_clients: Number of clients K.
+        make_rng: Makes the source of all draws.
+
+    Returns:
+        K disjoint, sorted index arrays.
+
+    Raises:
+        ValueError: If there is no such function, it raises, or returns anything else.
+    """
+    require_clients(labels, num_clients)
+    function = imported(name, expected)
+    first, second = (_called(name, function, labels.copy(), num_clients, make_rng()) for _ in range(2))
+    if not all(np.array_equal(mine, again) for mine, again in zip(first, second, strict=True)):
+        raise ValueError(
+            f"Expected {name} to share out alike whenever it is called with the same arguments, got two partitions: draw "
+            "from the generator that it is given, and from nothing else."
+        )
+    return first
+
+
+def _called(
+    name: str, function: Callable[..., Any], labels: Labels, num_clients: int, rng: np.random.Generator
+) -> list[Indices]:
+    num_examples = len(labels)
+    try:
+        returned = function(labels, num_clients, rng)
+        clients = [np.asarray(mine) for mine in returned]
+    except Exception as error:  # whatever its author's code does
+        raise ValueError(
+            f"Expected {name}(labels, num_clients, rng) to return the indices of each client, got {failure(error)}."
+        ) from error
+    if len(clients) != num_clients:
+        raise ValueError(
+            f"Expected {name} to return {num_clients} arrays of indices, one a client, got {len(clients)}."
+        )
+    holders = np.full(num_examples, -1)
+    for client, found in enumerate(clients):
+        if found.ndim != 1 or (len(found) and not np.issubdtype(found.dtype, np.integer)):
+            raise ValueError(
+                f"Expected {name} to return whole numbers in one dimension for client {client}, got an array of "
+                f"{found.dtype} of shape {found.shape}."
+            )
+        if len(outside := found[(found < 0) | (found >= num_examples)]):
+            raise ValueError(
+                f"Expected {name} to return indices from 0 to {num_examples - 1}, got {outside[0]} for client {client}."
+            )
+        mine = clients[client] = np.sort(found.astype(np.int64))
+        if len(again := mine[np.flatnonzero(np.diff(mine) == 0)]):
+            raise ValueError(f"Expected {name} to return each example once, got {again[0]} twice for client {client}.")
+        if len(taken := mine[holders[mine] >= 0]):
+            raise ValueError(
+                f"Expected {name} to return each example once, got {taken[0]} for client {holders[taken[0]]} and for "
+                f"client {client}."
+            )
+        holders[mine] = client
+    return clients

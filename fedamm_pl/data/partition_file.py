@@ -1,0 +1,209 @@
+"""Partitions in JSON files: who holds which training examples, written by every run and read back as they are."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fedamm_pl.data.long_tail import Indices
+from fedamm_pl.data.named_clients import require_name
+from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory
+
+FORMAT = 1
+MAX_BYTES = 1_000_000_000
+"""Of a file: more than a hundred million examples have."""
+SETS = ("meta", "validation")
+"""Lists of examples beside the clients'."""
+
+
+@dataclass(frozen=True)
+class PartitionFile:
+    """What a partition file says.
+
+    Attributes:
+        path: The file.
+        clients: Name -> sorted indices of the client's training examples, in the order of the file.
+        meta: Indices of the meta set in the order of the file; None where it names none.
+        validation: The same of the validation set.
+        local_test: Name -> sorted indices of the examples that the client keeps for tests of its own; may be empty.
+        num_examples: Of the training set that it is of; None in a plain file.
+        content: Hash of the data that it is of; None in a plain file.
+    """
+
+    path: Path
+    clients: dict[str, Indices]
+    meta: Indices | None = None
+    validation: Indices | None = None
+    local_test: dict[str, Indices] = field(default_factory=dict)
+    num_examples: int | None = None
+    content: str | None = None
+
+    def parts(self) -> Iterator[tuple[str, Indices]]:
+        """Yield every list of examples with what messages call it."""
+        yield from ((f"client {name!r}", mine) for name, mine in self.clients.items())
+        yield from ((f"the local test set of client {name!r}", mine) for name, mine in self.local_test.items())
+        yield from ((f"the {name} set", mine) for name in SETS if (mine := getattr(self, name)) is not None)
+
+    def require_data(self, num_examples: int, content: str) -> None:
+        """Check that the file is of these data.
+
+        Args:
+            num_examples: Of the training set.
+            content: Hash of the data.
+
+        Raises:
+            UnusableFileError: If it is of others, or names an example that does not exist.
+        """
+        if self.num_examples not in (None, num_examples):
+            self._refuse(
+                f"to be a partition of these data, {num_examples} training examples, got one of {self.num_examples}"
+            )
+        if self.content not in (None, content):
+            self._refuse(
+                f"to be a partition of these data (content {content:.12}), got one of others (content {self.content:.12})"
+            )
+        for part, mine in self.parts():
+            if len(outside := mine[mine >= num_examples]):
+                self._refuse(f"to hold indices from 0 to {num_examples - 1}, got {outside[0]} for {part}")
+
+    def require_disjoint(self) -> None:
+        """Check that nobody has an example twice, and no two have the same.
+
+        Raises:
+            UnusableFileError: If one is there twice; the message names it, and who has it.
+        """
+        parts = list(self.parts())
+        everything = np.concatenate([mine for _, mine in parts])
+        owners = np.repeat(np.arange(len(parts)), [len(mine) for _, mine in parts])
+        order = np.argsort(everything, kind="stable")
+        again = np.flatnonzero(np.diff(everything[order]) == 0)
+        if len(again):
+            index = int(everything[order[again[0]]])
+            first, second = (parts[owners[order[again[0] + step]]][0] for step in (0, 1))
+            where = f"twice for {first}" if first == second else f"for {first} and for {second}"
+            self._refuse(f"to hold each example once, got {index} {where}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UnusableFileError(f"Expected {self.path} {what}.")
+
+
+def read_partition(path: Path) -> PartitionFile:
+    """Read a file of :func:`partition_json`, or a plain mapping of clients to lists of indices.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it says; no example is in it twice. Whether it is of the data at hand is another question.
+
+    Raises:
+        UnusableFileError: If it is no such file; the message names file, client and index.
+    """
+    expected = "a file of JSON with the examples of each client, got one that cannot be read"
+    with reading(path, expected):
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UnusableFileError(f"Expected {path} to have at most {MAX_BYTES:,} bytes, got {size:,}.")
+        require_memory(12 * size, str(path))  # three digits and a comma become 36 bytes
+        found = _parsed(path, path.read_text(encoding="utf-8-sig"))
+    found.require_disjoint()
+    return found
+
+
+def partition_json(partition: PartitionFile) -> bytes:
+    """Return the content of a file that :func:`read_partition` reads to the same partition.
+
+    Args:
+        partition: With everything that it has; its path does not matter.
+    """
+    plain = {
+        "format": FORMAT,
+        "data": partition.content,
+        "num_examples": partition.num_examples,
+        "clients": _lists(partition.clients),
+        **{name: getattr(partition, name).tolist() for name in SETS if getattr(partition, name) is not None},
+        **({"local_test": _lists(partition.local_test)} if partition.local_test else {}),
+    }
+    return json.dumps(plain).encode()
+
+
+def _lists(parts: Mapping[str, Indices]) -> dict[str, list[int]]:
+    return {name: mine.tolist() for name, mine in parts.items()}
+
+
+def _parsed(path: Path, text: str) -> PartitionFile:
+    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            raise UnusableFileError(f"Expected {path} to have each name once, got {twice!r:.80} twice.")
+        return found
+
+    content = json.loads(text, object_pairs_hook=once)
+    whole = f"Expected {path} to be a mapping of each client to a list of indices"
+    if not isinstance(content, dict) or not content:
+        raise UnusableFileError(f"{whole}, got {_kind(content)}.")
+    if "format" not in content or isinstance(content["format"], list):
+        return PartitionFile(path, _clients(path, content, "client"))
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        raise UnusableFileError(f"Expected `format` of {path} to be {FORMAT}, got {content['format']!r:.80}.")
+    known = {"format", "data", "num_examples", "clients", *SETS, "local_test"}
+    if other := [name for name in content if name not in known]:
+        raise UnusableFileError(f"Expected {path} to have the fields {', '.join(sorted(known))}, got {other[0]!r:.80}.")
+    for name, kind in {"data": str, "num_examples": int, "clients": dict}.items():
+        if type(content.get(name)) is not kind:
+            raise UnusableFileError(
+                f"Expected `{name}` of {path} to be {_NAMED[kind]}, got {_kind(content.get(name))}."
+            )
+    if not isinstance(content.get("local_test", {}), dict):
+        raise UnusableFileError(
+            f"Expected `local_test` of {path} to be a mapping of each client to a list of indices, "
+            f"got {_kind(content['local_test'])}."
+        )
+    clients = _clients(path, content["clients"], "client")
+    if not clients:
+        raise UnusableFileError(f"{whole}, got one without clients.")
+    local_test = _clients(path, content.get("local_test", {}), "the local test set of client")
+    if strangers := [name for name in local_test if name not in clients]:
+        raise UnusableFileError(f"Expected `local_test` of {path} to name its clients, got {strangers[0]!r}.")
+    sets = {name: _indices(path, content[name], f"the {name} set") for name in SETS if name in content}
+    return PartitionFile(
+        path, clients, **sets, local_test=local_test, num_examples=content["num_examples"], content=content["data"]
+    )
+
+
+def _clients(path: Path, content: Mapping[str, Any], kind: str) -> dict[str, Indices]:
+    for place, name in enumerate(content):
+        require_name(name, f"client {place} of {path}")
+    return {name: np.sort(_indices(path, mine, f"{kind} {name!r}")) for name, mine in content.items()}
+
+
+def _indices(path: Path, content: Any, part: str) -> Indices:
+    if not isinstance(content, list):
+        raise UnusableFileError(f"Expected {path} to have a list of indices for {part}, got {_kind(content)}.")
+    for index in content:
+        if type(index) is not int or not 0 <= index < 2**63:
+            raise UnusableFileError(
+                f"Expected {path} to hold whole numbers from 0 up, got {json.dumps(index):.80} for {part}."
+            )
+    return np.array(content, dtype=np.int64)
+
+
+_NAMED = {
+    str: "a text",
+    int: "a whole number",
+    dict: "a mapping",
+    list: "a list",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def _kind(value: Any) -> str:
+    """Return what messages call a value of JSON."""
+    if isinstance(value, dict | list) and not value:
+        return "an empty " + _NAMED[type(value)].partition(" ")[2]
+    return _NAMED.get(type(value), "nothing")
