@@ -196,7 +196,13 @@ def _read_yaml(path: str | Path) -> Any:
 
 
 class StoredData(pl.LightningDataModule):
-    """A data module whose options are checked when they come from a file."""
+    """A data module whose options are checked when they come from a file.
+
+    Attributes:
+        imported_options: Options that may hold an import path, known by its dots, which a file must not give.
+    """
+
+    imported_options: tuple[str, ...] = ()
 
     @classmethod
     def load_from_checkpoint(
@@ -221,7 +227,14 @@ class StoredData(pl.LightningDataModule):
         """
         name = file_name(checkpoint_path)
         content, _ = read_stored(checkpoint_path, map_location, weights_only)
-        data = built(cls, stored_options(cls, content, name, hparams_file, kwargs), name)
+        options = stored_options(cls, content, name, hparams_file, kwargs)
+        for option in cls.imported_options:
+            if option not in kwargs and "." in str(options.get(option, "")):
+                raise ValueError(
+                    f"Expected `{option}` in {name} not to be an import path, got {options[option]!r:.80}: a name in a file is "
+                    f"not imported; if you trust it, give {option} to load_from_checkpoint."
+                )
+        data = built(cls, options, name)
         if cls.__qualname__ in content:
             data.load_state_dict(content[cls.__qualname__])
         return data

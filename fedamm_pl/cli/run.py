@@ -23,6 +23,7 @@ from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.parser import Parser, build_parser, dump, in_one_line, parse
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.cores import crowded, follow_cores, shared_out
+from fedamm_pl.data.named_clients import shown_client
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.callbacks.loggers import check_loggers
 from fedamm_pl.federation.estimate import estimate, typical_client
@@ -194,9 +195,10 @@ def rehearse(orchestrator: Orchestrator) -> None:
     config, data = orchestrator.config, orchestrator.data
     client, images = typical_client(orchestrator), len(data.images.test_labels)
     together = min(orchestrator.executor.together, num_sampled(data.num_clients, config.client_fraction))
+    name = shown_client(client, data.client_names)
     measured = "one client" if together == 1 else f"{together} clients side by side"
     say(
-        f"measuring a local epoch of {f'client {client}' if together == 1 else measured} ({data.client_size(client)} images) and an evaluation of up to "
+        f"measuring a local epoch of {f'client {name}' if together == 1 else measured} ({data.client_size(client)} images) and an evaluation of up to "
         f"{images} test images ..."
     )
     try:

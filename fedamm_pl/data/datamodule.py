@@ -1,5 +1,6 @@
 """``FederatedDataModule``: a long-tailed data set, its meta set and its clients as a LightningDataModule."""
 
+import hashlib
 import logging
 from dataclasses import fields
 from functools import cached_property
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.data.client import Batch, ClientData, augmented_batch
-from fedamm_pl.data.description import content_hash, describe
+from fedamm_pl.data.description import content_hash, describe, examples_hash
 from fedamm_pl.data.loaders import CentralLoaders
 from fedamm_pl.data.long_tail import Profile
 from fedamm_pl.data.partition import class_histogram
 from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, ReadOptions, image_data, load_images
 from fedamm_pl.data.sources.source import is_features
-from fedamm_pl.data.split import Partition, federated_split
+from fedamm_pl.data.split import SIMULATED, federated_split, require_partition
 from fedamm_pl.data.transforms import (
     Augmentation,
     draw_augmentation,
@@ -28,7 +29,7 @@ from fedamm_pl.seeding import torch_generator
 
 log = logging.getLogger(__name__)
 
-SET_UP = ("_images", "_split", "_train", "_meta", "_client_indices", "_info", "content_hash")
+SET_UP = ("_images", "_split", "_train", "_meta", "_client_indices", "_info", "examples_hash", "partition_hash")
 """Attributes that ``setup`` makes, or that follow from them."""
 
 
@@ -55,8 +56,12 @@ class FederatedDataModule(CentralLoaders):
         in_memory: Whether images in files are decoded once and kept in memory, or each time they are needed; null: kept if they
             take up to 1 GiB. Either way batches hold the same images; of more than 5,000 that are not kept, normalisation is
             computed from 5,000.
-        num_clients: Number of clients K.
-        partition: How the training set is split over the clients, see :mod:`fedamm_pl.data.partition`.
+        num_clients: Number of clients K; null: as many as the data or the partition file have, else 20.
+        partition: How the training set is split over the clients: by_num_classes, by_dirichlet, by_dirichlet_blocks,
+            by_dirichlet_balanced, by_local_long_tail, by_shards, iid; by_client (the data say whose each example is), from_file
+            (``partition_file`` says so); or the import path of your own function f(labels, num_clients, rng).
+        partition_file: from_file: a JSON file, the partition.json of a run or a mapping of each client to the indices of its
+            training examples.
         imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
         imbalance_profile: Shape of the tail: exponential, step, or none (all images kept).
         shuffle_ranks: Draw which class is how frequent; without it class 0 is the largest.
@@ -65,8 +70,10 @@ class FederatedDataModule(CentralLoaders):
         batch_size: Training images a batch.
         test_batch_size: Test images a batch; 250 stay in the caches of a CPU, a GPU takes more.
         min_classes_per_client: by_num_classes: fewest classes drawn for a client.
-        dirichlet_alpha: by_dirichlet: concentration; the smaller, the more the clients differ.
-        min_client_size: by_dirichlet: fewest images of a client.
+        dirichlet_alpha: by_dirichlet, by_dirichlet_blocks, by_dirichlet_balanced: concentration; the smaller, the more the
+            clients differ.
+        local_imbalance_factor: by_local_long_tail: weight of the class that a client ranks last over that of its first.
+        min_client_size: by_dirichlet, by_local_long_tail: fewest images of a client.
         shards_per_client: by_shards: shards a client.
         shot_rule: How classes are grouped into many, medium and few, see :func:`fedamm_pl.metrics.shot_groups`.
         shot_ranges: Rule index: group name -> first and last class, both included.
@@ -77,6 +84,8 @@ class FederatedDataModule(CentralLoaders):
     Raises:
         ValueError: If an option is out of range or the data cannot be found; at ``setup`` for what needs the data.
     """
+
+    imported_options = ("partition",)
 
     def __init__(
         self,
@@ -89,8 +98,9 @@ class FederatedDataModule(CentralLoaders):
         test_fraction: float = 0.2,
         image_size: int | tuple[int, int] | None = None,
         in_memory: bool | None = None,
-        num_clients: int = 20,
-        partition: Partition = "by_num_classes",
+        num_clients: int | None = None,
+        partition: str = "by_num_classes",
+        partition_file: str | None = None,
         imbalance_factor: float = 0.01,
         imbalance_profile: Profile = "exponential",
         shuffle_ranks: bool = False,
@@ -100,6 +110,7 @@ class FederatedDataModule(CentralLoaders):
         test_batch_size: int = 250,
         min_classes_per_client: int = 2,
         dirichlet_alpha: float = 0.5,
+        local_imbalance_factor: float = 0.1,
         min_client_size: int = 10,
         shards_per_client: int = 2,
         shot_rule: ShotRule = "share",
@@ -115,6 +126,7 @@ class FederatedDataModule(CentralLoaders):
             raise ValueError(f"Expected `imbalance_factor` to be in (0, 1], got {imbalance_factor}.")
         if seed < 0:
             raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
+        require_partition(partition, partition_file)
         draw_augmentation(0, torch_generator(0), augmentation or "none")  # refuses an unknown one
         if not 0 < test_fraction < 1:
             raise ValueError(f"Expected `test_fraction` to be between 0 and 1, got {test_fraction}.")
@@ -143,7 +155,13 @@ class FederatedDataModule(CentralLoaders):
             return
         images = image_data(self.load_images())
         require_suited(images.train_images.shape[1:], self.hparams["augmentation"])
-        split = federated_split(images.train_labels.numpy(), images.class_names, self.hparams)
+        split = federated_split(
+            images.train_labels.numpy(),
+            images.class_names,
+            self.hparams,
+            images.clients,
+            lambda: examples_hash(images),
+        )
         self._split = split
         self._train, self._meta = (torch.from_numpy(part) for part in (split.train, split.meta))
         self._client_indices = [torch.from_numpy(mine) for mine in split.clients]
@@ -153,9 +171,14 @@ class FederatedDataModule(CentralLoaders):
         self._images = images
 
     @cached_property
+    def examples_hash(self) -> str:
+        """A short hash of all examples, labels and class names."""
+        return examples_hash(self.images)
+
+    @property
     def content_hash(self) -> str:
-        """A short hash of all examples, labels, class names and clients."""
-        return content_hash(self.images)
+        """The same with whose each example is, where the data say so."""
+        return content_hash(self.examples_hash, self.images.clients)
 
     @property
     def images(self) -> ImageData:
@@ -189,7 +212,26 @@ class FederatedDataModule(CentralLoaders):
     @property
     def num_clients(self) -> int:
         """Number of clients K."""
-        return int(self.hparams["num_clients"])
+        return len(self.client_names)
+
+    @property
+    def client_names(self) -> list[str]:
+        """The name of each client; its number where nobody has named it."""
+        self.setup()
+        return self._split.client_names
+
+    @property
+    def partition_json(self) -> bytes:
+        """The content of a file by which another run, with from_file, shares out these data alike."""
+        images = self.images
+        return self._split.partition_json(len(images.train_labels), self.examples_hash)
+
+    @cached_property
+    def partition_hash(self) -> str:
+        """A short hash of who holds what, where it does not follow from options and data alone; empty where it does."""
+        if self.hparams["partition"] in SIMULATED:
+            return ""
+        return hashlib.sha256(self.partition_json).hexdigest()[:16]
 
     @property
     def imbalance_factor(self) -> float:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,12 +60,18 @@ def _sample(indices: Tensor, images: Source) -> Tensor:
     return indices[torch.linspace(0, len(indices) - 1, STATISTICS_OF).long()]
 
 
-def content_hash(images: ImageData) -> str:
-    """Return a short hash of all examples, labels, class names and clients."""
+def examples_hash(images: ImageData) -> str:
+    """Return a short hash of all examples, labels and class names."""
     digest = hashlib.sha256()
     for part in (part for pair in images.parts.values() for part in pair):
         digest.update(str(tuple(part.shape)).encode())
         digest.update(content(part))
     digest.update("\0".join(images.class_names).encode())
-    digest.update("\0".join(images.clients or ()).encode())
     return digest.hexdigest()[:16]
+
+
+def content_hash(examples: str, clients: Sequence[str] | None) -> str:
+    """Return a short hash of examples, by their own hash, and of whose each is, where the data say so."""
+    if clients is None:
+        return examples
+    return hashlib.sha256("\0".join((examples, *clients)).encode()).hexdigest()[:16]

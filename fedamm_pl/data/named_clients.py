@@ -92,3 +92,8 @@ def shown_name(name: str) -> str:
     if name.isascii() and name.isdecimal():
         return name
     return repr(name if len(name) <= SHOWN_NAME else name[: SHOWN_NAME - 1] + "…")
+
+
+def shown_client(client: int, names: Sequence[str]) -> str:
+    """Return what a line calls a client: its name, or its number where it has none."""
+    return shown_name(names[client]) if client < len(names) else str(client)

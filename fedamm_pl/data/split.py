@@ -1,18 +1,44 @@
 """The split of a training set: its meta set, its long tail, its clients, and what none of them holds."""
 
+import difflib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
+from fedamm_pl.data.file_split import FileSplit, split_of_file
+from fedamm_pl.data.local_long_tail import by_local_long_tail
 from fedamm_pl.data.long_tail import Indices, long_tail_split
+from fedamm_pl.data.named_clients import by_client, shown_name
+from fedamm_pl.data.own_partition import own_partition
 from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, iid
+from fedamm_pl.data.partition_file import PartitionFile, partition_json
 from fedamm_pl.seeding import numpy_generator
 
-Partition = Literal["by_num_classes", "by_dirichlet", "by_shards", "iid"]
+NUM_CLIENTS = 20
+"""Clients of a simulated partition where nothing else is asked for."""
+SIMULATED = (
+    "by_num_classes",
+    "by_dirichlet",
+    "by_dirichlet_blocks",
+    "by_dirichlet_balanced",
+    "by_local_long_tail",
+    "by_shards",
+    "iid",
+)
+EQUAL = ("by_num_classes", "by_dirichlet_balanced", "by_shards")
+"""Partitions that leave images over, since all clients hold equally many."""
+NAMED = ("by_client", "from_file")
+"""Partitions that bring their clients."""
+EXPECTED = (
+    f"Expected `partition` to be one of {', '.join((*SIMULATED, *NAMED))}, or the import path of a function "
+    "f(labels, num_clients, rng)"
+)
 BALANCED_UP_TO = 2
 """Classes that differ in size by more are long-tailed already: cutting them again is worth a warning."""
 SILENT_UP_TO = 0.05
@@ -31,6 +57,9 @@ class FederatedSplit:
         class_counts: Images per class that clients hold, by class index.
         unused: Images per class that the partition leaves over.
         left_over: The same in words; empty where nothing is left over.
+        client_names: The name of each client; its number where nobody has named it.
+        validation: Indices of the balanced validation set, grouped by class.
+        local_test: Sorted indices of what each client keeps for tests of its own, by a partition file.
     """
 
     clients: list[Indices]
@@ -39,12 +68,47 @@ class FederatedSplit:
     class_counts: list[int]
     unused: list[int]
     left_over: str
+    client_names: list[str]
+    validation: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    local_test: list[Indices] = field(default_factory=list)
+
+    def partition_json(self, num_examples: int, content: str) -> bytes:
+        """Return the content of a partition file that makes this split.
+
+        Args:
+            num_examples: Of the whole training set.
+            content: Hash of the data.
+        """
+        clients = dict(zip(self.client_names, self.clients, strict=True))
+        local_test = dict(zip(self.client_names, self.local_test, strict=True)) if self.local_test else {}
+        return partition_json(
+            PartitionFile(Path(), clients, self.meta, self.validation, local_test, num_examples, content)
+        )
+
+
+def require_partition(name: str, partition_file: str | None) -> None:
+    """Check the name of a partition, and that there is a file where it asks for one.
+
+    Raises:
+        ValueError: If there is no such partition, or a file too many or too few.
+    """
+    if name not in (*SIMULATED, *NAMED) and "." not in name:
+        close = difflib.get_close_matches(name, (*SIMULATED, *NAMED), 1)
+        raise ValueError(f"{EXPECTED}, got {name}" + (f"; did you mean {close[0]}?" if close else "."))
+    if (name == "from_file") != (partition_file is not None):
+        if partition_file is None:
+            raise ValueError("Expected `partition_file` to name the file for partition from_file, got null.")
+        raise ValueError(f"Expected `partition` to be from_file for partition_file {partition_file}, got {name}.")
 
 
 def federated_split(
-    labels: npt.NDArray[np.int64], class_names: Sequence[str], options: Mapping[str, Any]
+    labels: npt.NDArray[np.int64],
+    class_names: Sequence[str],
+    options: Mapping[str, Any],
+    owners: Sequence[str] | None = None,
+    content: Callable[[], str] = str,
 ) -> FederatedSplit:
-    """Take out the meta set, cut the tail, share the rest out to clients.
+    """Take out the meta set, cut the tail, share the rest out to clients; or do as a partition file says.
 
     What would surprise is logged: a tail that is cut a second time, images and classes that no client holds, clients without
     images.
@@ -53,10 +117,14 @@ def federated_split(
         labels: Labels of the whole training set, shape (N,).
         class_names: One name a class.
         options: Those of :class:`~fedamm_pl.data.datamodule.FederatedDataModule`.
+        owners: The name of each training example's client, length N, for by_client.
+        content: Returns the hash of the data, for from_file.
 
     Raises:
         ValueError: If an option is out of range or asks for more images than there are.
     """
+    if options["partition"] == "from_file":
+        return _from_file(split_of_file(labels, class_names, options, content), labels, class_names, options)
     tail = long_tail_split(
         labels,
         len(class_names),
@@ -68,20 +136,23 @@ def federated_split(
         ranks_by_size=options["ranks_by_size"],
         class_names=class_names,
     )
-    clients = [tail.train[mine] for mine in partition(labels[tail.train], options)]
+    if options["partition"] == "by_client":
+        names, parts = _natural(owners, tail.train, options["num_clients"])
+    else:
+        parts = partition(labels[tail.train], options)
+        names = [str(client) for client in range(len(parts))]
+    clients = [tail.train[mine] for mine in parts]
     train = np.sort(np.concatenate(clients))
     held = np.bincount(labels[train], minlength=len(class_names))
     unused = (np.asarray(tail.class_counts) - held).tolist()
-    left_over = _left_over(
-        unused, [name for name, count in zip(class_names, held, strict=True) if not count], len(tail.train)
-    )
+    why = "all clients hold equally many" if options["partition"] in EQUAL else "the partition gives them to no client"
+    left_over = _left_over(unused, _absent(held, class_names), len(tail.train), why)
     if left_over:
         weighty = sum(unused) > SILENT_UP_TO * len(tail.train) or not held.all()
         log.log(logging.WARNING if weighty else logging.DEBUG, "partition %s: %s", options["partition"], left_over)
-    if empty := [client for client, mine in enumerate(clients) if not len(mine)]:
-        log.warning("%d clients hold no images and take part in no round: %s", len(empty), shortened(empty))
+    _warn_of_empty_clients(clients, names)
     _warn_of_a_second_cut(labels, class_names, options, len(labels) - len(tail.meta) - len(tail.train))
-    return FederatedSplit(clients, train, tail.meta, held.tolist(), unused, left_over)
+    return FederatedSplit(clients, train, tail.meta, held.tolist(), unused, left_over, names)
 
 
 def partition(labels: npt.NDArray[np.int64], options: Mapping[str, Any]) -> list[Indices]:
@@ -90,28 +161,88 @@ def partition(labels: npt.NDArray[np.int64], options: Mapping[str, Any]) -> list
     Raises:
         ValueError: If there is no such partition, or an option of it is out of range.
     """
-    num_clients, rng = options["num_clients"], numpy_generator(options["seed"], "partition")
-    match options["partition"]:
+    num_clients = NUM_CLIENTS if options["num_clients"] is None else options["num_clients"]
+    name, alpha, smallest = options["partition"], options["dirichlet_alpha"], options["min_client_size"]
+    rng = numpy_generator(options["seed"], "partition")
+    match name:
         case "by_num_classes":
             return by_num_classes(labels, num_clients, rng, min_classes=options["min_classes_per_client"])
         case "by_dirichlet":
-            alpha, smallest = options["dirichlet_alpha"], options["min_client_size"]
             return by_dirichlet(labels, num_clients, rng, alpha=alpha, min_size=smallest)
+        case "by_dirichlet_blocks":
+            return by_dirichlet_blocks(labels, num_clients, rng, alpha=alpha)
+        case "by_dirichlet_balanced":
+            return by_dirichlet_balanced(labels, num_clients, rng, alpha=alpha)
+        case "by_local_long_tail":
+            factor = options["local_imbalance_factor"]
+            return by_local_long_tail(labels, num_clients, rng, local_imbalance_factor=factor, min_size=smallest)
         case "by_shards":
             return by_shards(labels, num_clients, rng, shards_per_client=options["shards_per_client"])
         case "iid":
             return iid(labels, num_clients, rng)
-    raise ValueError(
-        f"Expected `partition` to be by_num_classes, by_dirichlet, by_shards or iid, got {options['partition']!r}."
+    require_partition(name, None)
+    return own_partition(name, EXPECTED, labels, num_clients, lambda: numpy_generator(options["seed"], "partition"))
+
+
+def _natural(owners: Sequence[str] | None, kept: Indices, num_clients: int | None) -> tuple[list[str], list[Indices]]:
+    if owners is None:
+        raise ValueError(
+            "Expected `partition` to be by_client for data that say whose each example is, got data that do not: tables do "
+            "by a column of clients, which `client_column` names, and folders where each client has one."
+        )
+    names, parts = by_client(owners, kept)
+    require_number(num_clients, len(names), "the data")
+    return names, parts
+
+
+def _from_file(
+    found: FileSplit, labels: npt.NDArray[np.int64], class_names: Sequence[str], options: Mapping[str, Any]
+) -> FederatedSplit:
+    require_number(options["num_clients"], len(found.names), str(options["partition_file"]))
+    num_classes, train = len(class_names), np.sort(np.concatenate(found.clients))
+    held = np.bincount(labels[train], minlength=num_classes)
+    apart = np.concatenate([found.meta, found.validation, *found.local_test])
+    unused = np.bincount(labels, minlength=num_classes) - held - np.bincount(labels[apart], minlength=num_classes)
+    lost, path = _absent(held, class_names), options["partition_file"]
+    left_over = _left_over(unused.tolist(), lost, len(labels), "the file gives them to no client")
+    log.info("partition_file %s says who holds what: the options of imbalance are not used", path)
+    if lost:
+        log.warning("partition_file %s: classes that nobody holds: %s", path, shortened(lost))
+    _warn_of_empty_clients(found.clients, found.names)
+    return FederatedSplit(
+        *(found.clients, train, found.meta, held.tolist(), unused.tolist(), left_over, found.names),
+        validation=found.validation,
+        local_test=found.local_test,
     )
 
 
-def _left_over(unused: Sequence[int], lost: Sequence[str], num_images: int) -> str:
+def require_number(num_clients: int | None, found: int, where: str) -> None:
+    """Check the number of clients where something else says how many there are.
+
+    Raises:
+        ValueError: If another number is asked for.
+    """
+    if num_clients not in (None, found):
+        raise ValueError(
+            f"Expected `num_clients` to be null or {found}, the clients that {where} has, got {num_clients}."
+        )
+
+
+def _absent(held: npt.NDArray[np.int64], class_names: Sequence[str]) -> list[str]:
+    return [name for name, count in zip(class_names, held, strict=True) if not count]
+
+
+def _warn_of_empty_clients(clients: Sequence[Indices], names: Sequence[str]) -> None:
+    if empty := [shown_name(name) for name, mine in zip(names, clients, strict=True) if not len(mine)]:
+        log.warning("%d clients hold no images and take part in no round: %s", len(empty), shortened(empty))
+
+
+def _left_over(unused: Sequence[int], lost: Sequence[str], num_images: int, why: str) -> str:
     if not sum(unused):
         return ""
     share = f"{sum(unused)} of {num_images} training images ({100 * sum(unused) / num_images:.2g} %)"
     gone = f"; classes that nobody holds: {shortened(lost)}" if lost else ""
-    return f"{share} are left over, since all clients hold equally many, and used by nobody{gone}"
+    return f"{share} are left over, since {why}, and used by nobody{gone}"
 
 
 def _warn_of_a_second_cut(

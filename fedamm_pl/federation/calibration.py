@@ -50,7 +50,8 @@ class Calibration:
         broadcast = server.broadcast(state.shared, round_num, 0)
         measures = takes_statistics(module)
         tasks = self.tasks(round_num) if measures else []
-        intake = Intake(round_num, tasks, server.expected_statistics(), module, self.config)
+        names = server.data.client_names
+        intake = Intake(round_num, tasks, server.expected_statistics(), module, self.config, names)
         results: Iterator[ClientResult] = iter(())
         if measures:
             outcomes = self.runner.run(broadcast, tasks, self.kept(state))

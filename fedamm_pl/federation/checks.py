@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.data.named_clients import shown_client
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.executors.base import Executor
 from fedamm_pl.federation.sampling import num_sampled
@@ -36,7 +37,8 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
         )
     _check_parameters(module)
     sizes = [data.client_size(client) for client in range(data.num_clients)]
-    _check_network(module, data.images.train_images[:1], data.num_classes, sizes.index(1) if 1 in sizes else None)
+    single = shown_client(sizes.index(1), data.client_names) if 1 in sizes else None
+    _check_network(module, data.images.train_images[:1], data.num_classes, single)
     module.check((data.images.train_images[:8], data.images.train_labels[:8]))
 
 
@@ -108,14 +110,14 @@ def _check_parameters(module: FederatedModule) -> None:
         )
 
 
-def _check_network(module: FederatedModule, image: Tensor, num_classes: int, single: int | None) -> None:
+def _check_network(module: FederatedModule, image: Tensor, num_classes: int, single: str | None) -> None:
     """Pass images through a copy of the network, in both modes, forwards and backwards; random states stay as they are.
 
     Args:
         module: Has the network.
         image: An image of the data, shape (1, in_channels, H, W).
         num_classes: Number of classes C.
-        single: A client that holds one example, if there is one.
+        single: Name of a client that holds one example, if there is one.
     """
     device = module.device
     image = module.prepare(image.to(device))
@@ -153,7 +155,7 @@ def _check_logits(logits: Tensor, module: FederatedModule, num_classes: int, dty
         raise ValueError(f"Expected `model` to give finite logits, got {module.network_name} with NaN or infinity.")
 
 
-def _check_single_example(module: FederatedModule, network: nn.Module, image: Tensor, client: int) -> None:
+def _check_single_example(module: FederatedModule, network: nn.Module, image: Tensor, client: str) -> None:
     try:
         with torch.no_grad():
             network(image)

@@ -18,6 +18,7 @@ REPORTED_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "torchmetrics"
 
 NEUTRAL = {
     "data.root",  # where the data lie: their content is compared
+    "data.partition_file",  # likewise
     "federation.num_rounds",
     "federation.eval_interval",
     "federation.max_failed_rounds",  # when to give up
@@ -45,7 +46,7 @@ def options(
             **{name: v for name, v in module.hparams.items() if name not in ("info", "model")},
             "model": model,
         },
-        "data": data.hparams,
+        "data": {**data.hparams, "num_clients": data.hparams.get("num_clients") or data.num_clients},
         "federation": vars(config),
         "trainer": {field.name: getattr(trainer, field.name) for field in fields(trainer)},
     }
@@ -53,15 +54,24 @@ def options(
     return {"algorithm": _class_name(module), "data": _class_name(data), "seed": seed, **flat}
 
 
-def fingerprint(options: Mapping[str, Any], content: str) -> dict[str, Any]:
+def hashes(data: FederatedDataModule) -> dict[str, str]:
+    """Return the hash of the data and, where it does not follow from options and data alone, of who holds what."""
+    return {"content_hash": data.content_hash} | (
+        {"partition_hash": data.partition_hash} if data.partition_hash else {}
+    )
+
+
+def fingerprint(options: Mapping[str, Any], content: str, partition: str | None = None) -> dict[str, Any]:
     """Return what determines the result of a run: options, data, and the version of this package.
 
     Args:
         options: See :func:`options`.
         content: Hash of the data as those see them who train.
+        partition: Hash of who holds what, where it does not follow from options and data alone.
     """
     relevant = {name: value for name, value in options.items() if name not in NEUTRAL}
-    return {"fedamm_pl": __version__, **relevant, "data (content)": content}
+    shared_out = {"data (partition)": partition} if partition else {}
+    return {"fedamm_pl": __version__, **relevant, "data (content)": content, **shared_out}
 
 
 @cache

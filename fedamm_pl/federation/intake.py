@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from fedamm_pl.data.named_clients import shown_client
 from fedamm_pl.federation.aggregation import clip_update
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.soundness import (
@@ -129,6 +130,7 @@ class Intake:
         expected: What each must return, see :class:`~fedamm_pl.federation.soundness.Expected`.
         module: The method: what of a payload is the model, what of it cannot be below 0, and what tallies look like.
         config: How many must succeed, and how long an update may be.
+        names: Of all clients, for the log.
 
     Attributes:
         results: What was accepted so far, without payloads.
@@ -144,8 +146,10 @@ class Intake:
         expected: State | None = None,
         module: FederatedModule | None = None,
         config: FederationConfig | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         self.round_num = round_num
+        self.names = names
         self.tasks = {task.client_id: task for task in tasks}
         self.expected = Expected(
             expected or {},
@@ -199,9 +203,9 @@ class Intake:
             raise RoundFailedError(self._shortage())
         if self.watch_outliers and (found := outlier(self.norms)):
             log.warning(
-                "round %d: the update of client %d is %.0f times as long as the median of the others; max_update_norm or "
+                "round %d: the update of client %s is %.0f times as long as the median of the others; max_update_norm or "
                 "a robust aggregation would bound its influence",
-                *(self.round_num, *found),
+                *(self.round_num, shown_client(found[0], self.names), found[1]),
             )
 
     def _checked(self, outcome: object, waiting: dict[int, ClientTask]) -> ClientResult | ClientFailure | None:
@@ -250,10 +254,11 @@ class Intake:
 
     def _fail(self, failure: ClientFailure) -> None:
         self.failures.append(failure)
-        log.warning("round %d: %s", self.round_num, failure)
+        log.warning("round %d: %s", self.round_num, failure.told_of(shown_client(failure.client_id, self.names)))
 
     def _shortage(self) -> str:
         if not self.tasks:
             return "none of its clients holds examples"
         counted = f"{len(self.results)} of {len(self.tasks)} clients succeeded, {self.required} or more must"
-        return f"{counted}; the last to fail: {self.failures[-1]}"
+        last = self.failures[-1]
+        return f"{counted}; the last to fail: {last.told_of(shown_client(last.client_id, self.names))}"

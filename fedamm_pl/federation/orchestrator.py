@@ -187,7 +187,8 @@ class Orchestrator:
             # Clients train when their result is asked for, wherever the runner has them train.
             outcomes = stopwatch.waiting_for(runner.run(broadcast, tasks, kept.read))
             # What is sound of it streams into the server's next state; after a failed round the state stays.
-            intake = Intake(round_num, tasks, server.expected_payload(), server.module, config)
+            names = self.data.client_names
+            intake = Intake(round_num, tasks, server.expected_payload(), server.module, config, names)
             results = intake.accept(outcomes, server.contribution, partial(self._accepted, run, observers, kept))
             try:
                 state.shared = require_sound(server.update(state.shared, results), intake.expected.nonnegative)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.data.named_clients import shown_client
 from fedamm_pl.federation.checkpoint import RunState
 from fedamm_pl.federation.executors.base import Kept
 from fedamm_pl.federation.trainer import TrainerConfig
@@ -55,7 +56,7 @@ class PersonalEvaluation:
             return {}
         module, read, mode, start = self.module, self.kept(state), self.module.training, self.module.personal_state()
         counts = torch.from_numpy(self.data.client_class_counts)
-        measured = []
+        measured, names = [], self.data.client_names
         try:
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
                 module.eval()
@@ -68,8 +69,8 @@ class PersonalEvaluation:
                         module.load_personal_state({**start, **read(client)})
                         found = module.personal_logits(features, logits, own.to(module.device))
                     except (OSError, RuntimeError, ValueError) as error:  # what a client keeps may be of any kind
-                        text = "round %d: client %d is left out of personal/acc: %s"
-                        log.warning(text, state.round_num, client, line(str(error)))
+                        text, name = "round %d: client %s is left out of personal/acc: %s", shown_client(client, names)
+                        log.warning(text, state.round_num, name, line(str(error)))
                         continue
                     accuracies = torch.stack([class_accuracies(found, labels), in_general])
                     measured.append(expected_accuracy(accuracies, own))

@@ -52,7 +52,7 @@ class Run:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What determines the result: a run goes on with the same only."""
-        return fingerprint(self.options, self.environment["content_hash"])
+        return fingerprint(self.options, self.environment["content_hash"], self.environment.get("partition_hash"))
 
     def log(self, name: str, value: float) -> None:
         """Add a number to the row of the round: for the callbacks after this one, and in metrics.csv if it is evaluated.

@@ -87,9 +87,13 @@ class ClientFailure:
     reason: str
 
     def __str__(self) -> str:
+        return self.told_of(str(self.client_id))
+
+    def told_of(self, name: str) -> str:
+        """Say what happened to a client, by its name."""
         if self.stage == "update":
-            return f"the update of client {self.client_id} is refused: {self.reason}"
-        return f"client {self.client_id} failed ({self.stage}): {self.reason}"
+            return f"the update of client {name} is refused: {self.reason}"
+        return f"client {name} failed ({self.stage}): {self.reason}"
 
 
 @dataclass(frozen=True)

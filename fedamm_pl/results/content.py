@@ -101,6 +101,7 @@ DIAGNOSTICS = fields(
     },
     {
         "client_class_counts": nullable(items(COUNTS, MAX_CLIENTS)),
+        "client_names": nullable(items(text(), MAX_CLIENTS)),
         "confusion": nullable(items(COUNTS, MAX_CLASSES)),
         "losses": nullable(items(number(0, 1e9), MAX_CLASSES)),
     },
@@ -133,6 +134,9 @@ def check_diagnostics(content: Any) -> None:
     _check_length("class_names", content["class_names"], "class_counts", counts)
     for index, row in enumerate(content.get("client_class_counts") or ()):
         _check_length(f"client_class_counts[{index}]", row, "class_counts", counts)
+    if content.get("client_names"):
+        clients = content.get("client_class_counts") or ()
+        _check_length("client_names", content["client_names"], "client_class_counts", clients)
     for name, row in [("", matrix), *((f"[{index}]", row) for index, row in enumerate(matrix))] if matrix else ():
         _check_length(f"confusion{name}", row, "class_counts", counts)
     _check_rising("losses", losses)

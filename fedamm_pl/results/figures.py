@@ -118,12 +118,13 @@ def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], cla
     return figure
 
 
-def partition(client_counts: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
+def partition(client_counts: ArrayLike, class_names: Sequence[str] = (), client_names: Sequence[str] = ()) -> Figure:
     """Draw which client has how many training images of which class.
 
     Args:
         client_counts: Images of class c at client k, shape (K, C).
         class_names: By class index.
+        client_names: By client.
     """
     counts = as_array(client_counts)
     num_clients, num_classes = counts.shape
@@ -133,7 +134,7 @@ def partition(client_counts: ArrayLike, class_names: Sequence[str] = ()) -> Figu
     draw_heat_map(axes, counts, CLEAR, LogNorm(1, np.nanmax(counts, initial=2)), "images (log scale)", numbers)
     label_axes(axes, "Training images of each class at each client", "class", "client")
     set_class_ticks(axes.xaxis, num_classes, class_names)
-    set_class_ticks(axes.yaxis, num_clients)
+    set_class_ticks(axes.yaxis, num_clients, client_names)
     return figure
 
 

@@ -35,7 +35,7 @@ def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str
     if counts:
         figures["class_counts"] = class_counts(counts, groups, names)
     if known.get("client_class_counts"):
-        figures["partition"] = partition(known["client_class_counts"], names)
+        figures["partition"] = partition(known["client_class_counts"], names, known.get("client_names") or ())
     if history:
         columns = dict.fromkeys(name for row in history for name in row if name.startswith("test/acc_"))
         found = [name.removeprefix("test/acc_") for name in columns if not name.startswith("test/acc_class_")]

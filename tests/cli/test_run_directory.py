@@ -90,7 +90,7 @@ def test_a_run_leaves_exactly_the_promised_files(finished: Path, algorithm: str)
     best = summary(finished)["best"]["test/acc"]["round"]
     checkpoints = {f"checkpoints/round_{round_num:06d}.ckpt" for round_num in {3, 4, 5, best}}
     assert len(events) == 1
-    always = {"config.yaml", "metrics.csv", "diagnostics.json", "summary.json", "final.ckpt", ".lock"}
+    always = {"config.yaml", "partition.json", "metrics.csv", "diagnostics.json", "summary.json", "final.ckpt", ".lock"}
     names = ["class_counts", "partition", "accuracy", "class_accuracy", "confusion"]
     names += ["weight_mapping", "class_weights"] if algorithm == "FedAMM" else []
     drawn = {f"figures/{name}.{kind}" for name in names for kind in ("pdf", "png")}
@@ -115,6 +115,7 @@ def test_a_run_without_logger_leaves_no_log(command: Any, tmp_path: Path) -> Non
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "config.yaml",
+        "partition.json",
         "metrics.csv",
         "diagnostics.json",
         "summary.json",

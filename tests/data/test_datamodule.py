@@ -17,12 +17,13 @@ from torch import Tensor
 
 from fedamm_pl.data import FederatedDataModule, ImageData
 from fedamm_pl.data.client import BatchLoader
+from fedamm_pl.data.split import EQUAL, SIMULATED
 from fedamm_pl.metrics import shot_groups
 from tests.data.numbered import labels_of, numbered, numbers, same
 
 NUM_TRAIN, NUM_CLASSES, NUM_META = 500, 5, 4  # 100 images a class, 4 of them in the meta set
 COUNTS = [96, 53, 30, 17, 9]  # int(96 * 0.1^(i / 4))
-PARTITIONS = ("by_num_classes", "by_dirichlet", "by_shards", "iid")
+PARTITIONS = SIMULATED
 TRAIN_LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(NUM_CLASSES), NUM_TRAIN // NUM_CLASSES))
 Split = tuple[list[list[int]], list[int]]
 
@@ -374,7 +375,10 @@ def test_option_out_of_range_is_refused_at_once(root: Path, options: dict[str, A
     ("options", "message"),
     [
         ({"dataset": "absent"}, "got 'absent' and no such file"),
-        ({"partition": "by_magic"}, "`partition` to be by_num_classes, .* or iid, got 'by_magic'"),
+        (
+            {"partition": "by_magic"},
+            "`partition` to be one of by_num_classes, .*, iid, .* or the import path of a function .*, got by_magic",
+        ),
         ({"imbalance_profile": "linear"}, "`imbalance_profile` to be .* got 'linear'"),
         ({"num_meta_per_class": 100}, "got 100 for class 0"),
         ({"num_clients": 0}, "`num_clients` to be 1 or more, got 0"),
@@ -410,7 +414,7 @@ def test_counts_groups_and_statistics_are_of_what_clients_hold(root: Path, parti
     assert data.info["class_counts"] == counts == data.client_class_counts.sum(0).tolist()
     assert data.info["shot_groups"] == shot_groups(counts, "share")
     assert data.unused_images == sum(COUNTS) - len(held)
-    assert (data.unused_images > 0) == (partition in ("by_num_classes", "by_shards"))
+    assert (data.unused_images > 0) == (partition in EQUAL)
     assert data.imbalance_factor == min(counts) / max(counts)
     scaled = numbered(NUM_TRAIN)[held] / 255
     assert data.info["mean"] == pytest.approx([scaled.mean()], rel=1e-9)

@@ -53,6 +53,8 @@ OTHER: dict[str, Any] = {
     "data.in_memory": False,
     "data.num_clients": 5,
     "data.partition": "iid",
+    "data.partition_file": "partition.json",
+    "data.local_imbalance_factor": 0.5,
     "data.imbalance_factor": 0.3,
     "data.imbalance_profile": "step",
     "data.shuffle_ranks": True,
@@ -135,6 +137,7 @@ RESUMED = sorted(
     # without a GPU and a compiler they cannot be had, or the network or the data are others
     - {"trainer.accelerator", "trainer.compile", "algorithm.num_classes", "algorithm.in_channels", "data.shot_ranges"}
     - {"trainer.devices", "data.dataset", "data.root"}
+    - {"data.partition_file"}  # goes with another partition alone
 )
 
 

@@ -1,4 +1,4 @@
-"""The files of a run directory: metrics.csv, diagnostics.json, checkpoints, summary.json, final.ckpt."""
+"""The files of a run directory: partition.json, metrics.csv, diagnostics.json, checkpoints, summary.json, final.ckpt."""
 
 import csv
 import io
@@ -25,11 +25,28 @@ from fedamm_pl.version import __version__
 def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
     """Return the callbacks that write a run directory."""
     return [
+        PartitionFile(folder),
         MetricsCSV(folder),
         DiagnosticsFile(folder),
         RoundCheckpoint(folder / "checkpoints", keep_checkpoints),
         FinalFiles(folder),
     ]
+
+
+class PartitionFile(FederationCallback):
+    """Writes partition.json, who holds which training examples, for runs with the partition from_file.
+
+    Args:
+        folder: Where to write it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "partition.json"
+
+    def on_run_start(self, run: Run) -> None:
+        """Write it; after a resume it is the same."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, run.data.partition_json)
 
 
 class MetricsCSV(FederationCallback):
@@ -217,6 +234,7 @@ def diagnostics(run: Run) -> dict[str, Any]:
         "class_counts": info["class_counts"],
         "shot_groups": info["shot_groups"],
         "client_class_counts": run.data.client_class_counts.tolist(),
+        "client_names": run.data.client_names,
         "losses": list(LOSS_GRID),
         "confusion": state.confusion,
         "rounds": state.diagnostics,

@@ -18,7 +18,7 @@ from fedamm_pl.cores import shared_out
 from fedamm_pl.federation.executors.base import Executor, Kept, Outcome, Runner, RunSpec
 from fedamm_pl.federation.executors.slots import Slot, run_on_slots
 from fedamm_pl.federation.executors.worker import Worker
-from fedamm_pl.federation.fingerprint import differences
+from fedamm_pl.federation.fingerprint import differences, hashes
 from fedamm_pl.federation.trainer import quiet
 from fedamm_pl.protocol.codec import decode, encode, pack, unpack
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask, State
@@ -89,13 +89,14 @@ class ProcessRunner(Runner):
 
     def __init__(self, options: Processes, spec: RunSpec) -> None:
         self.options = options
+        self._data = spec.data
         content = spec.pickled()
         self._slots: list[ProcessSlot] = []
         try:
             for place in range(options.num_workers):
                 self._slots.append(ProcessSlot(content, place))
             environments = [slot.started() for slot in self._slots]
-            self.environment = {**environments[0], "content_hash": spec.data.content_hash}
+            self.environment = {**environments[0], **hashes(spec.data)}
             for place, environment in enumerate(environments):
                 require_same(self.environment, environment, place)
                 self._slots[place].environment = self.environment
@@ -115,6 +116,7 @@ class ProcessRunner(Runner):
             timeout=options.client_timeout,
             start_timeout=STARTING,
             max_retries=options.max_retries,
+            names=self._data.client_names,
         )
 
     def close(self) -> None:

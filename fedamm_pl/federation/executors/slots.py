@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from fedamm_pl.data.named_clients import shown_client
 from fedamm_pl.federation.executors.base import Kept, Outcome
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientTask, State
 
@@ -59,6 +60,7 @@ def run_on_slots(
     timeout: float | None = None,
     start_timeout: float | None = None,
     max_retries: int = 1,
+    names: Sequence[str] = (),
 ) -> Iterator[Outcome]:
     """Train the client of each task, see :meth:`Runner.run`.
 
@@ -75,6 +77,7 @@ def run_on_slots(
         timeout: Seconds a client may take; None: for ever.
         start_timeout: Seconds a worker may take to start; None: for ever.
         max_retries: How often a client is trained again whose worker died or whose time was over.
+        names: Of all clients, for the log.
 
     Raises:
         WorkerLostError: If three workers in a row die, or do not start in time, before they train anybody.
@@ -99,7 +102,8 @@ def run_on_slots(
         index, task, _ = running.pop(place)
         attempts[index] += 1
         if attempts[index] <= max_retries:
-            log.warning("round %d: client %d is trained again: %s", broadcast.round_num, task.client_id, reason)
+            name = shown_client(task.client_id, names)
+            log.warning("round %d: client %s is trained again: %s", broadcast.round_num, name, reason)
             waiting.appendleft((index, task))
             return
         times = f" ({attempts[index]} times)" if attempts[index] > 1 else ""

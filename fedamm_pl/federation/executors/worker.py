@@ -8,7 +8,7 @@ import torch
 
 from fedamm_pl.federation.client import attempt
 from fedamm_pl.federation.executors.base import Outcome, RunSpec
-from fedamm_pl.federation.fingerprint import versions
+from fedamm_pl.federation.fingerprint import hashes, versions
 from fedamm_pl.federation.server import Server
 from fedamm_pl.protocol.messages import Answer, Broadcast, ClientTask, Question, State
 from fedamm_pl.protocol.session import ClientSession
@@ -33,7 +33,7 @@ class Worker:
     def environment(self) -> dict[str, Any]:
         """What it computes with."""
         return {
-            "content_hash": self.spec.data.content_hash,
+            **hashes(self.spec.data),
             "device": self.spec.trainer.kind,
             "threads": torch.get_num_threads(),
             **versions(),

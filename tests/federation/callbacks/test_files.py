@@ -38,7 +38,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_a_run_leaves_these_files(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()} - {".lock"}
-    assert names == {"metrics.csv", "diagnostics.json", "summary.json", "final.ckpt", "checkpoints"}
+    assert names == {"partition.json", "metrics.csv", "diagnostics.json", "summary.json", "final.ckpt", "checkpoints"}
     assert not list(finished.rglob("*.tmp"))
 
 
