@@ -29,6 +29,7 @@ class FileSplit:
         meta: Indices of the balanced meta set, grouped by class.
         validation: The same of the validation set.
         local_test: Sorted indices of what each client keeps for tests of its own; no lists if the file has none.
+        checked: Whether the file has said that it is of these data.
     """
 
     names: list[str]
@@ -36,6 +37,7 @@ class FileSplit:
     meta: Indices
     validation: Indices
     local_test: list[Indices]
+    checked: bool
 
 
 def split_of_file(
@@ -54,6 +56,8 @@ def split_of_file(
     """
     found = read_partition(Path(os.path.expanduser(options["partition_file"])))
     found.require_data(len(labels), "" if found.content is None else content())
+    if not any(map(len, found.clients.values())):
+        raise UnusableFileError(f"Expected {found.path} to give clients training examples, got none for any.")
     free = np.ones(len(labels), dtype=bool)
     for _, mine in found.parts():
         free[mine] = False
@@ -69,7 +73,8 @@ def split_of_file(
         sets[name] = members[np.argsort(labels[members], kind="stable")]
     nothing = np.empty(0, dtype=np.int64)
     local = [found.local_test.get(name, nothing) for name in found.clients] if found.local_test else []
-    return FileSplit(list(found.clients), list(found.clients.values()), sets["meta"], sets["validation"], local)
+    names, clients = list(found.clients), list(found.clients.values())
+    return FileSplit(names, clients, sets["meta"], sets["validation"], local, found.content is not None)
 
 
 def _drawn(

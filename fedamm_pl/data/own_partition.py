@@ -76,4 +76,6 @@ def _called(
                 f"client {client}."
             )
         holders[mine] = client
+    if (holders < 0).all():
+        raise ValueError(f"Expected {name} to return indices of training examples, got none for any client.")
     return clients

@@ -191,21 +191,25 @@ def _natural(owners: Sequence[str] | None, kept: Indices, num_clients: int | Non
             "by a column of clients, which `client_column` names, and folders where each client has one."
         )
     names, parts = by_client(owners, kept)
-    require_number(num_clients, len(names), "the data")
+    _require_number(num_clients, len(names), "the data have")
     return names, parts
 
 
 def _from_file(
     found: FileSplit, labels: npt.NDArray[np.int64], class_names: Sequence[str], options: Mapping[str, Any]
 ) -> FederatedSplit:
-    require_number(options["num_clients"], len(found.names), str(options["partition_file"]))
+    path = options["partition_file"]
+    _require_number(options["num_clients"], len(found.names), f"{path} has")
     num_classes, train = len(class_names), np.sort(np.concatenate(found.clients))
     held = np.bincount(labels[train], minlength=num_classes)
     apart = np.concatenate([found.meta, found.validation, *found.local_test])
     unused = np.bincount(labels, minlength=num_classes) - held - np.bincount(labels[apart], minlength=num_classes)
-    lost, path = _absent(held, class_names), options["partition_file"]
+    lost = _absent(held, class_names)
     left_over = _left_over(unused.tolist(), lost, len(labels), "the file gives them to no client")
-    log.info("partition_file %s says who holds what: the options of imbalance are not used", path)
+    unchecked = (
+        "" if found.checked else "; it does not say of which data it is, so there is no check that it is of these"
+    )
+    log.info("partition_file %s says who holds what: the options of imbalance are not used%s", path, unchecked)
     if lost:
         log.warning("partition_file %s: classes that nobody holds: %s", path, shortened(lost))
     _warn_of_empty_clients(found.clients, found.names)
@@ -216,16 +220,9 @@ def _from_file(
     )
 
 
-def require_number(num_clients: int | None, found: int, where: str) -> None:
-    """Check the number of clients where something else says how many there are.
-
-    Raises:
-        ValueError: If another number is asked for.
-    """
+def _require_number(num_clients: int | None, found: int, whose: str) -> None:
     if num_clients not in (None, found):
-        raise ValueError(
-            f"Expected `num_clients` to be null or {found}, the clients that {where} has, got {num_clients}."
-        )
+        raise ValueError(f"Expected `num_clients` to be null or {found}, the clients that {whose}, got {num_clients}.")
 
 
 def _absent(held: npt.NDArray[np.int64], class_names: Sequence[str]) -> list[str]:

@@ -50,6 +50,7 @@ too_large = returning([[0], [1], [2, 8]])
 negative = returning([[0], [1], [-1]])
 twice = returning([[0], [3, 1, 3], [2]])
 shared = returning([[0], [3, 1], [2, 3]])
+empty = returning([[], [], []])
 data = 5
 
 
@@ -83,6 +84,7 @@ WRONG = {
     "negative": "negative to return indices from 0 to 7, got -1 for client 2",
     "twice": "twice to return each example once, got 3 twice for client 1",
     "shared": "shared to return each example once, got 3 for client 1 and for client 2",
+    "empty": "empty to return indices of training examples, got none for any client",
     "other_source": "other_source to share out alike .*, got two partitions: draw from the generator that it is given",
     "data": "Expected `partition` to be this or that, got '.*data', which cannot be called so",
     "absent": "Expected `partition` to be this or that, got '.*absent' .*has no attribute 'absent'",
