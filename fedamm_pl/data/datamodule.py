@@ -17,7 +17,7 @@ from fedamm_pl.data.loaders import CentralLoaders
 from fedamm_pl.data.long_tail import Profile
 from fedamm_pl.data.partition import class_histogram
 from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, ReadOptions, image_data, load_images
-from fedamm_pl.data.sources.source import is_features
+from fedamm_pl.data.sources.source import Source, is_features
 from fedamm_pl.data.split import SIMULATED, federated_split, require_partition
 from fedamm_pl.data.transforms import (
     Augmentation,
@@ -36,10 +36,11 @@ SET_UP = ("_images", "_split", "_train", "_meta", "_client_indices", "_info", "e
 class FederatedDataModule(CentralLoaders):
     """A training set with a long tail, split over clients, with a balanced meta set at the server and a test set.
 
-    The meta set is taken out first, then the tail is cut, then the rest is partitioned. All three depend on the data
-    options and the seed alone, so every method sees the same split. Images stay uint8; augmentation is done batch-wise,
-    normalisation by the module. In a plain Trainer the loaders hold the union of all clients; there is no validation set.
-    All counts, groups and statistics are of the images that clients hold; what a partition leaves over is used by nobody.
+    The meta set is taken out first, then the validation set, then the tail is cut, the rest is partitioned, and each client
+    holds out its local test. All this depends on the data options and the seed alone, so every method sees the same split.
+    Images stay uint8; augmentation is done batch-wise, normalisation by the module. In a plain Trainer the loaders hold the
+    union of all clients; it validates where there is a validation set. All counts, groups and statistics are of the images
+    that clients train on; what a partition leaves over is used by nobody.
     A copy or a pickle holds no images and no split: it makes them anew, to the same bits.
 
     Args:
@@ -67,6 +68,10 @@ class FederatedDataModule(CentralLoaders):
         shuffle_ranks: Draw which class is how frequent; without it class 0 is the largest.
         ranks_by_size: The class with the most images stays the largest; for data that are long-tailed already.
         num_meta_per_class: Balanced images m a class that the server holds and no client does; 0 for none.
+        num_val_per_class: Balanced images a class for validation, taken out of the training set; 0 for none, or for those that
+            the data bring.
+        local_test_fraction: Share of each client's own examples that it does not train on and that the model is tested on, in
+            [0, 1); where it is not 0, at least one example of each client that has two.
         batch_size: Training images a batch.
         test_batch_size: Test images a batch; 250 stay in the caches of a CPU, a GPU takes more.
         min_classes_per_client: by_num_classes: fewest classes drawn for a client.
@@ -106,6 +111,8 @@ class FederatedDataModule(CentralLoaders):
         shuffle_ranks: bool = False,
         ranks_by_size: bool = False,
         num_meta_per_class: int = 10,
+        num_val_per_class: int = 0,
+        local_test_fraction: float = 0.0,
         batch_size: int = 64,
         test_batch_size: int = 250,
         min_classes_per_client: int = 2,
@@ -130,6 +137,8 @@ class FederatedDataModule(CentralLoaders):
         draw_augmentation(0, torch_generator(0), augmentation or "none")  # refuses an unknown one
         if not 0 < test_fraction < 1:
             raise ValueError(f"Expected `test_fraction` to be between 0 and 1, got {test_fraction}.")
+        if not 0 <= local_test_fraction < 1:
+            raise ValueError(f"Expected `local_test_fraction` to be in [0, 1), got {local_test_fraction}.")
         if min(sizes := [image_size] if isinstance(image_size, int) else image_size or [1]) < 1 or len(sizes) > 2:
             raise ValueError(f"Expected `image_size` to be one or two numbers of 1 or more, got {image_size}.")
         self.save_hyperparameters()
@@ -155,6 +164,11 @@ class FederatedDataModule(CentralLoaders):
             return
         images = image_data(self.load_images())
         require_suited(images.train_images.shape[1:], self.hparams["augmentation"])
+        if images.val_labels is not None and self.hparams["num_val_per_class"]:
+            raise ValueError(
+                f"Expected `num_val_per_class` to be 0 for data that bring {len(images.val_labels)} validation examples, got "
+                f"{self.hparams['num_val_per_class']}."
+            )
         split = federated_split(
             images.train_labels.numpy(),
             images.class_names,
@@ -240,6 +254,27 @@ class FederatedDataModule(CentralLoaders):
         return min(counts) / max(counts)
 
     @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation set; the data are not loaded for it, so of data that bring one only after ``setup``."""
+        return self.hparams["num_val_per_class"] > 0 or (
+            self._images is not None and self._images.val_labels is not None
+        )
+
+    @property
+    def validation(self) -> tuple[Source, Tensor, Tensor]:
+        """Examples, their labels, and the indices of those of the validation set, shape (V,); none where there is no such set."""
+        images = self.images
+        if images.val_images is not None and images.val_labels is not None:
+            return images.val_images, images.val_labels, torch.arange(len(images.val_labels))
+        return images.train_images, images.train_labels, torch.from_numpy(self._split.validation)
+
+    @property
+    def local_test(self) -> list[Tensor]:
+        """Indices of the training examples that each client has held out, K of shape (n_k,); empty where none does."""
+        self.setup()
+        return [torch.from_numpy(mine) for mine in self._split.local_test]
+
+    @property
     def unused_images(self) -> int:
         """Training images that the partition leaves over, so that nobody uses them."""
         self.setup()
@@ -253,7 +288,7 @@ class FederatedDataModule(CentralLoaders):
 
     @property
     def client_class_counts(self) -> npt.NDArray[np.int64]:
-        """Examples of each class at each client, shape (K, C)."""
+        """Training examples of each class at each client, shape (K, C)."""
         labels = self.images.train_labels.cpu().numpy()
         return class_histogram(labels, self._split.clients, self.num_classes)
 
@@ -281,7 +316,7 @@ class FederatedDataModule(CentralLoaders):
         )
 
     def client_size(self, client_id: int) -> int:
-        """Return the number n_k of examples of one client."""
+        """Return the number n_k of examples that one client trains on."""
         self.setup()
         return len(self._client_indices[client_id])
 

@@ -64,7 +64,7 @@ def split_of_file(
     rng = numpy_generator(options["seed"], "long_tail")
     sets = {}
     for name, option in SIZES.items():
-        size, members = options.get(option, 0), getattr(found, name)
+        size, members = options[option], getattr(found, name)
         if members is None:
             members = _drawn(found, labels, class_names, free, rng, name, option, size)
             free[members] = False

@@ -2,6 +2,8 @@
 
 import logging
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from fedamm_pl.data.client import BatchLoader, Passes
 from fedamm_pl.data.sources import ImageData
+from fedamm_pl.data.sources.source import Source
 from fedamm_pl.data.transforms import Augmentation
 from fedamm_pl.seeding import derive_seed
 from fedamm_pl.stored import StoredData
@@ -19,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class CentralLoaders(StoredData):
-    """Loaders over the union of all clients, the meta set and the test set.
+    """Loaders over the union of all clients, the meta set, the validation set and the test set.
 
     While a Trainer of several processes runs, each process gets its part of every batch; called by hand, they hold all.
     """
@@ -59,6 +62,36 @@ class CentralLoaders(StoredData):
         meta = loader(self._meta, "meta", len(self._meta))
         _say_left_out(meta, "meta")
         return {"train": train, "meta": Passes(meta, len(train))}  # as long, so that a share is one of both
+
+    @property
+    @abstractmethod
+    def validation(self) -> tuple[Source, Tensor, Tensor]:
+        """Examples, their labels, and the indices of those of the validation set."""
+
+    @property
+    @abstractmethod
+    def local_test(self) -> list[Tensor]:
+        """Indices of the training examples that each client has held out."""
+
+    @property
+    @abstractmethod
+    def has_validation(self) -> bool:
+        """Whether there is a validation set."""
+
+    @property
+    def val_dataloader(self) -> Callable[[], Any]:
+        """A function that returns the validation set in order; where there is none, Lightning's own, so that a fit goes without."""
+        return self._validation_loader if self.has_validation else super().val_dataloader
+
+    def _validation_loader(self) -> BatchLoader:
+        examples, labels, indices = self.validation
+        place = place_among_ranks(self.trainer)
+        return BatchLoader(examples, labels, indices, self.hparams["test_batch_size"], "none", None, *place)
+
+    def local_test_dataloader(self) -> BatchLoader:
+        """Return what the clients have held out, client after client, in order."""
+        images, indices = self.images, torch.cat(self.local_test)
+        return BatchLoader(images.train_images, images.train_labels, indices, self.hparams["test_batch_size"])
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test set in order."""

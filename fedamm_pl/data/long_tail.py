@@ -1,4 +1,4 @@
-"""Long-tailed class profiles and the balanced meta set (Cui et al., CVPR 2019; Qian et al., FedAMM)."""
+"""Long-tailed class profiles, and the balanced meta and validation sets (Cui et al., CVPR 2019; Qian et al., FedAMM)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,19 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LongTailSplit:
-    """Indices of the examples kept for training and of those held by the server.
+    """Indices of the examples kept for training, of those held by the server, and of those kept for validation.
 
     Attributes:
         train: Sorted indices of the long-tailed training set.
         meta: Indices of the balanced meta set, grouped by class.
         class_counts: Training images per class, by class index.
+        validation: Indices of the balanced validation set, grouped by class.
     """
 
     train: Indices
     meta: Indices
     class_counts: list[int]
+    validation: Indices
 
 
 def long_tail_counts(num_classes: int, largest: float, imbalance_factor: float, profile: Profile) -> list[int]:
@@ -34,7 +36,8 @@ def long_tail_counts(num_classes: int, largest: float, imbalance_factor: float, 
 
     Args:
         num_classes: Number of classes C.
-        largest: Examples of the class of rank 0, ``(N - m * C) / C`` for a balanced set of N with m meta images a class.
+        largest: Examples of the class of rank 0, ``(N - (m + v) * C) / C`` for a balanced set of N with m meta and v
+            validation images a class.
         imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
         profile: The shape of the tail.
 
@@ -68,19 +71,21 @@ def long_tail_split(
     rng: np.random.Generator,
     *,
     num_meta_per_class: int = 10,
+    num_val_per_class: int = 0,
     imbalance_factor: float = 0.01,
     profile: Profile = "exponential",
     shuffle_ranks: bool = False,
     ranks_by_size: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> LongTailSplit:
-    """Take the meta set out of a training set and give the rest a long tail.
+    """Take the meta set and the validation set out of a training set and give the rest a long tail.
 
     Args:
         labels: Labels of the whole training set, shape (N,), in ``0..num_classes - 1``.
         num_classes: Number of classes C.
         rng: Source of all draws.
         num_meta_per_class: Images m per class that the server keeps; 0 for none.
+        num_val_per_class: Images v per class for validation; 0 for none.
         imbalance_factor: Smallest over largest class, in (0, 1].
         profile: The shape of the tail, see :func:`long_tail_counts`.
         shuffle_ranks: Draw which class is how frequent; without it rank = class index.
@@ -88,24 +93,26 @@ def long_tail_split(
         class_names: Names for error messages.
 
     Returns:
-        Disjoint training and meta indices with the class counts of the training set.
+        Disjoint training, meta and validation indices with the class counts of the training set.
 
     Raises:
-        ValueError: If a class has fewer than m + 1 examples, or an option is out of range.
+        ValueError: If a class has fewer than m + v + 1 examples, or an option is out of range.
     """
-    if num_meta_per_class < 0:
-        raise ValueError(f"Expected `num_meta_per_class` to be 0 or more, got {num_meta_per_class}.")
+    for option, value in (("num_meta_per_class", num_meta_per_class), ("num_val_per_class", num_val_per_class)):
+        if value < 0:
+            raise ValueError(f"Expected `{option}` to be 0 or more, got {value}.")
     if shuffle_ranks and ranks_by_size:
         raise ValueError("Expected `shuffle_ranks` and `ranks_by_size` not to be given both, got true for both.")
-    available = np.bincount(labels, minlength=num_classes)
+    available, taken = np.bincount(labels, minlength=num_classes), num_meta_per_class + num_val_per_class
     smallest = int(available.argmin())
-    if available[smallest] < num_meta_per_class + 1:
+    if available[smallest] < taken + 1:
         name = class_names[smallest] if class_names else smallest
+        names = ["num_meta_per_class", "num_val_per_class"][: 1 + (num_val_per_class > 0)]
         raise ValueError(
-            f"Expected every class to have at least num_meta_per_class + 1 = {num_meta_per_class + 1} training images, "
-            f"got {available[smallest]} for class {name}: lower `num_meta_per_class` or leave the class out."
+            f"Expected every class to have at least {' + '.join(names)} + 1 = {taken + 1} training images, got "
+            f"{available[smallest]} for class {name}: lower {' or '.join(f'`{name}`' for name in names)} or leave the class out."
         )
-    largest = (len(labels) - num_meta_per_class * num_classes) / num_classes
+    largest = (len(labels) - taken * num_classes) / num_classes
     counts = long_tail_counts(num_classes, largest, imbalance_factor, profile)
     if min(counts) < 1:
         raise ValueError(
@@ -115,9 +122,11 @@ def long_tail_split(
     ranks = rng.permutation(num_classes) if shuffle_ranks else np.arange(num_classes)
     if ranks_by_size:
         ranks[np.argsort(-available, kind="stable")] = np.arange(num_classes)
-    meta, train = [], []
+    meta, validation, train = [], [], []
     for label in range(num_classes):
         order = rng.permutation(np.flatnonzero(labels == label))
         meta.append(order[:num_meta_per_class])
-        train.append(order[num_meta_per_class:][: counts[ranks[label]]])
-    return LongTailSplit(np.sort(np.concatenate(train)), np.concatenate(meta), [len(kept) for kept in train])
+        validation.append(order[num_meta_per_class:taken])
+        train.append(order[taken:][: counts[ranks[label]]])
+    class_counts = [len(kept) for kept in train]
+    return LongTailSplit(np.sort(np.concatenate(train)), np.concatenate(meta), class_counts, np.concatenate(validation))

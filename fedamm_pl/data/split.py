@@ -1,4 +1,4 @@
-"""The split of a training set: its meta set, its long tail, its clients, and what none of them holds."""
+"""The split of a training set: its meta and validation sets, its long tail, its clients, and what none of them holds."""
 
 import difflib
 import logging
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
 from fedamm_pl.data.file_split import FileSplit, split_of_file
 from fedamm_pl.data.local_long_tail import by_local_long_tail
+from fedamm_pl.data.local_test import hold_out
 from fedamm_pl.data.long_tail import Indices, long_tail_split
 from fedamm_pl.data.named_clients import by_client, shown_name
 from fedamm_pl.data.own_partition import own_partition
@@ -59,7 +60,7 @@ class FederatedSplit:
         left_over: The same in words; empty where nothing is left over.
         client_names: The name of each client; its number where nobody has named it.
         validation: Indices of the balanced validation set, grouped by class.
-        local_test: Sorted indices of what each client keeps for tests of its own, by a partition file.
+        local_test: Sorted indices of what each client holds out of training for tests of its own; empty where none does.
     """
 
     clients: list[Indices]
@@ -108,7 +109,9 @@ def federated_split(
     owners: Sequence[str] | None = None,
     content: Callable[[], str] = str,
 ) -> FederatedSplit:
-    """Take out the meta set, cut the tail, share the rest out to clients; or do as a partition file says.
+    """Take out the meta set and the validation set, cut the tail, share the rest out to clients; each holds out its local test.
+
+    Or do as a partition file says.
 
     What would surprise is logged: a tail that is cut a second time, images and classes that no client holds, clients without
     images.
@@ -130,6 +133,7 @@ def federated_split(
         len(class_names),
         numpy_generator(options["seed"], "long_tail"),
         num_meta_per_class=options["num_meta_per_class"],
+        num_val_per_class=options["num_val_per_class"],
         imbalance_factor=options["imbalance_factor"],
         profile=options["imbalance_profile"],
         shuffle_ranks=options["shuffle_ranks"],
@@ -142,17 +146,20 @@ def federated_split(
         parts = partition(labels[tail.train], options)
         names = [str(client) for client in range(len(parts))]
     clients = [tail.train[mine] for mine in parts]
-    train = np.sort(np.concatenate(clients))
-    held = np.bincount(labels[train], minlength=len(class_names))
+    held = np.bincount(labels[np.concatenate(clients)], minlength=len(class_names))
     unused = (np.asarray(tail.class_counts) - held).tolist()
+    clients, local_test = hold_out(clients, labels, class_names, options["local_test_fraction"], options["seed"])
+    train = np.sort(np.concatenate(clients))
     why = "all clients hold equally many" if options["partition"] in EQUAL else "the partition gives them to no client"
     left_over = _left_over(unused, _absent(held, class_names), len(tail.train), why)
     if left_over:
         weighty = sum(unused) > SILENT_UP_TO * len(tail.train) or not held.all()
         log.log(logging.WARNING if weighty else logging.DEBUG, "partition %s: %s", options["partition"], left_over)
     _warn_of_empty_clients(clients, names)
-    _warn_of_a_second_cut(labels, class_names, options, len(labels) - len(tail.meta) - len(tail.train))
-    return FederatedSplit(clients, train, tail.meta, held.tolist(), unused, left_over, names)
+    thrown_away = len(labels) - len(tail.meta) - len(tail.validation) - len(tail.train)
+    _warn_of_a_second_cut(labels, class_names, options, thrown_away)
+    counts = np.bincount(labels[train], minlength=len(class_names)).tolist()
+    return FederatedSplit(clients, train, tail.meta, counts, unused, left_over, names, tail.validation, local_test)
 
 
 def partition(labels: npt.NDArray[np.int64], options: Mapping[str, Any]) -> list[Indices]:
@@ -200,9 +207,12 @@ def _from_file(
 ) -> FederatedSplit:
     path = options["partition_file"]
     _require_number(options["num_clients"], len(found.names), f"{path} has")
-    num_classes, train = len(class_names), np.sort(np.concatenate(found.clients))
+    clients, local_test = found.clients, found.local_test
+    if not local_test:
+        clients, local_test = hold_out(clients, labels, class_names, options["local_test_fraction"], options["seed"])
+    num_classes, train = len(class_names), np.sort(np.concatenate(clients))
     held = np.bincount(labels[train], minlength=num_classes)
-    apart = np.concatenate([found.meta, found.validation, *found.local_test])
+    apart = np.concatenate([found.meta, found.validation, *local_test])
     unused = np.bincount(labels, minlength=num_classes) - held - np.bincount(labels[apart], minlength=num_classes)
     lost = _absent(held, class_names)
     left_over = _left_over(unused.tolist(), lost, len(labels), "the file gives them to no client")
@@ -212,11 +222,11 @@ def _from_file(
     log.info("partition_file %s says who holds what: the options of imbalance are not used%s", path, unchecked)
     if lost:
         log.warning("partition_file %s: classes that nobody holds: %s", path, shortened(lost))
-    _warn_of_empty_clients(found.clients, found.names)
+    _warn_of_empty_clients(clients, found.names)
     return FederatedSplit(
-        *(found.clients, train, found.meta, held.tolist(), unused.tolist(), left_over, found.names),
+        *(clients, train, found.meta, held.tolist(), unused.tolist(), left_over, found.names),
         validation=found.validation,
-        local_test=found.local_test,
+        local_test=local_test,
     )
 
 

@@ -196,3 +196,40 @@ def test_class_without_any_example_is_refused() -> None:
 def test_tail_cut_down_to_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"leave every class at least 1 training image, got 0\.02 with 40 images"):
         long_tail_split(LABELS, 5, rng(), num_meta_per_class=0, imbalance_factor=0.02)
+
+
+# The validation set
+
+
+def test_validation_set_by_hand() -> None:
+    """CIFAR-10 with m = 10 and v = 40: n_max = (50000 - 50 * 10) / 10 = 4950, then int(4950 * 0.01^(i / 9))."""
+    split = long_tail_split(CIFAR10, 10, rng(), num_meta_per_class=10, num_val_per_class=40, imbalance_factor=0.01)
+    assert split.class_counts == [4950, 2967, 1778, 1066, 639, 383, 229, 137, 82, 49]
+    assert CIFAR10[split.validation].tolist() == np.repeat(np.arange(10), 40).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_training_meta_and_validation_set_are_disjoint_and_the_meta_set_stays(seed: int) -> None:
+    labels = rng(seed).permutation(LABELS)
+    without, split, again = (
+        long_tail_split(labels, 5, rng(seed), num_meta_per_class=3, num_val_per_class=number, imbalance_factor=0.2)
+        for number in (0, 4, 4)
+    )
+    everything = np.concatenate([split.train, split.meta, split.validation])
+    assert len(set(everything.tolist())) == len(everything)
+    assert np.bincount(labels[split.validation]).tolist() == [4] * 5
+    assert np.array_equal(without.meta, split.meta)
+    assert len(without.validation) == 0
+    assert np.array_equal(split.validation, again.validation)
+
+
+def test_class_smaller_than_its_meta_and_validation_share_is_refused() -> None:
+    labels = np.repeat([0, 1, 2], [20, 5, 20])
+    message = (
+        r"at least num_meta_per_class \+ num_val_per_class \+ 1 = 6 training images, got 5 for class 1: "
+        "lower `num_meta_per_class` or `num_val_per_class` or leave the class out"
+    )
+    with pytest.raises(ValueError, match=message):
+        long_tail_split(labels, 3, rng(), num_meta_per_class=2, num_val_per_class=3)
+    with pytest.raises(ValueError, match="Expected `num_val_per_class` to be 0 or more, got -1"):
+        long_tail_split(labels, 3, rng(), num_meta_per_class=2, num_val_per_class=-1)

@@ -60,6 +60,8 @@ OTHER: dict[str, Any] = {
     "data.shuffle_ranks": True,
     "data.ranks_by_size": True,
     "data.num_meta_per_class": 3,
+    "data.num_val_per_class": 2,
+    "data.local_test_fraction": 0.2,
     "data.batch_size": 15,
     "data.test_batch_size": 7,
     "data.min_classes_per_client": 3,

@@ -1,0 +1,62 @@
+"""What each client holds out of training, to test on its own examples."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fedamm_pl.data.long_tail import Indices
+from fedamm_pl.seeding import numpy_generator
+
+log = logging.getLogger(__name__)
+
+
+def hold_out(
+    clients: Sequence[Indices],
+    labels: npt.NDArray[np.integer],
+    class_names: Sequence[str],
+    fraction: float,
+    seed: int,
+) -> tuple[list[Indices], list[Indices]]:
+    """Divide the examples of each client into those that it trains on and those of its local test.
+
+    A client of n examples holds out the nearest whole number to ``fraction * n``, but 1 at least and n - 1 at most; one with a
+    single example holds out none. Each of its classes gives its share, rounded up or down, and every example is as likely to be
+    held out as any other. A client's draw depends on the seed and its own examples alone.
+
+    Args:
+        clients: Indices of each client.
+        labels: Labels of the whole training set, shape (N,).
+        class_names: One name a class.
+        fraction: Share of a client's examples, in [0, 1); 0: nothing is held out.
+        seed: Seed of the draws.
+
+    Returns:
+        Sorted indices of each client for training, and for its local test; of the latter no list at all where the fraction is 0.
+    """
+    if not fraction:
+        return list(clients), []
+    train, test = [], []
+    for client, mine in enumerate(clients):
+        held = _stratified(mine, labels[mine], fraction, numpy_generator(seed, "local_test", client))
+        test.append(held)
+        train.append(np.setdiff1d(mine, held, assume_unique=True))
+    left = np.bincount(labels[np.concatenate(train)], minlength=len(class_names))
+    lost = [class_names[label] for label in np.unique(labels[np.concatenate(test)]) if not left[label]]
+    if lost:
+        log.warning(
+            "local_test_fraction %s: nobody trains on class %s any more, all of its examples are held out",
+            *(fraction, " and ".join(lost)),
+        )
+    return train, test
+
+
+def _stratified(mine: Indices, labels: npt.NDArray[np.integer], fraction: float, rng: np.random.Generator) -> Indices:
+    """Draw every so many-th of the examples, sorted by class and in random order within each."""
+    number = min(max(int(fraction * len(mine) + 0.5), 1), len(mine) - 1)
+    if number < 1:
+        return mine[:0]
+    order = rng.permutation(len(mine))
+    by_class = mine[order[np.argsort(labels[order], kind="stable")]]
+    return np.sort(by_class[np.floor((np.arange(number) + rng.random()) * len(mine) / number).astype(np.int64)])
