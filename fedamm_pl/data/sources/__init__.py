@@ -1,11 +1,10 @@
 """Image data sets as uint8 tensors in memory, by name."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedamm_pl.data.sources.image_data import ImageData, ImageInfo, image_data
-from fedamm_pl.data.sources.image_files import read_image_folder
+from fedamm_pl.data.sources.image_folder import read_image_folder
 from fedamm_pl.data.sources.in_memory import (
     CLASS_NAMES,
     DOWNLOADABLE,
@@ -15,6 +14,7 @@ from fedamm_pl.data.sources.in_memory import (
     read_torchvision,
 )
 from fedamm_pl.data.sources.npz import read_npz
+from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import one_line
 
 __all__ = [
@@ -29,20 +29,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How a data set is read, see :class:`~fedamm_pl.data.datamodule.FederatedDataModule`."""
-
-    label_column: str = "label"
-    client_column: str = ""
-    split_column: str = ""
-    path_column: str = ""
-    test_fraction: float = 0.2
-    image_size: int | tuple[int, int] | None = None
-    in_memory: bool | None = None
-    seed: int = 0
 
 
 def load_images(dataset: str, root: str | Path, options: ReadOptions | None = None) -> ImageData:
@@ -85,7 +71,7 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     if has_npz:
         return read_npz(npz, CLASS_NAMES.get(dataset))
     if has_images:
-        return read_image_folder(images)
+        return read_image_folder(images, options)
     if dataset in DOWNLOADABLE:
         return read_torchvision(dataset, folder)
     hint = " (variables such as $HOME are not replaced)" if "$" in str(root) else ""

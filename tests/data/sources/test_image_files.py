@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
-from fedamm_pl.data.sources import load_images, read_image_folder, reading
+from fedamm_pl.data.sources import image_files, load_images, read_image_folder, reading
 
 HIDDEN_FOLDERS = (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "System Volume Information")
 HIDDEN_FILES = ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", "THUMBS.DB")
@@ -208,7 +208,9 @@ def test_image_is_turned_as_it_is_seen(tmp_path: Path, suffix: str, orientation:
 def test_sizes_are_compared_upright(tmp_path: Path) -> None:
     save_images(tmp_path, {"train/a/0.png": pixels(5, 4, 3), "test/a/0.png": pixels(5, 4, 3)})
     save_turned(tmp_path / "train/a/1.png", pixels(5, 4, 3), 6)
-    with pytest.raises(ValueError, match=r"one size, 4 x 5 like 0\.png, got 5 x 4 for .*1\.png"):
+    with pytest.raises(
+        ValueError, match=r"one size, 4 x 5 like 0\.png, got 5 x 4 for .*1\.png: --data\.image_size brings them to one"
+    ):
         read_image_folder(tmp_path)
 
 
@@ -350,6 +352,7 @@ def test_picture_is_compared_with_the_memory_before_it_is_decoded(
 
 
 def test_sum_of_all_images_is_compared_with_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "num_threads", lambda: 1)
     monkeypatch.setattr(reading, "available_memory", lambda: 16 * 16 * 16 + 3 * 16 * 16 * 2)
     read_image_folder(folder)
     (folder / "train/a/1.png").write_bytes((folder / "train/a/0.png").read_bytes())
@@ -417,7 +420,7 @@ def test_image_of_another_size_is_named(tmp_path: Path, part: str) -> None:
     save_images(tmp_path, dict.fromkeys(names, pixels(5, 4)))
     bad = "train/a/second.png" if part == "train" else "test/a/fourth.png"
     save_images(tmp_path, {bad: pixels(5, 6)})
-    with pytest.raises(ValueError, match=rf"one size, 4 x 5 like first\.png, got 6 x 5 for .*{bad}: resize them first"):
+    with pytest.raises(ValueError, match=rf"one size, 4 x 5 like first\.png, got 6 x 5 for .*{bad}"):
         read_image_folder(tmp_path)
 
 

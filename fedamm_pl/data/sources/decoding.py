@@ -1,0 +1,175 @@
+"""One image file: what its header says, and its pixels, upright, opaque and of the size that is asked for."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from fedamm_pl.data.sources.reading import UnusableFileError, reading
+
+FORMATS = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+"""What may be opened, whatever the suffix: for other formats Pillow starts programs, such as Ghostscript for EPS."""
+GREY = {"1", "L", "LA"}
+COLOURED = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+BYTES_PER_PIXEL = 16
+"""While one image is decoded: its channels, with alpha, in up to four copies."""
+LARGE = 2**24
+"""Pixels; of larger images one is decoded at a time, or several threads would need several times the memory."""
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
+_one_large = Lock()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says.
+
+    Attributes:
+        coloured: Whether the image is in colour.
+        size: Height and width as stored.
+        sideways: Whether a viewer exchanges them; None: that is seen when it is decoded.
+        frames: Number of frames or pages.
+        num_bytes: Size of the file.
+    """
+
+    coloured: bool
+    size: tuple[int, int]
+    sideways: bool | None
+    frames: int
+    num_bytes: int
+
+    @property
+    def pixels(self) -> int:
+        """How many there are."""
+        return math.prod(self.size)
+
+
+def read_header(path: Path) -> Header:
+    """Read what is known of an image before it is decoded.
+
+    Raises:
+        ValueError: If it is no image of a known format with 8 bits a channel. The message names the file.
+    """
+    with _opened(path) as image:
+        _require_eight_bits(image, path)
+        # the orientation of a PNG may lie behind its pixels, and of a TIFF Pillow has the size as it is seen
+        turned = image.format in ("JPEG", "MPO", "WEBP") and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+        sideways = None if image.format in ("PNG", "TIFF") else turned
+        frames = getattr(image, "n_frames", 1)
+        return Header(image.mode not in GREY, image.size[::-1], sideways, frames, path.stat().st_size)
+
+
+def read_pixels(path: Path, mode: str | None, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an image as it is seen, (H, W) or (H, W, C).
+
+    With a size, the image is scaled, by antialiased bilinear interpolation, until it just covers height and width, and what
+    stands out on both sides is cut off equally. A JPEG file of four times the size or more is decoded at 1/2, 1/4 or 1/8 of its own.
+
+    Args:
+        path: The file.
+        mode: L or RGB; None: as it is stored.
+        size: Height and width, or None.
+
+    Raises:
+        ValueError: If it cannot be decoded, has transparent pixels or 16 bits a channel. The message names the file.
+    """
+    with _opened(path) as image:
+        _require_eight_bits(image, path)
+        if size is not None:
+            _draft(image, size)
+        if math.prod(image.size) <= LARGE:
+            return _seen(image, path, mode, size)
+        with _one_large:
+            return _seen(image, path, mode, size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    with (
+        reading(path, "a PNG, JPEG, WebP, BMP, GIF or TIFF image, got a file that cannot be decoded"),
+        path.open("rb") as file,
+    ):
+        start = file.read(16)
+        file.seek(0)
+        # not by Image.open, whose warning of large images no thread can silence for itself
+        known = (name for name in FORMATS if (accepts := Image.OPEN[name][1]) and accepts(start))
+        if (name := next(known, None)) is None:
+            raise ValueError("none of these formats")
+        with FORMATS[name](file) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and math.prod(image.size) > 2 * limit:
+                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, at most {2 * limit} are taken")
+            yield image
+
+
+def _require_eight_bits(image: ImageFile.ImageFile, path: Path) -> None:
+    # the raw modes of files with 16 bits a channel, of which Pillow keeps 8; those of a BMP are 16 bits for three channels
+    raw = [
+        str(part)
+        for tile in getattr(image, "tile", ())
+        for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))
+    ]
+    deep = next((part for part in raw if re.match(r"(?!BGR).*;1[26]", part)), None)
+    if deep or image.mode not in GREY | COLOURED:
+        got = image.mode if image.mode not in GREY | COLOURED else deep
+        raise UnusableFileError(
+            f"Expected {path} to have 8 bits a channel, grey or in colour, got mode {got}: convert it first."
+        )
+
+
+def _draft(image: ImageFile.ImageFile, size: tuple[int, int]) -> None:
+    # twice the size that is asked for leaves the interpolation something to do; lying or standing is not known yet
+    scale = 2 * max(size) / min(image.size)
+    image.draft(None, (math.ceil(scale * image.size[0]), math.ceil(scale * image.size[1])))
+
+
+def _seen(
+    image: ImageFile.ImageFile, path: Path, mode: str | None, size: tuple[int, int] | None
+) -> npt.NDArray[np.uint8]:
+    ImageOps.exif_transpose(image, in_place=True)
+    seen: Image.Image = image
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        if seen.getchannel("A").getextrema() != (255, 255):
+            raise UnusableFileError(
+                f"Expected {path} to be opaque, got transparent pixels: put it on a background first, for example by "
+                f"`magick {path.name} -background white -flatten {path.name}`."
+            )
+    if mode is not None and seen.mode != mode:
+        seen = seen.convert(mode)
+    if size is not None and size != seen.size[::-1]:
+        (height, width), scale = size, min(seen.size[0] / size[1], seen.size[1] / size[0])
+        left, top = (seen.size[0] - scale * width) / 2, (seen.size[1] - scale * height) / 2
+        box = (
+            max(left, 0),
+            max(top, 0),
+            min(left + scale * width, seen.size[0]),
+            min(top + scale * height, seen.size[1]),
+        )
+        seen = seen.resize((width, height), Image.Resampling.BILINEAR, box)
+    return np.asarray(seen)
