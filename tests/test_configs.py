@@ -59,7 +59,7 @@ def test_a_configuration_has_the_settings_of_the_paper(name: str) -> None:
     assert data.dataset == dataset
     assert (data.num_clients, data.partition) == (20, "by_num_classes")
     assert (data.imbalance_factor, data.imbalance_profile) == (0.01, "exponential")
-    assert (data.num_meta_per_class, data.batch_size, data.augmentation) == (10, 64, "crop_flip")
+    assert (data.num_meta_per_class, data.batch_size, data.augmentation) == (10, 64, None)  # crop_flip for images
     assert data.shot_rule == ("counts" if dataset == "cifar100" else "share")
     assert (algorithm.model, algorithm.lr) == ("resnet32", 0.01)
     assert (algorithm.momentum, algorithm.weight_decay) == (0.9, 5e-4)

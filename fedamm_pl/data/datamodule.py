@@ -105,7 +105,7 @@ class FederatedDataModule(CentralLoaders):
         in_memory: bool | None = None,
         num_clients: int | None = None,
         partition: str = "by_num_classes",
-        partition_file: str | None = None,
+        partition_file: str = "",
         imbalance_factor: float = 0.01,
         imbalance_profile: Profile = "exponential",
         shuffle_ranks: bool = False,

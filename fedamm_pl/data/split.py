@@ -87,7 +87,7 @@ class FederatedSplit:
         )
 
 
-def require_partition(name: str, partition_file: str | None) -> None:
+def require_partition(name: str, partition_file: str) -> None:
     """Check the name of a partition, and that there is a file where it asks for one.
 
     Raises:
@@ -96,9 +96,9 @@ def require_partition(name: str, partition_file: str | None) -> None:
     if name not in (*SIMULATED, *NAMED) and "." not in name:
         close = difflib.get_close_matches(name, (*SIMULATED, *NAMED), 1)
         raise ValueError(f"{EXPECTED}, got {name}" + (f"; did you mean {close[0]}?" if close else "."))
-    if (name == "from_file") != (partition_file is not None):
-        if partition_file is None:
-            raise ValueError("Expected `partition_file` to name the file for partition from_file, got null.")
+    if (name == "from_file") != bool(partition_file):
+        if not partition_file:
+            raise ValueError("Expected `partition_file` to name the file for partition from_file, got none.")
         raise ValueError(f"Expected `partition` to be from_file for partition_file {partition_file}, got {name}.")
 
 
@@ -187,7 +187,7 @@ def partition(labels: npt.NDArray[np.int64], options: Mapping[str, Any]) -> list
             return by_shards(labels, num_clients, rng, shards_per_client=options["shards_per_client"])
         case "iid":
             return iid(labels, num_clients, rng)
-    require_partition(name, None)
+    require_partition(name, "")
     return own_partition(name, EXPECTED, labels, num_clients, lambda: numpy_generator(options["seed"], "partition"))
 
 

@@ -218,7 +218,7 @@ def spelt(value: Any) -> str:
 def without_texts(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
-    texts = ("dataset", "root", "shot_ranges")
+    texts = ("dataset", "root", "partition", "partition_file", "shot_ranges")
     return {
         name: without_texts(value)
         for name, value in config.items()

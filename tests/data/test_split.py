@@ -127,7 +127,7 @@ def test_data_without_clients_are_refused_for_natural_ones() -> None:
         ({"partition": "by_dirichet"}, r"`partition` to be one of .*, got by_dirichet; did you mean by_dirichlet\?"),
         ({"partition": "by_clients"}, r"got by_clients; did you mean by_client\?"),
         ({"partition": "x"}, r"the import path of a function f\(labels, num_clients, rng\), got x\.$"),
-        ({"partition": "from_file"}, "Expected `partition_file` to name the file for partition from_file, got null"),
+        ({"partition": "from_file"}, "Expected `partition_file` to name the file for partition from_file, got none"),
         (
             {"partition": "iid", "partition_file": "a.json"},
             "`partition` to be from_file for partition_file a.json, got iid",
