@@ -34,6 +34,8 @@ SIMULATED = (
 )
 EQUAL = ("by_num_classes", "by_dirichlet_balanced", "by_shards")
 """Partitions that leave images over, since all clients hold equally many."""
+MIN_SIZED = ("by_dirichlet", "by_local_long_tail")
+"""Partitions that heed ``min_client_size``."""
 NAMED = ("by_client", "from_file")
 """Partitions that bring their clients."""
 EXPECTED = (

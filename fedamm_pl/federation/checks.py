@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.data.named_clients import shown_client
+from fedamm_pl.data.split import MIN_SIZED
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.executors.base import Executor
 from fedamm_pl.federation.sampling import num_sampled
@@ -37,7 +38,11 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
         )
     _check_parameters(module)
     sizes = [data.client_size(client) for client in range(data.num_clients)]
-    single = shown_client(sizes.index(1), data.client_names) if 1 in sizes else None
+    single = None
+    if 1 in sizes:
+        sized = data.hparams["partition"] in MIN_SIZED
+        remedy = "`min_client_size` to be 2 or more" if sized else "`partition` to give each client 2 or more examples"
+        single = remedy, shown_client(sizes.index(1), data.client_names)
     _check_network(module, data.images.train_images[:1], data.num_classes, single)
     module.check((data.images.train_images[:8], data.images.train_labels[:8]))
 
@@ -110,14 +115,14 @@ def _check_parameters(module: FederatedModule) -> None:
         )
 
 
-def _check_network(module: FederatedModule, image: Tensor, num_classes: int, single: str | None) -> None:
+def _check_network(module: FederatedModule, image: Tensor, num_classes: int, single: tuple[str, str] | None) -> None:
     """Pass images through a copy of the network, in both modes, forwards and backwards; random states stay as they are.
 
     Args:
         module: Has the network.
         image: An image of the data, shape (1, in_channels, H, W).
         num_classes: Number of classes C.
-        single: Name of a client that holds one example, if there is one.
+        single: What would help, and the name of a client that holds one example, if there is one.
     """
     device = module.device
     image = module.prepare(image.to(device))
@@ -135,7 +140,7 @@ def _check_network(module: FederatedModule, image: Tensor, num_classes: int, sin
             if module.uses_features:
                 features_and_logits(network, pair)
         if single is not None:
-            _check_single_example(module, network, image, single)
+            _check_single_example(module, network, image, *single)
 
 
 def _logits(module: FederatedModule, network: nn.Module, images: Tensor, verb: str) -> Tensor:
@@ -155,12 +160,12 @@ def _check_logits(logits: Tensor, module: FederatedModule, num_classes: int, dty
         raise ValueError(f"Expected `model` to give finite logits, got {module.network_name} with NaN or infinity.")
 
 
-def _check_single_example(module: FederatedModule, network: nn.Module, image: Tensor, client: str) -> None:
+def _check_single_example(module: FederatedModule, network: nn.Module, image: Tensor, remedy: str, client: str) -> None:
     try:
         with torch.no_grad():
             network(image)
     except ValueError as error:  # BatchNorm over single values
         raise ValueError(
-            f"Expected `min_client_size` to be 2 or more for {module.network_name}, which cannot train on one example "
+            f"Expected {remedy} for {module.network_name}, which cannot train on one example "
             f"({error}), got client {client} with one."
         ) from error

@@ -161,7 +161,10 @@ def facts(run: Run) -> dict[str, str]:
             known("{} left over by the partition", summary.get("unused_images") or None),
         ),
         "Clients": joined(
-            known("{}", flat.get("data.num_clients")),
+            known(
+                "{}",
+                flat.get("data.num_clients") or len((run.diagnostics or {}).get("client_class_counts") or ()) or None,
+            ),
             known("{:.0%} of them a round", flat.get("federation.client_fraction")),
             known("partition {}", flat.get("data.partition")),
         ),

@@ -82,6 +82,12 @@ def test_client_of_one_example_is_refused_where_batchnorm_cannot_train() -> None
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, NUM_CLASSES))
     with pytest.raises(ValueError, match=r"Expected `min_client_size` to be 2 or more .* got client \d+ with one"):
         federation(data=data, method={"model": network})
+    data = tiny_data(partition="by_dirichlet_blocks", dirichlet_alpha=0.5, num_clients=60, seed=1)
+    assert any(data.client_size(client) == 1 for client in range(60))
+    with pytest.raises(
+        ValueError, match=r"`partition` to give each client 2 or more examples .* got client \d+ with one"
+    ):
+        federation(data=data, method={"model": network})
 
 
 def test_network_that_does_not_fit_is_refused() -> None:

@@ -92,6 +92,24 @@ def test_what_is_sound_is_passed_on_and_the_rest_counted(caplog: pytest.LogCaptu
     ]
 
 
+def test_clients_are_called_by_their_names(caplog: pytest.LogCaptureFixture) -> None:
+    tasks, long = (
+        [ClientTask(client, client) for client in range(4)],
+        {**SOUND, "model.w": torch.tensor([300.0, 400.0])},
+    )
+    outcomes = [result(0, payload=long), result(1), result(2), ClientFailure(3, "data", "it rains")]
+    config = FederationConfig(1, min_success_fraction=0)
+    intake = Intake(7, tasks, EXPECTED, Method(), config, ["north", "a\nb", "c", "south" * 20])  # type: ignore[arg-type]
+    list(intake.accept(outcomes, lambda result: result, lambda result: None))
+    failed, outlying = (record.getMessage() for record in caplog.records)
+    assert failed == f"round 7: client '{('south' * 20)[:39]}…' failed (data): it rains"
+    assert outlying.startswith("round 7: the update of client 'north' is 100 times as long")
+    intake = Intake(7, tasks, EXPECTED, Method(), FederationConfig(1), ["north", "a\nb", "c", "south"])  # type: ignore[arg-type]
+    with pytest.raises(RoundFailedError, match=r"the last to fail: client 'south' failed \(lost\): nothing came back"):
+        list(intake.accept([ClientFailure(1, "data", "it rains")], lambda result: result, lambda result: None))
+    assert r"round 7: client 'a\nb' failed (data): it rains" in caplog.text
+
+
 def test_a_client_counts_once_and_only_if_it_was_asked() -> None:
     intake, passed = accepted([result(0), result(0), result(9), result(1), result(2), result(3)])
     assert [one.client_id for one in passed] == [0, 1, 2, 3]

@@ -68,6 +68,7 @@ def a_rich_run(folder: Path, names: list[str] | None = None, **changes: Any) -> 
     content = {"class_names": classes, "class_counts": counts, "shot_groups": groups, "rounds": rounds}
     content |= {
         "client_class_counts": [counts, counts],
+        "client_names": ["north", "south"],
         "losses": [0.0, 0.25, 0.5],
         "confusion": [counts for _ in counts],
     }

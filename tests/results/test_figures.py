@@ -80,6 +80,14 @@ def test_partition_leaves_zero_cells_empty() -> None:
     assert "images" in figure.axes[1].get_ylabel()
 
 
+def test_partition_names_its_clients_and_shortens_long_names() -> None:
+    figure = partition([[7, 0], [1, 2], [3, 4]], client_names=["north", "x" * 60, "a$b\x1b"])
+    ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert ticks == ["north", "x" * 23 + "…", r"a\$b\x1b"]
+    plain = partition([[7, 0], [1, 2]])
+    assert [text.get_text() for text in plain.axes[0].get_yticklabels()] == ["0", "1"]
+
+
 def test_partition_of_nothing_and_of_many() -> None:
     assert cells(partition([[0, 0]])).mask.all()
     assert not partition(np.ones((21, 3))).axes[0].texts  # no room for numbers

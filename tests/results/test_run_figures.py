@@ -30,6 +30,9 @@ def test_run_figures_show_the_run() -> None:
     for name, index in (("class_counts", 1), ("partition", 0), ("confusion", 0)):
         ticks = [text.get_text() for text in figures[name].axes[index].get_xticklabels()]
         assert ticks == diagnostics["class_names"], name
+    named = diagnostics | {"client_names": [f"site {client}" for client in range(5)]}
+    ticks = [text.get_text() for text in run_figures(history, named)["partition"].axes[0].get_yticklabels()]
+    assert ticks == named["client_names"]
     drawn = lines(figures["accuracy"].axes[0])
     for name, metric in (("all", "test/acc"), ("few", "test/acc_few")):
         np.testing.assert_allclose(drawn[name].get_ydata(), [100 * row[metric] for row in history])

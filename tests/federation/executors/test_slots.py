@@ -142,6 +142,9 @@ def test_a_client_whose_worker_died_is_trained_again_with_the_same_seed(
     assert [task.seed for task in world.sent if task.client_id == 1] == [101, 101]
     assert world.starts == 1
     assert "round 1: client 1 is trained again: SIGKILL" in caplog.text
+    world.sent.clear()
+    list(run(world, 2, names=["north", "south"]))
+    assert "round 1: client 'south' is trained again: SIGKILL" in caplog.text
 
 
 @pytest.mark.parametrize(("max_retries", "times"), [(0, ""), (1, " (2 times)"), (3, " (4 times)")])
