@@ -119,8 +119,7 @@ class Classifier(LocalDescent, MeasuredModule):
         """
         images = images.to(self.mean.device)
         if self._statistics is not None:
-            self._statistics = self._statistics.to(images.device)
-            return standardize(images, *self._statistics).to(self.mean.dtype)
+            return standardize(images, *self._statistics.to(images.device)).to(self.mean.dtype)
         if images.dtype == torch.uint8:
             images = normalize(images, self.mean, self.std)
         return images.to(memory_format=self.memory_format) if images.ndim == 4 else images
