@@ -151,3 +151,17 @@ def test_an_mlp_must_know_what_it_takes(kind: Any) -> None:
     images = kind(2, 3, "mlp", info=ImageInfo(image_size=[4, 5]))
     assert images.model.features[0].weight.shape == (64, 60)
     assert images(torch.zeros(2, 3, 4, 5, dtype=torch.uint8)).shape == (2, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_meta_weight_net_on_features_in_a_plain_trainer_learns(data: TinyTable) -> None:
+    torch.manual_seed(0)
+    module = FedAMM(NUM_CLASSES, FEATURES, "mlp", lr=0.1, info=data.info)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, datamodule=data)
+    (found,) = trainer.test(module, datamodule=data, verbose=False)
+    assert found["test/acc"] > 0.6
+    chances = trainer.predict(module, datamodule=data)
+    assert sum(len(part) for part in chances or []) == len(data.images.test_labels)
