@@ -1,5 +1,6 @@
 """One image file: what its header says, and its pixels, upright, opaque and of the size that is asked for."""
 
+import io
 import math
 import re
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from fedamm_pl.data.sources.reading import UnusableFileError, reading
+from fedamm_pl.data.sources.reading import UnusableFileError, reading, reworded
 
 FORMATS = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -43,6 +45,22 @@ LARGE = 2**24
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
 _one_large = Lock()
+
+
+@dataclass(frozen=True)
+class Content:
+    """An image file inside another file.
+
+    Attributes:
+        name: How messages call it.
+        content: Its bytes.
+    """
+
+    name: str
+    content: "bytes | memoryview"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,7 @@ class Header:
         return math.prod(self.size)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path | Content) -> Header:
     """Read what is known of an image before it is decoded.
 
     Raises:
@@ -81,17 +99,18 @@ def read_header(path: Path) -> Header:
         turned = image.format in ("JPEG", "MPO", "WEBP") and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
         sideways = None if image.format in ("PNG", "TIFF") else turned
         frames = getattr(image, "n_frames", 1)
-        return Header(image.mode not in GREY, image.size[::-1], sideways, frames, path.stat().st_size)
+        num_bytes = path.stat().st_size if isinstance(path, Path) else len(path.content)
+        return Header(image.mode not in GREY, image.size[::-1], sideways, frames, num_bytes)
 
 
-def read_pixels(path: Path, mode: str | None, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+def read_pixels(path: Path | Content, mode: str | None, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
     """Return the pixels of an image as it is seen, (H, W) or (H, W, C).
 
     With a size, the image is scaled, by antialiased bilinear interpolation, until it just covers height and width, and what
     stands out on both sides is cut off equally. A JPEG file of four times the size or more is decoded at 1/2, 1/4 or 1/8 of its own.
 
     Args:
-        path: The file.
+        path: The file, or what it holds.
         mode: L or RGB; None: as it is stored.
         size: Height and width, or None.
 
@@ -109,11 +128,19 @@ def read_pixels(path: Path, mode: str | None, size: tuple[int, int] | None = Non
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    with (
-        reading(path, "a PNG, JPEG, WebP, BMP, GIF or TIFF image, got a file that cannot be decoded"),
-        path.open("rb") as file,
-    ):
+def _file(path: Path | Content) -> Iterator[BinaryIO]:
+    expected = "a PNG, JPEG, WebP, BMP, GIF or TIFF image, got a file that cannot be decoded"
+    if isinstance(path, Content):
+        with reworded(path.name, expected):
+            yield io.BytesIO(path.content)
+        return
+    with reading(path, expected), path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def _opened(path: Path | Content) -> Iterator[ImageFile.ImageFile]:
+    with _file(path) as file:
         start = file.read(16)
         file.seek(0)
         # not by Image.open, whose warning of large images no thread can silence for itself
@@ -127,7 +154,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
             yield image
 
 
-def _require_eight_bits(image: ImageFile.ImageFile, path: Path) -> None:
+def _require_eight_bits(image: ImageFile.ImageFile, path: Path | Content) -> None:
     # the raw modes of files with 16 bits a channel, of which Pillow keeps 8; those of a BMP are 16 bits for three channels
     raw = [
         str(part)
@@ -149,16 +176,17 @@ def _draft(image: ImageFile.ImageFile, size: tuple[int, int]) -> None:
 
 
 def _seen(
-    image: ImageFile.ImageFile, path: Path, mode: str | None, size: tuple[int, int] | None
+    image: ImageFile.ImageFile, path: Path | Content, mode: str | None, size: tuple[int, int] | None
 ) -> npt.NDArray[np.uint8]:
     ImageOps.exif_transpose(image, in_place=True)
     seen: Image.Image = image
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         if seen.getchannel("A").getextrema() != (255, 255):
+            name = path.name if isinstance(path, Path) else "image.png"
             raise UnusableFileError(
                 f"Expected {path} to be opaque, got transparent pixels: put it on a background first, for example by "
-                f"`magick {path.name} -background white -flatten {path.name}`."
+                f"`magick {name} -background white -flatten {name}`."
             )
     if mode is not None and seen.mode != mode:
         seen = seen.convert(mode)

@@ -31,15 +31,34 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         UnusableFileError: If the block fails, or there is something at ``path`` that is no regular file. Too little memory is
             called so, not damage.
     """
-    try:
+    with reworded(path, expected):
         require_regular_file(path)
+        yield
+
+
+@contextmanager
+def reworded(what: object, expected: str) -> Iterator[None]:
+    """Reword whatever goes wrong with a thing that need not be a file of its own.
+
+    Args:
+        what: The thing.
+        expected: As for :func:`reading`.
+
+    Raises:
+        UnusableFileError: If the block fails.
+    """
+    try:
         yield
     except UnusableFileError:
         raise
     except MemoryError as error:
-        raise too_large(path) from error
+        raise too_large(what) from error
+    except FileNotFoundError as error:
+        raise UnusableFileError(
+            f"Expected {what} to be {expected.partition(', got ')[0]}, got no such file."
+        ) from error
     except Exception as error:  # a damaged file may raise anything
-        raise UnusableFileError(f"Expected {path} to be {expected} ({one_line(error)}).") from error
+        raise UnusableFileError(f"Expected {what} to be {expected} ({one_line(error)}).") from error
 
 
 def require_regular_file(path: Path) -> None:

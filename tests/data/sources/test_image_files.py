@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
-from fedamm_pl.data.sources import image_files, load_images, read_image_folder, reading
+from fedamm_pl.data.sources import decoded, load_images, read_image_folder, reading
 
 HIDDEN_FOLDERS = (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "System Volume Information")
 HIDDEN_FILES = ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", "THUMBS.DB")
@@ -352,7 +352,7 @@ def test_picture_is_compared_with_the_memory_before_it_is_decoded(
 
 
 def test_sum_of_all_images_is_compared_with_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "num_threads", lambda: 1)
+    monkeypatch.setattr(decoded, "num_threads", lambda: 1)
     monkeypatch.setattr(reading, "available_memory", lambda: 16 * 16 * 16 + 3 * 16 * 16 * 2)
     read_image_folder(folder)
     (folder / "train/a/1.png").write_bytes((folder / "train/a/0.png").read_bytes())
