@@ -26,7 +26,7 @@ BASE = {
     "sharpness",
 }
 """Files beside the folders."""
-HEAVY = ["matplotlib.pyplot", "ray", "flwr", "pandas"]
+HEAVY = ["matplotlib.pyplot", "ray", "flwr", "pandas", "pyarrow"]
 
 
 def name_of(path: Path) -> str:

@@ -45,7 +45,7 @@ class FederatedDataModule(CentralLoaders):
 
     Args:
         dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini (in the package), image_folder, or the name of an
-            npz file or folder in ``root``.
+            npz file, a folder or a table (.csv, .tsv, .parquet) in ``root``.
         root: Folder of the data; downloads go there. A leading ``~`` is your home.
         label_column: Tables: the column of the labels.
         client_column: Tables: the column that says which client holds an example; empty: none does.

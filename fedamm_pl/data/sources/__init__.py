@@ -1,4 +1,4 @@
-"""Image data sets as uint8 tensors in memory, by name."""
+"""Data sets by name: images and tables."""
 
 import logging
 from pathlib import Path
@@ -16,6 +16,7 @@ from fedamm_pl.data.sources.in_memory import (
 from fedamm_pl.data.sources.npz import read_npz
 from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import one_line
+from fedamm_pl.data.sources.tables import ROLES, SUFFIXES, read_table
 
 __all__ = [
     "NORMALIZATION",
@@ -34,24 +35,32 @@ log = logging.getLogger(__name__)
 def load_images(dataset: str, root: str | Path, options: ReadOptions | None = None) -> ImageData:
     """Load a data set by name.
 
-    The first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or ``<root>/<dataset>``
-    where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for ``dataset="image_folder"``,
-    ``<root>`` itself, with ``{train,test}/<class>/*.png``; torchvision's files under ``root``, downloaded on first use.
+    A name that ends in .csv, .tsv or .parquet is that of a table in ``root``. Of other names, the first that exists is taken:
+    ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or ``<root>/<dataset>`` where that ends so) with Keras or
+    MedMNIST keys; the folder ``<root>/<dataset>`` or, for ``dataset="image_folder"``, ``<root>`` itself, with
+    ``{train,test}/<class>/*.png``; torchvision's files under ``root``, downloaded on first use.
 
     Args:
         dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``image_folder``, or the name of
-            an npz file or folder in ``root``.
+            an npz file, folder or table in ``root``.
         root: The folder that holds the data; a leading ``~`` is the home of the user. Environment variables are left as they are.
         options: How it is read.
 
     Returns:
-        The images in memory.
+        The examples.
 
     Raises:
-        ValueError: If nothing of that name is found or can be downloaded, or a file cannot be used.
+        ValueError: If nothing of that name is found or can be downloaded, a file cannot be used, or columns are named of what
+            is no table.
     """
     if not dataset or not str(root):
         raise ValueError(f"Expected `dataset` and `root` to be names, got {dataset!r} and {str(root)!r}.")
+    options = options or ReadOptions()
+    is_table = dataset.lower().endswith(SUFFIXES)
+    if not is_table and (named := [role for role in ROLES if getattr(options, role) != getattr(ReadOptions(), role)]):
+        raise ValueError(
+            f"Expected {', '.join(named)} to be given for a table alone ({', '.join(SUFFIXES)}), got {dataset!r}."
+        )
     if dataset == SHIPPED:
         return read_shipped()
     try:
@@ -61,11 +70,20 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         npz = folder / (dataset if dataset.endswith(".npz") else f"{dataset}.npz")
         images = folder if dataset == "image_folder" else folder / dataset
         has_npz, has_images = npz.exists(), (images / "train").is_dir()
+        is_there, tables = (
+            images.exists(),
+            [f"{dataset}{suffix}" for suffix in SUFFIXES if Path(f"{images}{suffix}").exists()],
+        )
     except (OSError, ValueError, RuntimeError) as error:  # too long, a character that no name may have, an unknown user
         raise ValueError(
             f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} in {str(root)!r:.60} "
             f"({one_line(error):.200})."
         ) from error
+    variables = " (variables such as $HOME are not replaced)" if "$" in str(root) else ""
+    if is_table:
+        if not is_there:
+            raise ValueError(f"Expected `root` to hold the table {images}, got no such file{variables}.")
+        return read_table(images, folder, options)
     if has_npz and has_images:
         log.warning("%s is read; the folder %s is not", npz, images)
     if has_npz:
@@ -74,8 +92,8 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         return read_image_folder(images, options)
     if dataset in DOWNLOADABLE:
         return read_torchvision(dataset, folder)
-    hint = " (variables such as $HOME are not replaced)" if "$" in str(root) else ""
+    meant = f"; did you mean {tables[0]}?" if tables else "."
     raise ValueError(
-        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, or `root` to hold {npz} or "
-        f"{images}/train/<class>/*.png, got {dataset!r} and no such file{hint}."
+        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, the name of a table ({', '.join(SUFFIXES)}), or "
+        f"`root` to hold {npz} or {images}/train/<class>/*.png, got {dataset!r} and no such file{variables}{meant}"
     )

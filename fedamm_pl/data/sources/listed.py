@@ -64,13 +64,24 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
     Raises:
         ValueError: If a label, part or client is empty or unknown, or there are no training or no test examples.
     """
-    _require_filled(listed)
+    if not len(listed.labels):
+        raise UnusableFileError(f"Expected {listed.where} to hold examples, got none.")
     parts = _parts(listed)
+    _require_filled("label", listed.labels, np.arange(len(parts)), listed)
+    if listed.clients is not None:
+        _require_filled("client of a training example", listed.clients, np.flatnonzero(parts == "train"), listed)
     labels = _as_numbers(listed.labels)
     known = sorted({labels[i] for i in np.flatnonzero(parts == "train").tolist()})
     number = {label: position for position, label in enumerate(known)}
     names = [str(label) for label in known]
     check_names(names, f" of {listed.where}")
+    if 2 * len(names) > (parts == "train").sum() > 10:
+        log.warning(
+            "%s: %d classes for %d training examples: are these labels?",
+            listed.where,
+            len(names),
+            (parts == "train").sum(),
+        )
     classes = np.array([number.get(label, -1) for label in labels])
     _say_left_out(classes, parts, labels, listed)
     if "test" not in parts:
@@ -90,23 +101,20 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
     return data
 
 
-def _require_filled(listed: Listed) -> None:
-    if not len(listed.labels):
-        raise UnusableFileError(f"Expected {listed.where} to hold examples, got none.")
-    for name, values in (("label", listed.labels), ("client", listed.clients)):
-        if (
-            values is not None
-            and (empty := next((i for i, value in enumerate(values) if not str(value).strip()), -1)) >= 0
-        ):
-            raise UnusableFileError(
-                f"Expected every {name} in {listed.where} to be given, got none in {listed.place(empty)}."
-            )
+def _require_filled(what: str, values: Sequence[int | str], where: npt.NDArray[np.intp], listed: Listed) -> None:
+    blank = {value for value in set(values) if not str(value).strip()}
+    bad = next((i for i in where.tolist() if values[i] in blank), None) if blank else None
+    if bad is not None:
+        raise UnusableFileError(
+            f"Expected every {what} in {listed.where} to be given, got none in {listed.place(bad)}."
+        )
 
 
 def _parts(listed: Listed) -> Texts:
     if listed.parts is None:
         return np.full(len(listed.labels), "train")
-    parts = [PARTS.get(str(value).strip().lower(), "") for value in listed.parts]
+    names = {value: PARTS.get(str(value).strip().lower(), "") for value in set(listed.parts)}
+    parts = [names[value] for value in listed.parts]
     if "" in parts:
         bad = parts.index("")
         raise UnusableFileError(
@@ -118,9 +126,11 @@ def _parts(listed: Listed) -> Texts:
 
 def _as_numbers(labels: Sequence[int | str]) -> Sequence[int] | Sequence[str]:
     """Return labels as whole numbers, if all of them are, else as texts."""
-    texts = [str(label).strip() for label in labels]
-    # 007 is a name, not the number 7
-    return [int(text) for text in texts] if all(WHOLE.fullmatch(text) for text in texts) else texts
+    texts = {label: str(label).strip() for label in set(labels)}
+    if all(WHOLE.fullmatch(text) for text in texts.values()):  # 007 is a name, not the number 7
+        numbers = {label: int(text) for label, text in texts.items()}
+        return [numbers[label] for label in labels]
+    return [texts[label] for label in labels]
 
 
 def _say_left_out(
@@ -154,8 +164,9 @@ def _with_test_part(
 ) -> Texts:
     rng, parts = numpy_generator(seed, "test part"), parts.copy()
     single = []
-    for label, name in enumerate(names):
-        mine = rng.permutation(np.flatnonzero((classes == label) & (parts == "train")))
+    mine_of = _indices_by_class(np.where(parts == "train", classes, -1), len(names))
+    for name, indices in zip(names, mine_of, strict=True):
+        mine = rng.permutation(indices)
         if len(mine) < 2:
             single.append(name)
             continue
@@ -169,3 +180,9 @@ def _with_test_part(
         more,
     )
     return parts
+
+
+def _indices_by_class(classes: npt.NDArray[np.int64], num_classes: int) -> list[npt.NDArray[np.intp]]:
+    """Return where each class is, in order; classes below 0 are nowhere."""
+    order = np.argsort(classes, kind="stable")
+    return np.split(order, np.searchsorted(classes[order], np.arange(num_classes + 1)))[1:-1]

@@ -1,0 +1,195 @@
+"""Tables: a row for each example with its features or the path of its image, its label, and perhaps its client and part."""
+
+import logging
+import os
+from bisect import bisect_right
+from dataclasses import fields
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+
+from fedamm_pl.data.sources.image_data import ImageData
+from fedamm_pl.data.sources.image_files import read_images
+from fedamm_pl.data.sources.listed import Listed, data_set
+from fedamm_pl.data.sources.options import ReadOptions
+from fedamm_pl.data.sources.reading import UnusableFileError, some
+from fedamm_pl.data.sources.source import Source
+from fedamm_pl.data.sources.table_files import DELIMITERS, Choose, Rows, is_number, read_rows
+from fedamm_pl.hints import similar
+from fedamm_pl.terminal import printable
+
+SUFFIXES = (*DELIMITERS, ".parquet")
+ROLES = [field.name for field in fields(ReadOptions) if field.name.endswith("_column")]
+log = logging.getLogger(__name__)
+
+
+def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
+    """Read a table: a CSV file (.csv with commas, .tsv with tabs) or a Parquet file, for which pyarrow must be installed.
+
+    Labels, clients, splits and paths are the texts that stand there. All other columns are features and must be numbers; with
+    a ``path_column`` they are not used, and an example is the image at this path below ``root``.
+
+    ``split_column`` says which rows are for training, validation and testing. Without one, files beside the table are its other
+    parts: ``test.csv`` and ``val.csv`` beside ``train.csv``, ``x_test.csv`` and ``x_val.csv`` beside ``x.csv`` and
+    ``x_train.csv``. Where nothing is for testing, a share of each class is held out, see
+    :func:`~fedamm_pl.data.sources.listed.data_set`, which numbers the classes too.
+
+    Args:
+        path: The file.
+        root: The folder of the images.
+        options: Which columns are what, and the share that is held out.
+
+    Returns:
+        The examples: float32 features (N, D), or images.
+
+    Raises:
+        ValueError: If a file cannot be used, lacks a column or has it twice, or a cell is not what its column needs. The message
+            names file, row and column.
+    """
+    roles = {role: name for role in ROLES if (name := getattr(options, role))}
+    if len(set(roles.values())) < len(roles) or "label_column" not in roles:
+        raise ValueError(
+            f"Expected label_column to be given, and {', '.join(ROLES[1:])} to be other columns, got {roles}."
+        )
+    files, beside = {"train": path}, _beside(path)
+    if options.split_column and beside:
+        log.warning("%s has its own split; %s are not read", path, some([str(file) for file in beside.values()]))
+    else:
+        files |= beside
+    header = _Header(roles)
+    tables = {part: read_rows(file, header.chooser(file)) for part, file in files.items()}
+    _say_used(tables, files, header)
+    rows = tables["train"] if len(tables) == 1 else _joined(tables, files)
+    parts = rows.texts.get(options.split_column)
+    if len(tables) > 1:
+        parts = [part for part, table in tables.items() for _ in range(len(table.numbers))]
+    del tables  # of which there is a copy
+    examples: Source = rows.numbers
+    if options.path_column:
+        paths = _below(root, rows.texts[options.path_column], rows, path)
+        examples = read_images([paths], root=Path(os.path.abspath(root)), options=options)[0]
+    clients = rows.texts.get(options.client_column)
+    listed = Listed(examples, rows.texts[options.label_column], parts, clients, str(path), rows.place)
+    return data_set(listed, options.test_fraction, options.seed)
+
+
+def _beside(path: Path) -> dict[str, Path]:
+    """Return the files beside a table that hold its other parts."""
+    first = path.stem.removesuffix("train") if path.stem.endswith("train") else f"{path.stem}_"
+    files = {part: path.with_name(f"{first}{part}{path.suffix}") for part in ("test", "val")}
+    return {part: file for part, file in files.items() if file != path and file.exists()}
+
+
+class _Header:
+    """Which columns are read: those that the first file has, and the others must have too.
+
+    Args:
+        roles: Option -> the name of its column.
+    """
+
+    def __init__(self, roles: dict[str, str]) -> None:
+        self.roles = roles
+        self.names: list[str] = []
+
+    @property
+    def others(self) -> list[str]:
+        """Columns without a role."""
+        return [name for name in self.names if name not in self.roles.values()]
+
+    @property
+    def features(self) -> list[str]:
+        """Columns that are read as numbers."""
+        return [] if "path_column" in self.roles else self.others
+
+    def chooser(self, path: Path) -> Choose:
+        """Return what says which columns of a file are read as texts, and which as numbers."""
+
+        def choose(names: list[str]) -> tuple[list[str], list[str]]:
+            if not self.names:
+                self._require_roles(names, path)
+                self.names = names
+            # who holds an example matters in training alone
+            missing = set(self.names) - set(names) - {self.roles.get("client_column")}
+            more = set(names) - set(self.names)
+            if missing or more:
+                got = f"got none called {some(sorted(missing))}" if missing else f"got {some(sorted(more))} too"
+                raise UnusableFileError(f"Expected {path} to have the columns of the training table, {got}.")
+            return [name for name in self.roles.values() if name in names], self.features
+
+        return choose
+
+    def _require_roles(self, names: list[str], path: Path) -> None:
+        shown, numeric = some(names, 10), [name for name in names if is_number(name)]
+        for role, name in self.roles.items():
+            if name not in names:
+                meant = similar(name, names)
+                hint = f"; did you mean {meant!r}?" if meant else "."
+                if numeric:
+                    hint = ": the first line of a table must name its columns."
+                raise UnusableFileError(
+                    f"Expected `{role}` to be a column of {path}, got {name!r}; its columns are {shown}{hint}"
+                )
+        # tables without names of their own are written with the numbers from 0 as names
+        if len(numeric) == len(names) and names != [str(i) for i in range(len(names))]:
+            raise UnusableFileError(f"Expected {path} to name its columns in its first line, got numbers: {shown}.")
+        if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UnusableFileError(
+                f"Expected each column of {path} to have a name of its own, got {some(doubled)} twice."
+            )
+        if len(names) == len(self.roles) and "path_column" not in self.roles:
+            raise UnusableFileError(
+                f"Expected {path} to have columns of features, or a `path_column`, got {shown} alone."
+            )
+
+
+def _joined(tables: dict[str, Rows], files: dict[str, Path]) -> Rows:
+    """Return the rows of several files, one after the other."""
+    texts: dict[str, list[str]] = {name: [] for name in tables["train"].texts}
+    for table in tables.values():
+        for name, cells in texts.items():
+            cells += table.texts.get(name, [""] * len(table.numbers))
+    sizes, places, names = zip(
+        *((len(table.numbers), table.place, files[part].name) for part, table in tables.items()), strict=True
+    )
+    starts = [0, *accumulate(sizes)]
+
+    def place(row: int) -> str:
+        which = bisect_right(starts, row) - 1
+        return f"{places[which](row - starts[which])} of {names[which]}"
+
+    return Rows(texts, torch.cat([table.numbers for table in tables.values()]), place)
+
+
+def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) -> None:
+    """Log what is read and what is not, and warn of features that are likely to be something else."""
+    train, path = tables["train"].numbers, files["train"]
+    used = f"{len(header.features)} features: {some(header.features)}"
+    if "path_column" in header.roles:
+        others = f"; {len(header.others)} other columns are not used: {some(header.others)}" if header.others else ""
+        used = f"images by the column {header.roles['path_column']}{others}"
+    beside = "".join(f"; {file.name} is its {part} part" for part, file in files.items() if file != path)
+    log.info("%s", printable(f"{path}: {len(train)} rows, {used}{beside}"))
+    for i, name in enumerate(header.features):
+        column, role = train[:, i], f"{name.strip().lower()}_column"
+        if role in ROLES and role not in header.roles:
+            log.warning(
+                "%s", printable(f"{path}: the column {name!r} is a feature; if it is not, say --data.{role} {name}")
+            )
+        elif len(column) > 2 and column[0] in (0, 1) and (column.diff() == 1).all():
+            log.warning(
+                "%s",
+                printable(f"{path}: the feature {name!r} counts the rows, which may tell their classes: leave it out"),
+            )
+
+
+def _below(root: Path, names: list[str], rows: Rows, where: Path) -> list[str]:
+    """Return the places of images, all of them below a folder."""
+    top = os.path.abspath(root)
+    places = [os.path.abspath(os.path.join(top, name)) for name in names]
+    start = os.path.join(top, "")
+    if (bad := next((i for i, place in enumerate(places) if not place.startswith(start)), -1)) >= 0:
+        raise UnusableFileError(
+            f"Expected paths in {where} to lie below {top}, got {names[bad]!r} in {rows.place(bad)}."
+        )
+    return places
