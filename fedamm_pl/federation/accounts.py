@@ -6,6 +6,7 @@ from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.intake import Intake, client_metrics, within_columns
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.stopwatch import Stopwatch
+from fedamm_pl.federation.summary import stalled
 from fedamm_pl.protocol.module import CALIBRATED
 
 
@@ -34,6 +35,9 @@ def close_round(
         state.history.append({"round": state.round_num, **metrics})
         run.rows.append(state.history[-1])
         evaluator.watch(state)
+        evaluator.note_best(state)
+        if state.round_num < config.num_rounds:
+            state.ended = state.ended or stalled(state.history, config.early_stopping)
         shown = run.module.diagnostics(intake.tallies if failed is None else {})
     seconds = stopwatch.stop()
     client_seconds = {
@@ -60,7 +64,10 @@ def evaluate_end(run: Run, evaluator: Evaluator) -> None:
     if row["round"] < state.round_num:
         state.history.append({"round": state.round_num, **evaluator.evaluate(state, True)})
     elif owed(run, evaluator):
-        state.history[-1] = {**row, **evaluator.evaluate(state, True)}
+        evaluator.evaluate_again(state)
+    else:
+        return
+    evaluator.note_best(state)
 
 
 def owed(run: Run, evaluator: Evaluator) -> bool:

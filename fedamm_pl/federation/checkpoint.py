@@ -55,6 +55,8 @@ class RunState:
         diagnostics: For each evaluated round what figures show beside its metrics: ``round``, ``bytes`` and ``seconds`` up to
             it, and what the algorithm adds.
         confusion: Of the last evaluation, test images by true class (row) and predicted class; None with many classes.
+        client_accuracies: On what each client has held out: ``latest`` of the global model in the last evaluation, ``best`` of it
+            in the best round by validation, ``own`` of what the client has of its own, in the last one; NaN where there is none.
     """
 
     round_num: int
@@ -74,6 +76,7 @@ class RunState:
     diverged: dict[str, Any] | None = None
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] | None = None
+    client_accuracies: dict[str, list[float]] = field(default_factory=dict)
 
     def copy(self) -> "RunState":
         """Return a copy that does not change with this one; tensors are shared, they are never changed in place."""

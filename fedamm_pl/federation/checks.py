@@ -54,7 +54,8 @@ def check_options(
 
     Raises:
         ValueError: If an aggregation has too few clients, or cannot protect what the method's clients send, the method takes no
-            server optimizer, or the executor cannot answer in mid-fit a method that asks there.
+            server optimizer, the executor cannot answer in mid-fit a method that asks there, or there is no validation set to stop
+            early by.
     """
     method, sampled = type(module).__name__, num_sampled(data.num_clients, config.client_fraction)
     if config.robust and sampled < MIN_ROBUST_CLIENTS:
@@ -74,6 +75,11 @@ def check_options(
         raise ValueError(
             f"Expected `executor` to be one that answers clients in mid-fit for {method} with these options, "
             f"got {type(executor).__name__}, which cannot."
+        )
+    if config.early_stopping is not None and not data.has_validation:
+        raise ValueError(
+            f"Expected `num_val_per_class` to be 1 or more, or data with a validation set, for early_stopping "
+            f"{config.early_stopping}, got none: the test set is not used for it."
         )
 
 

@@ -52,6 +52,9 @@ class FederationConfig:
     """Failed rounds in a row after which the run stops."""
     eval_interval: int = 5
     """Rounds from one evaluation on the test set to the next; the last round is always evaluated."""
+    early_stopping: int | None = None
+    """Evaluations in a row without a higher val/acc after which the run ends; null: it goes on to its last round. Needs a validation
+    set: data.num_val_per_class, or data that bring one."""
 
     def __post_init__(self) -> None:
         if not 0 < self.client_fraction <= 1:
@@ -67,6 +70,8 @@ class FederationConfig:
         for name, least in (("num_rounds", 0), ("local_epochs", 1), ("eval_interval", 1), ("max_failed_rounds", 1)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"Expected `{name}` to be {least} or more, got {value}.")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise ValueError(f"Expected `early_stopping` to be 1 or more or null, got {self.early_stopping}.")
         for name, choices in (
             ("aggregation", get_args(Aggregation)),
             ("server_optimizer", get_args(ServerOptimizerName)),

@@ -1,12 +1,13 @@
-"""The global model on the test set: what it reaches, and whether it has diverged."""
+"""The global model on the test set, the validation set and at its clients: what it reaches, and whether it has diverged."""
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.checkpoint import RunState
-from fedamm_pl.federation.summary import divergence
+from fedamm_pl.federation.local_test import local_accuracies, over_clients
+from fedamm_pl.federation.summary import divergence, validated
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.protocol.messages import State
 from fedamm_pl.protocol.module import FederatedModule
@@ -15,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Measures server states on the test set.
+    """Measures server states on the test set, on the validation set if there is one, and on what clients have held out.
 
     Args:
         module: On the trainer's device; its state is overwritten.
-        data: Has the test set.
+        data: Has these sets.
         trainer: In which arithmetic.
 
     Attributes:
@@ -44,17 +45,22 @@ class Evaluator:
         """Measure a server state; afterwards the module holds what of it is deployed.
 
         Returns:
-            ``test/loss``, ``test/acc``, ``test/acc_<group>``, ``test/acc_class_<c>``; and the confusion matrix, test images by
-            true class (row) and predicted class, or None with many classes.
+            ``test/loss``, ``test/acc``, ``test/acc_<group>``, ``test/acc_class_<c>``, and the same as ``val/...`` where there is a
+            validation set; and the confusion matrix, test images by true class (row) and predicted class, or None with many
+            classes.
         """
         self.module.load_shared_state(self.module.deployed(state))
+        on_validation: Mapping[str, float] = {}
         with quiet():
             (metrics,) = self.trainer.build().test(self.module, self.data.test_dataloader(), verbose=False)
+            if self.data.has_validation:
+                loader = self.data.val_dataloader()
+                (on_validation,) = self.trainer.build().validate(self.module, loader, verbose=False)
         confusion = self.module.test_confusion
-        return dict(metrics), None if confusion is None else confusion.compute().tolist()
+        return {**metrics, **on_validation}, None if confusion is None else confusion.compute().tolist()
 
     def evaluate(self, state: RunState, last: bool) -> dict[str, float]:
-        """Calibrate and measure the model of a run's state; its confusion matrix is noted there.
+        """Calibrate and measure the model of a run's state; its confusion matrix and its accuracy at each client are noted there.
 
         Args:
             state: The state.
@@ -67,10 +73,29 @@ class Evaluator:
             self.ended_at = state.round_num
         cost = self.calibration(state, last)
         measured, state.confusion = self.measure(state.shared)
-        return {**cost, **measured, **self.personal(state)}
+        if accuracies := local_accuracies(self.module, self.data, self.trainer):
+            state.client_accuracies = {**state.client_accuracies, "latest": accuracies}
+        return {**cost, **measured, **over_clients(accuracies), **self.personal(state)}
+
+    def note_best(self, state: RunState) -> None:
+        """Note the accuracy at each client of the latest evaluation as that of the best round, if it is that."""
+        if state.client_accuracies and is_best(state):
+            state.client_accuracies["best"] = state.client_accuracies["latest"]
+
+    def evaluate_again(self, state: RunState) -> None:
+        """Evaluate a round once more, as the run's last, and put the measures in the place of the first ones."""
+        if is_best(state):
+            state.client_accuracies.pop("best", None)
+        state.history[-1] = {**state.history[-1], **self.evaluate(state, True)}
 
     def watch(self, state: RunState) -> None:
         """Note and say once if the global model has diverged."""
         if state.diverged is None and (reason := divergence(state.history, self._chance, self._error)):
             state.diverged = {"round": state.round_num, "reason": reason}
             log.warning("round %d: the global model has diverged: %s", state.round_num, reason)
+
+
+def is_best(state: RunState) -> bool:
+    """Return whether the round of a state is the best one by validation."""
+    best = validated(state.history)
+    return best is not None and best["round"] == state.round_num

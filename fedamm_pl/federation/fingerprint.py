@@ -22,6 +22,7 @@ NEUTRAL = {
     "federation.num_rounds",
     "federation.eval_interval",
     "federation.max_failed_rounds",  # when to give up
+    "federation.early_stopping",  # when to end
     "trainer.devices",  # which one of its kind
 }
 """Options that change no bit of a round. The executor's are no part of it either: with as many threads all compute the

@@ -1,16 +1,19 @@
 """How well the clients' own models do, each on test images in the proportions of its own classes."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedamm_pl.data.client import BatchLoader
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.data.named_clients import shown_client
 from fedamm_pl.federation.checkpoint import RunState
 from fedamm_pl.federation.executors.base import Kept
+from fedamm_pl.federation.local_test import client_means
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.models import features_and_logits
 from fedamm_pl.protocol.module import FederatedModule
@@ -50,24 +53,27 @@ class PersonalEvaluation:
 
         Returns:
             ``personal/acc``, the mean over the clients of the accuracy of their own logits; ``personal/acc_global``, the same of
-            the deployed model. Empty if clients have no logits of their own, or none could be measured.
+            the deployed model; ``local/acc_own``, the mean of the accuracy of their own logits on what they have held out, noted
+            for each client in the state. Empty if clients have no logits of their own, or none could be measured.
         """
         if not is_personal(self.module):
             return {}
         module, read, mode, start = self.module, self.kept(state), self.module.training, self.module.personal_state()
         counts = torch.from_numpy(self.data.client_class_counts)
-        measured, names = [], self.data.client_names
+        measured, names, at_clients = [], self.data.client_names, [math.nan] * len(counts)
         try:
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
                 module.eval()
-                features, logits, labels = self._outputs()
-                in_general = class_accuracies(logits, labels)
+                features, logits, labels = self._outputs(self.data.test_dataloader())
+                in_general, held = class_accuracies(logits, labels), self._held_out()
                 for client, own in enumerate(counts):
                     if not own.any():
                         continue
                     try:
                         module.load_personal_state({**start, **read(client)})
                         found = module.personal_logits(features, logits, own.to(module.device))
+                        if held and len(held[client][2]):
+                            at_clients[client] = self._own_accuracy(held[client], own)
                     except (OSError, RuntimeError, ValueError) as error:  # what a client keeps may be of any kind
                         text, name = "round %d: client %s is left out of personal/acc: %s", shown_client(client, names)
                         log.warning(text, state.round_num, name, line(str(error)))
@@ -77,15 +83,37 @@ class PersonalEvaluation:
         finally:
             module.load_personal_state(start)
             module.train(mode)
+        if held:
+            state.client_accuracies = {**state.client_accuracies, "own": at_clients}
         if not measured or not (whole := torch.stack(measured)).isfinite().any():
             return {}
         own_mean, global_mean = whole.nanmean(0).tolist()
-        return {"personal/acc": own_mean, "personal/acc_global": global_mean}
+        local = [value for value in at_clients if not math.isnan(value)]
+        return {
+            "personal/acc": own_mean,
+            "personal/acc_global": global_mean,
+            **({"local/acc_own": sum(local) / len(local)} if local else {}),
+        }
 
-    def _outputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features, logits and labels of the test set."""
+    def _own_accuracy(self, held: tuple[Tensor, Tensor, Tensor], own: Tensor) -> float:
+        """Return the accuracy of the client that the module holds on what it has held out."""
+        features, logits, labels = held
+        found = self.module.personal_logits(features, logits, own.to(self.module.device))
+        return client_means(found.argmax(1) == labels, [len(labels)])[0]
+
+    def _held_out(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return features, logits and labels of what each client has held out; empty where no client does."""
+        sizes = [len(mine) for mine in self.data.local_test]
+        if not any(sizes):
+            return []
+        outputs = self._outputs(self.data.local_test_dataloader())
+        features, logits, labels = (torch.split(part, sizes) for part in outputs)
+        return list(zip(features, logits, labels, strict=True))
+
+    def _outputs(self, loader: BatchLoader) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features, logits and labels of a loader's examples."""
         module, parts = self.module, []
-        for images, labels in self.data.test_dataloader():
+        for images, labels in loader:
             features, logits = features_and_logits(module.model, module.prepare(images))
             parts.append((features, logits, labels.to(module.device)))
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))

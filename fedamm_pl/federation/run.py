@@ -10,11 +10,12 @@ from fedamm_pl.federation.checkpoint import RunState, latest_checkpoint
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.fingerprint import differences, fingerprint, options
 from fedamm_pl.federation.store import ClientStore
+from fedamm_pl.federation.summary import STALLED, stalled
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.module import FederatedModule
 
 log = logging.getLogger(__name__)
-OWN = ("test/", "client/", "personal/", "calibration/")
+OWN = ("test/", "val/", "local/", "client/", "personal/", "calibration/")
 """How the names of a run's own numbers start."""
 
 
@@ -109,5 +110,9 @@ class Run:
             log.warning("%s; from here on results may differ in their last digits", difference)
         self.state = saved.state
         self.state.shared = {name: value.to(self.module.device) for name, value in self.state.shared.items()}
+        if self.state.round_num < self.config.num_rounds and (
+            self.state.ended is None or self.state.ended.startswith(STALLED)
+        ):
+            self.state.ended = stalled(self.state.history, self.config.early_stopping)  # the patience may be another
         if self.state.round_num < self.config.num_rounds and not self.state.ended:
             self.state.counts["resumes"] += 1

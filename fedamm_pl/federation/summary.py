@@ -1,11 +1,23 @@
 """What a finished run amounts to: final, best and mean of the last ten evaluations."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 SHOWN = {"test/acc": "all", "test/acc_many": "many", "test/acc_medium": "medium", "test/acc_few": "few"}
+BESIDE = {
+    "val/acc": "val",
+    "local/acc_mean": "clients",
+    "local/acc_worst_tenth": "worst 10%",
+    "personal/acc": "personal",
+}
+"""What a table shows beside them."""
+SUMMARISED = ("test/", "val/", "local/", "personal/")
+SMALLEST = ("test/loss", "local/acc_std")
+"""Metrics that are best where they are smallest."""
 LAST = 10
+STALLED = "val/acc has not risen"
+"""How the reason of a run begins that :func:`stalled` has ended."""
 
 
 def short_names(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -14,27 +26,74 @@ def short_names(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Summarise the test metrics of a run, those of the clients' own models among them.
+    """Summarise the test metrics of a run, those on the validation set and at clients among them.
 
     Args:
         history: A row for each evaluated round.
 
     Returns:
-        ``final``: the values of the last row. ``best``: for each metric its ``value`` and ``round``, the largest accuracy
-        or smallest loss; chosen on the test set, so an optimistic figure. ``mean_last_10``: mean of the last ten
-        evaluated rounds, round 0 excluded (of round 0 alone if there is no other).
+        ``final``: the values of the last row. ``best``: for each metric its ``value`` and ``round``. Where there is a validation
+        set, all of them are of one round, that of the highest ``val/acc``; else each is the largest accuracy or smallest loss,
+        chosen on the test set, so an optimistic figure. ``mean_last_10``: mean of the last ten evaluated rounds, round 0 excluded
+        (of round 0 alone if there is no other).
     """
-    rows = [row for row in history if row["round"] > 0] or list(history)
-    final = {name: value for name, value in rows[-1].items() if name.startswith(("test/", "personal/"))}
+    rows = after_start(history)
+    final = {name: value for name, value in rows[-1].items() if name.startswith(SUMMARISED)}
     best: dict[str, dict[str, float]] = {}
+    chosen = validated(history)
     for name in final:
-        pick = min if name == "test/loss" else max
-        measured = [row for row in rows if name in row]
+        pick = min if name in SMALLEST else max
+        if not (measured := [row for row in ([chosen] if chosen else rows) if name in row]):
+            continue
         row = pick([row for row in measured if math.isfinite(row[name])] or measured, key=lambda row: row[name])
         best[name] = {"value": row[name], "round": row["round"]}
     last = rows[-num_averaged(history) :]
     mean = {name: sum(values) / len(values) for name in final if (values := [row[name] for row in last if name in row])}
     return {"final": final, "best": best, "mean_last_10": mean}
+
+
+def after_start(history: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Return the rows without that of round 0; that alone if there is no other."""
+    return [row for row in history if row["round"] > 0] or list(history)
+
+
+def validated(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """Return the row of the highest ``val/acc``, the first of several equals, round 0 excluded; None without a validation set."""
+    rows = [row for row in after_start(history) if "val/acc" in row]
+    return max(rows, key=lambda row: row["val/acc"]) if rows else None
+
+
+def best_is(metrics: Collection[str]) -> str:
+    """Return what ``best`` is, given the metrics of a run."""
+    if chosen_on(metrics) == "validation":
+        return (
+            "all metrics in the evaluated round with the highest accuracy on the validation set, the first of several"
+        )
+    return "largest accuracy and smallest loss over the evaluated rounds, chosen on the test set"
+
+
+def chosen_on(metrics: Collection[str]) -> str:
+    """Return on which set ``best`` is chosen, given the metrics of a run: validation if there is one, else test."""
+    return "validation" if "val/acc" in metrics else "test"
+
+
+def stalled(history: Sequence[Mapping[str, float]], patience: int | None) -> str | None:
+    """Say why a run ends early.
+
+    Args:
+        history: A row for each evaluated round.
+        patience: Evaluations in a row without a higher ``val/acc`` that are too many; None: any number is fine.
+
+    Returns:
+        One line if there are so many after the best one, round 0 excluded; else None.
+    """
+    best = validated(history)
+    if patience is None or best is None:
+        return None
+    since = sum(row["round"] > best["round"] for row in history)
+    if since < patience:
+        return None
+    return f"{STALLED} above the {best['val/acc']:.4f} of round {best['round']:.0f} for {since} evaluations (early_stopping {patience})"
 
 
 def num_averaged(history: Sequence[Mapping[str, float]]) -> int:
@@ -66,16 +125,19 @@ def divergence(history: Sequence[Mapping[str, float]], chance: float, error: flo
 def table(history: Sequence[Mapping[str, float]]) -> str:
     """Format final, best and mean of the last ten for all, many, medium and few, in percent."""
     summary = summarize(history)
-    columns = short_names(summary["final"])
-    if "personal/acc" in summary["final"]:
-        columns["personal/acc"] = "personal"
-    lines = [f"{'test accuracy, %':<18}" + "".join(f"{name:>9}" for name in columns.values())]
+    columns = {**short_names(summary["final"]), **{m: name for m, name in BESIDE.items() if m in summary["final"]}}
+    widths = [max(9, len(name) + 2) for name in columns.values()]
+    heads = [f"{name:>{width}}" for name, width in zip(columns.values(), widths, strict=True)]
+    best = f"best (on {chosen_on(summary['final'])})"
+    first = max(18, len(best) + 1)
+    lines = [f"{'test accuracy, %':<{first}}" + "".join(heads)]
     for title, key in (
         ("final", "final"),
-        ("best (on test)", "best"),
+        (best, "best"),
         (f"mean of last {num_averaged(history)}", "mean_last_10"),
     ):
-        values = [summary[key][metric] for metric in columns]
+        values = [summary[key].get(metric, math.nan) for metric in columns]
         numbers = [value["value"] if isinstance(value, dict) else value for value in values]
-        lines.append(f"{title:<18}" + "".join(f"{100 * number:9.2f}" for number in numbers))
+        cells = [f"{100 * number:{width}.2f}" for number, width in zip(numbers, widths, strict=True)]
+        lines.append(f"{title:<{first}}" + "".join(cells))
     return "\n".join(lines)

@@ -87,6 +87,7 @@ OTHER: dict[str, Any] = {
     "federation.min_success_fraction": 0.9,
     "federation.max_failed_rounds": 7,
     "federation.eval_interval": 3,
+    "federation.early_stopping": 2,
     "trainer.accelerator": "cuda",
     "trainer.devices": [0],
     "trainer.precision": "64-true",
@@ -140,6 +141,7 @@ RESUMED = sorted(
     - {"trainer.accelerator", "trainer.compile", "algorithm.num_classes", "algorithm.in_channels", "data.shot_ranges"}
     - {"trainer.devices", "data.dataset", "data.root"}
     - {"data.partition_file"}  # goes with another partition alone
+    - {"federation.early_stopping"}  # which needs a validation set: tests/federation/test_validation.py
 )
 
 

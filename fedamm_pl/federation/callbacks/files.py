@@ -1,8 +1,9 @@
-"""The files of a run directory: partition.json, metrics.csv, diagnostics.json, checkpoints, summary.json, final.ckpt."""
+"""The files of a run directory: tables, the partition, checkpoints, a summary, and the trained module."""
 
 import csv
 import io
 import json
+import logging
 import platform
 import shlex
 import sys
@@ -13,13 +14,17 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
+from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
-from fedamm_pl.federation.checkpoint import save_checkpoint, saved_rounds
+from fedamm_pl.federation.callbacks.clients_file import ClientsCSV
+from fedamm_pl.federation.checkpoint import load_checkpoint, save_checkpoint, saved_rounds
 from fedamm_pl.federation.fingerprint import versions
 from fedamm_pl.federation.run import Run
-from fedamm_pl.federation.summary import num_averaged, summarize
+from fedamm_pl.federation.summary import best_is, num_averaged, summarize, validated
 from fedamm_pl.files import append_whole, write_atomically
 from fedamm_pl.version import __version__
+
+log = logging.getLogger(__name__)
 
 
 def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
@@ -28,6 +33,7 @@ def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
         PartitionFile(folder),
         MetricsCSV(folder),
         DiagnosticsFile(folder),
+        ClientsCSV(folder),
         RoundCheckpoint(folder / "checkpoints", keep_checkpoints),
         FinalFiles(folder),
     ]
@@ -87,7 +93,8 @@ class MetricsCSV(FederationCallback):
         self._last = history[-1] if history else None
         names = dict.fromkeys(name for row in history for name in row)
         # test metrics first: the first row has no client metrics, later ones may add classes
-        self._columns = sorted(names, key=lambda name: (name != "round", not name.startswith("test/")))
+        order = ("round", "test/", "val/")
+        self._columns = sorted(names, key=lambda name: [not name.startswith(start) for start in order])
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
@@ -120,7 +127,7 @@ class DiagnosticsFile(FederationCallback):
 
 
 class RoundCheckpoint(FederationCallback):
-    """Writes a checkpoint after every round and keeps the newest few and that of the best test accuracy.
+    """Writes a checkpoint after every round and keeps the newest few and the best, by validation or else by test accuracy.
 
     Args:
         folder: Where to write them.
@@ -154,7 +161,9 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class FinalFiles(FederationCallback):
-    """Writes final.ckpt, a Lightning checkpoint of the trained module, and summary.json when the run ends.
+    """Writes, when the run ends, final.ckpt, a Lightning checkpoint of the trained module, and summary.json.
+
+    Where there is a validation set, also best.ckpt, the module of the best round by it.
 
     Args:
         folder: Where to write them.
@@ -164,13 +173,30 @@ class FinalFiles(FederationCallback):
         self.folder = folder
 
     def on_run_end(self, run: Run) -> None:
-        """Write both."""
-        module = run.module
-        trainer = run.trainer.build()
-        trainer.strategy.connect(module)
-        trainer.strategy.checkpoint_io = WholeFiles()
-        trainer.save_checkpoint(self.folder / "final.ckpt", weights_only=True)
+        """Write them."""
+        self._save(run, "final.ckpt")
+        if (best := validated(run.state.history)) is not None:
+            self._save_best(run, int(best["round"]))
         write_atomically(self.folder / "summary.json", _json(summary(run)).encode())
+
+    def _save(self, run: Run, name: str) -> None:
+        trainer = run.trainer.build()
+        trainer.strategy.connect(run.module)
+        trainer.strategy.checkpoint_io = WholeFiles()
+        trainer.save_checkpoint(self.folder / name, weights_only=True)
+
+    def _save_best(self, run: Run, round_num: int) -> None:
+        module, final = run.module, run.state.shared
+        try:
+            path = self.folder / "checkpoints" / f"round_{round_num:06d}.ckpt"
+            best = final if round_num == run.state.round_num else load_checkpoint(path).state.shared
+        except ValueError as error:
+            log.warning("best.ckpt is left out: %s", error)
+            (self.folder / "best.ckpt").unlink(missing_ok=True)  # of fewer rounds
+            return
+        module.load_shared_state(module.deployed(best))
+        self._save(run, "best.ckpt")
+        module.load_shared_state(module.deployed(final))
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -187,7 +213,7 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         **summarize(state.history),
         "num_averaged": num_averaged(state.history),
-        "best_is": "largest accuracy and smallest loss over the evaluated rounds, chosen on the test set",
+        "best_is": best_is(state.history[-1]),
         "method": type(run.module).__name__,
         "uses_meta_set": run.module.uses_meta_set,
         "model": run.options["algorithm.model"],
@@ -201,6 +227,7 @@ def summary(run: Run) -> dict[str, Any]:
         "dataset": data.hparams["dataset"],
         "class_counts": info["class_counts"],
         "unused_images": data.unused_images,
+        **_held_out(data),
         "shot_rule": info["shot_rule"],
         "shot_groups": info["shot_groups"],
         "imbalance_factor": data.imbalance_factor,
@@ -223,12 +250,21 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def _held_out(data: FederatedDataModule) -> dict[str, int]:
+    """Return how many examples are for validation, and for tests at how many of the clients; nothing where there are none."""
+    held = [len(mine) for mine in data.local_test]
+    local = {"local_test_examples": sum(held), "clients_without_local_test": held.count(0)} if held else {}
+    return ({"validation_examples": len(data.validation[2])} if data.has_validation else {}) | local
+
+
 def diagnostics(run: Run) -> dict[str, Any]:
     """Return the content of diagnostics.json: the data, the last confusion matrix, and what was seen round by round.
 
-    ``client_class_counts`` are images (client, class); ``losses`` the grid of the weight net's curves and of the histograms.
+    ``client_class_counts`` are images (client, class); ``losses`` the grid of the weight net's curves and of the histograms;
+    ``client_accuracies`` the accuracies on what each client has held out, null where that is nothing.
     """
     state, info = run.state, run.data.info
+    at_clients = {"client_accuracies": state.client_accuracies["latest"]} if state.client_accuracies else {}
     return {
         "class_names": info["class_names"],
         "class_counts": info["class_counts"],
@@ -237,6 +273,7 @@ def diagnostics(run: Run) -> dict[str, Any]:
         "client_names": run.data.client_names,
         "losses": list(LOSS_GRID),
         "confusion": state.confusion,
+        **at_clients,
         "rounds": state.diagnostics,
     }
 

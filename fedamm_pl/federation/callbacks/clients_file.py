@@ -1,0 +1,56 @@
+"""clients.csv: how well the global model does at each client."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
+from fedamm_pl.federation.run import Run
+from fedamm_pl.files import write_atomically
+
+
+class ClientsCSV(FederationCallback):
+    """Writes clients.csv anew at each evaluation, a row for each client, where clients hold out a local test.
+
+    Args:
+        folder: Where to write it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "clients.csv"
+
+    def on_run_start(self, run: Run) -> None:
+        """Cut the file to the round that the run starts from."""
+        self._write(run)
+
+    def on_round_end(self, run: Run, record: RoundRecord) -> None:
+        """Write it if the round was evaluated."""
+        if record.evaluated:
+            self._write(run)
+
+    def on_run_end(self, run: Run) -> None:
+        """Write that of a run that was evaluated once more at its end."""
+        self._write(run)
+
+    def _write(self, run: Run) -> None:
+        if not run.state.client_accuracies:
+            return
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(client_table(run))
+        write_atomically(self.path, text.getvalue().encode())
+
+
+def client_table(run: Run) -> list[list[Any]]:
+    """Return the lines of clients.csv: a heading, then each client's name, examples and accuracies, empty where there is none."""
+    data, found = run.data, run.state.client_accuracies
+    columns = {"latest": "accuracy", "best": "accuracy_best_round", "own": "accuracy_own"}
+    kinds = [kind for kind in columns if kind in found]
+    lines: list[list[Any]] = [["client", "examples", "local_test_examples", *(columns[kind] for kind in kinds)]]
+    names = data.client_names
+    for client, (name, held) in enumerate(zip(names, data.local_test, strict=True)):
+        values = [found[kind][client] for kind in kinds]
+        accuracies = ["" if math.isnan(value) else value for value in values]
+        lines.append([name, data.client_size(client), len(held), *accuracies])
+    return lines
