@@ -7,13 +7,15 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's categories of what moves a cursor, turns the direction of writing, breaks lines, or is not seen."""
 
 MAX_LINE = 300
 """Characters of a line about a client."""
+FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+"""With these a spreadsheet begins a formula, also where they are as wide as Chinese characters."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -101,3 +103,16 @@ def plain_log() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+def as_csv(value: Any) -> Any:
+    """Return a value as a field of a CSV file; a text that a spreadsheet would take for a formula gets a quote before it.
+
+    Example:
+        >>> as_csv("=SUM(A1)"), as_csv("FedAvg"), as_csv(-1.5)
+        ("'=SUM(A1)", 'FedAvg', -1.5)
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = printable(str(value))
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text

@@ -16,9 +16,9 @@ from fedamm_pl.cli.parser import Parser, attribute_docstrings, in_one_line
 from fedamm_pl.federation.costs import IMAGE_SIZE, NETWORK, NUM_CLASSES, Costs, GeneratedImages, measure
 from fedamm_pl.hints import similar
 from fedamm_pl.protocol.privileges import NOTHING
-from fedamm_pl.results.tables import as_csv, as_markdown
+from fedamm_pl.results.tables import as_markdown
 from fedamm_pl.results.tables import plain as not_bold
-from fedamm_pl.terminal import say
+from fedamm_pl.terminal import as_csv, say
 
 Measured = dict[str, Costs]
 """Name of a method -> what it takes, with its default options."""

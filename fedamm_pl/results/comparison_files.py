@@ -12,7 +12,8 @@ from fedamm_pl.files import write_atomically
 from fedamm_pl.results.comparison import PlannedRun
 from fedamm_pl.results.figure_parts import rendered
 from fedamm_pl.results.figures import comparison
-from fedamm_pl.results.tables import accuracies, as_csv, as_latex, as_markdown, latex_text, markdown_text, row, table
+from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, latex_text, markdown_text, row, table
+from fedamm_pl.terminal import as_csv
 
 log = logging.getLogger(__name__)
 

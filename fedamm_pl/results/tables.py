@@ -30,8 +30,6 @@ LATEX = str.maketrans(
     }
 )
 MARKDOWN = re.compile(r"[\\`|<>&*\[\]$~]|(?<!\w)_|_(?!\w)")
-FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
-"""With these a spreadsheet begins a formula, also where they are as wide as Chinese characters."""
 
 
 def averaged(counts: Iterable[int | None]) -> str:
@@ -173,16 +171,3 @@ def latex_text(text: str) -> str:
         \textbackslash{}input\{x\}
     """
     return printable(text).translate(LATEX)
-
-
-def as_csv(value: Any) -> Any:
-    """Return a value as a field of a CSV file; a text that a spreadsheet would take for a formula gets a quote before it.
-
-    Example:
-        >>> as_csv("=SUM(A1)"), as_csv("FedAvg"), as_csv(-1.5)
-        ("'=SUM(A1)", 'FedAvg', -1.5)
-    """
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    text = printable(str(value))
-    return f"'{text}" if text.lstrip().startswith(FORMULA) else text

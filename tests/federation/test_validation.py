@@ -176,7 +176,7 @@ def test_without_the_options_nothing_of_it_is_there(tmp_path: Path) -> None:
     federation(output_dir=tmp_path).run()
     assert not any(name.startswith(("val/", "local/")) for name in lines(tmp_path, "metrics.csv")[0])
     assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {
-        *("metrics.csv", "diagnostics.json", "summary.json", "final.ckpt", "checkpoints")
+        *("partition.json", "metrics.csv", "diagnostics.json", "summary.json", "final.ckpt", "checkpoints")
     }
     assert not {"validation_examples", "local_test_examples", "clients_without_local_test"} & set(read(tmp_path))
     assert "client_accuracies" not in read(tmp_path, "diagnostics.json")

@@ -6,7 +6,6 @@ import pytest
 
 from fedamm_pl.results.tables import (
     accuracies,
-    as_csv,
     as_latex,
     as_markdown,
     markdown_text,
@@ -15,6 +14,7 @@ from fedamm_pl.results.tables import (
     stacked,
     table,
 )
+from fedamm_pl.terminal import as_csv
 from tests.results.handmade import a_summary
 
 

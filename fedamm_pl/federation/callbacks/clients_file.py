@@ -9,6 +9,7 @@ from typing import Any
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.run import Run
 from fedamm_pl.files import write_atomically
+from fedamm_pl.terminal import as_csv
 
 
 class ClientsCSV(FederationCallback):
@@ -52,5 +53,5 @@ def client_table(run: Run) -> list[list[Any]]:
     for client, (name, held) in enumerate(zip(names, data.local_test, strict=True)):
         values = [found[kind][client] for kind in kinds]
         accuracies = ["" if math.isnan(value) else value for value in values]
-        lines.append([name, data.client_size(client), len(held), *accuracies])
+        lines.append([as_csv(name), data.client_size(client), len(held), *accuracies])
     return lines
