@@ -80,10 +80,10 @@ def by_dirichlet_balanced(
 ) -> list[Indices]:
     """Clients of equal size, each with class proportions q ~ Dir(alpha * p) of its own (Hsu et al., 2019).
 
-    p are the proportions of the classes in the training set. In client order: draw q, then floor(N / K) examples one by one,
-    their classes by q; a class that is used up gets proportion 0 from then on, and the others are normalised. Where q has
-    nothing left, classes are drawn by what is left of them: the last clients take what the others leave. The N - K * floor(N / K)
-    examples left over stay unused.
+    N - K * floor(N / K) examples are left out first, at random, and stay unused. p are the proportions of the classes in the
+    others. In client order: draw q, then floor(N / K) examples one by one, their classes by q; a class that is used up gets
+    proportion 0 from then on, and the others are normalised. Where q has nothing left, classes are drawn by what is left of
+    them: the last clients take what the others leave.
 
     Args:
         labels: Labels of the training set, shape (N,).
@@ -99,14 +99,14 @@ def by_dirichlet_balanced(
     """
     require_clients(labels, num_clients)
     require_alpha(alpha)
-    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    size = len(labels) // num_clients
+    kept = rng.permutation(len(labels))[: num_clients * size]  # what is left at the end would be of the rarest classes
+    members = [kept[labels[kept] == label] for label in np.unique(labels[kept])]
     sizes = np.array([len(mine) for mine in members])
     taken = np.zeros_like(sizes)
     clients = []
     for _ in range(num_clients):
-        counts = _drawn_counts(
-            _proportions(sizes / len(labels), alpha, rng), sizes - taken, len(labels) // num_clients, rng
-        )
+        counts = _drawn_counts(_proportions(sizes / len(kept), alpha, rng), sizes - taken, size, rng)
         pieces = [mine[start : start + count] for mine, start, count in zip(members, taken, counts, strict=True)]
         clients.append(np.sort(np.concatenate(pieces)))
         taken += counts
