@@ -13,6 +13,7 @@ from fedamm_pl.data.sources.in_memory import (
     read_shipped,
     read_torchvision,
 )
+from fedamm_pl.data.sources.list_file import read_list
 from fedamm_pl.data.sources.npz import read_npz
 from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import one_line
@@ -29,16 +30,19 @@ __all__ = [
     "read_npz",
 ]
 
+LIST = ".txt"
+
 log = logging.getLogger(__name__)
 
 
 def load_images(dataset: str, root: str | Path, options: ReadOptions | None = None) -> ImageData:
     """Load a data set by name.
 
-    A name that ends in .csv, .tsv or .parquet is that of a table in ``root``. Of other names, the first that exists is taken:
-    ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or ``<root>/<dataset>`` where that ends so) with Keras or
-    MedMNIST keys; the folder ``<root>/<dataset>`` or, for ``dataset="image_folder"``, ``<root>`` itself, with
-    ``{train,test}/<class>/*.png``; torchvision's files under ``root``, downloaded on first use.
+    A name that ends in .csv, .tsv or .parquet is that of a table in ``root``, one that ends in .txt that of a list of images. Of
+    other names, the first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or
+    ``<root>/<dataset>`` where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for
+    ``dataset="image_folder"``, ``<root>`` itself, see :func:`read_image_folder`; torchvision's files under ``root``, downloaded
+    on first use.
 
     Args:
         dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``image_folder``, or the name of
@@ -70,6 +74,7 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         npz = folder / (dataset if dataset.endswith(".npz") else f"{dataset}.npz")
         images = folder if dataset == "image_folder" else folder / dataset
         has_npz, has_images = npz.exists(), (images / "train").is_dir()
+        has_images |= images.is_dir() and dataset not in DOWNLOADABLE  # where torchvision may have put its files
         is_there, tables = (
             images.exists(),
             [f"{dataset}{suffix}" for suffix in SUFFIXES if Path(f"{images}{suffix}").exists()],
@@ -84,6 +89,8 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         if not is_there:
             raise ValueError(f"Expected `root` to hold the table {images}, got no such file{variables}.")
         return read_table(images, folder, options)
+    if dataset.lower().endswith(LIST) and is_there and not has_images:
+        return read_list(images, folder, options)
     if has_npz and has_images:
         log.warning("%s is read; the folder %s is not", npz, images)
     if has_npz:
@@ -94,6 +101,6 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         return read_torchvision(dataset, folder)
     meant = f"; did you mean {tables[0]}?" if tables else "."
     raise ValueError(
-        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, the name of a table ({', '.join(SUFFIXES)}), or "
-        f"`root` to hold {npz} or {images}/train/<class>/*.png, got {dataset!r} and no such file{variables}{meant}"
+        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, the name of a table or list "
+        f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {npz} or {images}/<class>/*.png, got {dataset!r} and no such file{variables}{meant}"
     )

@@ -1,19 +1,39 @@
-"""Image folders: one file an image, one folder a class."""
+"""Image folders: one file an image, one folder a class, and perhaps one folder a client."""
 
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from fedamm_pl.data.sources.decoded import kept_parts
 from fedamm_pl.data.sources.image_data import ImageData, check_images, check_names
-from fedamm_pl.data.sources.image_files import read_images
-from fedamm_pl.data.sources.listing import BESIDE, PassedOver, class_folders, image_files, visible
+from fedamm_pl.data.sources.image_files import open_images, read_images
+from fedamm_pl.data.sources.listed import PARTS, Listed, data_set
+from fedamm_pl.data.sources.listing import BESIDE, ImageFolder, PassedOver, class_folders, image_folders, visible
 from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import UnusableFileError
+from fedamm_pl.terminal import printable
+
+LAYOUTS = {  # what the folders on the way to an image are -> where the client, the part and the class stand
+    "<class>/*.png": (None, None, 0),
+    "<client>/<class>/*.png": (0, None, 1),
+    "{train,test}/<class>/*.png": (None, 0, 1),
+    "{train,test}/<client>/<class>/*.png": (1, 0, 2),
+    "<client>/{train,test}/<class>/*.png": (0, 1, 2),
+}
+log = logging.getLogger(__name__)
 
 
 def read_image_folder(folder: Path, options: ReadOptions | None = None) -> ImageData:
-    """Read ``<folder>/{train,test}/<class>/*.png`` (or .jpg, .bmp, .gif, .tif, .webp).
+    """Read a folder of images (.png, .jpg, .bmp, .gif, .tif or .webp) whose folders are classes, parts and clients.
+
+    Read are ``{train,test}/<class>/*.png``; ``<class>/*.png``, of which a share is held out for testing; and folders of
+    clients: ``<client>/<class>/*.png``, the same, ``{train,test}/<client>/<class>/*.png`` and
+    ``<client>/{train,test}/<class>/*.png``. A folder ``val`` beside ``train`` holds validation images. Which it is follows from
+    the names of the folders and how deep the images lie; all must lie so. Clients may lack classes; test images of all of them
+    are one test set.
 
     A file's suffix says that it is an image, its content which of these formats it has. Images are turned upright as their
     EXIF orientation says. Palettes, 1-bit and CMYK images become grey levels or RGB (CMYK by the plain formula, without a
@@ -21,38 +41,121 @@ def read_image_folder(folder: Path, options: ReadOptions | None = None) -> Image
     are passed over; what is passed over is logged in one line. Links are followed, also out of the folder, which is logged too.
 
     Args:
-        folder: The folder. All images are of one size; if those of both parts are grey they stay grey, else all become RGB.
-        options: How it is read.
+        folder: The folder. If the images of all parts are grey they stay grey, else all become RGB.
+        options: How it is read, see :func:`~fedamm_pl.data.sources.image_files.read_images`.
 
     Returns:
-        The images, classes in alphabetical order of their folders.
+        The images, classes in alphabetical order of their folders; names that are all whole numbers, by size, where the layout is
+        not ``{train,test}/<class>``.
 
     Raises:
-        ValueError: If a folder is empty or missing, a file is no image of these formats, is transparent or has 16 bits a
-            channel, sizes differ, or the images do not fit into memory. The message names the file.
+        ValueError: If images lie otherwise, a folder is empty or missing, a file is no image of these formats, is transparent or
+            has 16 bits a channel, sizes differ, or the images do not fit into memory. The message names the file.
     """
-    passed = PassedOver(folder)
-    classes = class_folders(folder / "train", passed)
-    if not classes:
-        raise UnusableFileError(f"Expected {folder / 'train'} to hold one folder of images for each class, got none.")
-    check_names(classes, f" in {folder / 'train'}")
-    has_test = os.path.isdir(folder / "test")
-    if unknown := set(class_folders(folder / "test", passed) if has_test else ()) - set(classes):
+    options, passed, beside = options or ReadOptions(), PassedOver(folder), PassedOver(folder)
+    parts = _part_folders(folder, beside)
+    if "train" in parts:
+        found = [each for name in parts.values() for each in image_folders(folder / name, (name,), 2, passed)]
+        passed.extend(beside)
+        if all(len(each.names) == 2 for each in found):
+            return _read_parts(folder, parts, found, options, passed)
+    else:
+        found = [*image_folders(folder, (), 3, passed)]
+    layout = _layout(folder, found)
+    client, part, label = LAYOUTS[layout]
+    names = [each.names for each in found for _ in each.images]
+    paths = [os.path.join(each.path, name) for each in found for name in each.images]
+    if odd := next((each for each in found if printable(each.names[client or 0]) != each.names[client or 0]), None):
         raise UnusableFileError(
-            f"Expected classes of {folder / 'test'} to be in {folder / 'train'} too, got {sorted(unknown)}."
+            f"Expected names of clients without line breaks and control characters, got {odd.path}."
         )
-    train, test = (image_files(folder / part, classes, passed) for part in ("train", "test"))
-    if empty := set(range(len(classes))) - {label for _, label in train}:
-        raise UnusableFileError(
-            f"Expected {folder / 'train' / classes[min(empty)]} to hold images, got none: leave the class out."
-        )
-    for path in (folder / entry.name for entry in visible(folder, passed)):
-        if path.name not in ("train", "test") and os.path.isdir(path):
-            passed.add(BESIDE, path)
-    parts = [[path for path, _ in part] for part in (train, test)]
-    images = read_images(parts, root=folder, options=options or ReadOptions(), passed=passed)
-    labels = [torch.tensor([label for _, label in part]) for part in (train, test)]
+    images = open_images(paths, root=folder, options=options, passed=passed)
     passed.log()
-    data = ImageData(images[0], labels[0], images[1], labels[1], classes)
+    listed = Listed(
+        images,
+        labels=[each[label] for each in names],
+        parts=None if part is None else [each[part] for each in names],
+        clients=None if client is None else [each[client] for each in names],
+        where=str(folder),
+        place=lambda i: paths[i],
+    )
+    data = data_set(listed, options.test_fraction, options.seed)
+    holders = "" if client is None else f"{len(set(data.clients or ()))} clients, "
+    log.info("%s: read as %s: %s%d classes, %d images", folder, layout, holders, len(data.class_names), len(paths))
+    return kept_parts(data, options)
+
+
+def _part_folders(folder: Path, beside: PassedOver) -> dict[str, str]:
+    """Return train, val and test -> the folder that is called so; note what else there is."""
+    found: dict[str, str] = {}
+    for name in (entry.name for entry in visible(folder, beside) if os.path.isdir(entry)):
+        if (part := PARTS.get(name.lower())) is None:
+            beside.add(BESIDE, folder / name)
+        elif found.setdefault(part, name) != name:
+            raise UnusableFileError(
+                f"Expected {folder} to have one folder of {part} images, got {found[part]} and {name}."
+            )
+    return {part: found[part] for part in ("train", "val", "test") if part in found}
+
+
+def _layout(folder: Path, found: Sequence[ImageFolder]) -> str:
+    ways = _ways(found)
+    (layout, first), *others = ways.items() if ways else [("", None)]
+    if layout in LAYOUTS and not others:
+        return layout
+    got = " and ".join(f"in {each.path}" for each in [first, *(each for _, each in others[:1])] if each)
+    raise UnusableFileError(
+        f"Expected {folder} to hold images in one of the ways {', '.join(LAYOUTS)}, got {f'them {got}' if got else 'none'}."
+    )
+
+
+def _ways(found: Sequence[ImageFolder]) -> dict[str, ImageFolder]:
+    """Return the layouts of image folders, or for others what stands for one -> the first that is so."""
+    ways: dict[str, ImageFolder] = {}
+    for each in found:
+        places = tuple(i for i, name in enumerate(each.names[:-1]) if name.lower() in PARTS)
+        kinds = {(len(names.split("/")) - 1, spot): names for names, (_, spot, _) in LAYOUTS.items()}
+        spot = places[0] if places else None
+        # a class that is called like a part, with no part above it, may be a part without classes
+        known = each.names[-1].lower() not in PARTS or spot is not None
+        way = kinds.get((len(each.names), spot), "") if known else ""
+        ways.setdefault(way or f"{len(each.names)} deep", each)
+    return ways
+
+
+def _read_parts(
+    folder: Path, parts: dict[str, str], found: Sequence[ImageFolder], options: ReadOptions, passed: PassedOver
+) -> ImageData:
+    """Read ``{train,test}/<class>``, every class with a folder in train."""
+    train = folder / parts["train"]
+    classes = class_folders(train, PassedOver(folder))
+    if not classes:
+        raise UnusableFileError(f"Expected {train} to hold one folder of images for each class, got none.")
+    check_names(classes, f" in {train}")
+    by_part: dict[str, list[ImageFolder]] = {
+        part: [each for each in found if each.names[0] == parts.get(part)] for part in ("train", "val", "test")
+    }
+    if empty := [name for name in classes if name not in {each.names[1] for each in by_part["train"]}]:
+        raise UnusableFileError(f"Expected {train / empty[0]} to hold images, got none: leave the class out.")
+    for part in [part for part in parts if part != "train"]:
+        if unknown := set(class_folders(folder / parts[part], PassedOver(folder))) - set(classes):
+            raise UnusableFileError(
+                f"Expected classes of {folder / parts[part]} to be in {train} too, got {sorted(unknown)}."
+            )
+    for part in ("test", *(part for part in parts if part == "val")):
+        if not by_part[part]:
+            raise UnusableFileError(
+                f"Expected {folder / parts.get(part, part)} to hold images as <class>/*.png, got none."
+            )
+    number = {name: position for position, name in enumerate(classes)}
+    paths = [[os.path.join(each.path, name) for each in by_part[part] for name in each.images] for part in by_part]
+    images = read_images(paths, root=folder, options=options, passed=passed)
+    labels = [
+        torch.tensor([number[each.names[1]] for each in by_part[part] for _ in each.images], dtype=torch.int64)
+        for part in by_part
+    ]
+    passed.log()
+    val = (images[1], labels[1]) if by_part["val"] else (None, None)
+    data = ImageData(images[0], labels[0], images[2], labels[2], classes, None, *val)
     check_images(data, f" of {folder}")
     return data

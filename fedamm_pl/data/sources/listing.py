@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class PassedOver:
         """Note a place."""
         self.found.setdefault(kind, []).append(printable(str(path.relative_to(self.root))))
 
+    def extend(self, others: "PassedOver") -> None:
+        """Take over what another list of the same folder has."""
+        for kind, places in others.found.items():
+            self.found.setdefault(kind, []).extend(places)
+
     def log(self) -> None:
         """Log one line that counts all of them and names some; a warning where it may be more than what systems leave."""
         kinds = "; ".join(f"{kind}: {len(places)} ({some(places)})" for kind, places in self.found.items())
@@ -46,6 +52,7 @@ LINKS = "links to other places, followed"
 OTHERS = "files without the suffix of an image, not used"
 LOOSE = "files outside the class folders, not used"
 NESTED = "folders inside class folders, not used"
+EMPTY = "folders without images, not used"
 BESIDE = "folders beside train and test, not used"
 FRAMES = "files with further frames or pages, the first used"
 
@@ -61,25 +68,54 @@ def class_folders(folder: Path, passed: PassedOver) -> list[str]:
     return names
 
 
-def image_files(folder: Path, classes: list[str], passed: PassedOver) -> list[tuple[Path, int]]:
-    """Return the images of a part (train or test) with their labels, in alphabetical order of classes and names.
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder that holds images.
+
+    Attributes:
+        path: The folder.
+        names: The folders on the way to it, its own name last.
+        images: Names of the files in it whose suffix says that they are images, in alphabetical order.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    images: list[str]
+
+
+def image_folders(
+    folder: Path, names: tuple[str, ...], depth: int, passed: PassedOver, top: bool = True
+) -> Iterator[ImageFolder]:
+    """Find the folders that hold images, in alphabetical order, and none inside of these.
+
+    Args:
+        folder: Where to look.
+        names: The folders on the way to it.
+        depth: How many levels below it to look.
+        passed: Where is noted what is passed over.
+        top: Whether images in the folder itself are passed over.
 
     Raises:
-        ValueError: If there is none, or a folder cannot be read.
+        ValueError: If a folder cannot be read, or a link in it leads nowhere.
     """
-    files = []
-    for label, name in enumerate(classes):
-        if not os.path.isdir(folder / name):
-            continue  # a class may be missing from the test set
-        for entry in entries(folder / name, passed):
-            path = folder / name / entry.name
-            if path.suffix.lower() in SUFFIXES:
-                files.append((path, label))  # whatever it is: it wants to be an image
-            else:
-                passed.add(NESTED if os.path.isdir(entry) else OTHERS, path)
-    if not files:
-        raise UnusableFileError(f"Expected {folder} to hold images as <class>/*.png, got none.")
-    return files
+    found = entries(folder, passed)
+    folders = [entry.name for entry in found if os.path.isdir(entry)]
+    images = [entry.name for entry in found if Path(entry.name).suffix.lower() in SUFFIXES]
+    inside = bool(set(images) - set(folders)) and not top  # what ends so wants to be an image, whatever it is
+    if inside:
+        yield ImageFolder(folder, names, images)
+    elif not top and not folders:
+        passed.add(EMPTY, folder)
+    for entry in found:
+        path = folder / entry.name
+        if inside and entry.name in images:
+            continue
+        if not os.path.isdir(entry):
+            passed.add(LOOSE if top else OTHERS, path)
+        elif inside or not depth:
+            passed.add(NESTED, path)
+        else:
+            yield from image_folders(path, (*names, entry.name), depth - 1, passed, top=False)
 
 
 def entries(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:

@@ -89,7 +89,7 @@ def test_hidden_and_system_folders_are_nobodys_class(tmp_path: Path, caplog: pyt
 
 def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     inside = ["train/a/0.png", "test/a/0.png"]
-    outside = ["train/loose.png", "test/loose.png", "train/a/more/0.png", "val/a/0.png"]
+    outside = ["train/loose.png", "test/loose.png", "train/a/more/0.png", "old/a/0.png"]
     save_images(tmp_path, dict.fromkeys(inside + outside, pixels(5, 4)))
     for name in ("0.npy", "1.npy", "2.npy", "3.npy"):
         (tmp_path / "train/a" / name).write_bytes(b"no image")
@@ -103,7 +103,7 @@ def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path: Path, caplo
         "files outside the class folders, not used: 2 (train/loose.png, test/loose.png)",
         "files without the suffix of an image, not used: 4 (train/a/0.npy, train/a/1.npy, train/a/2.npy, ...)",
         "folders inside class folders, not used: 1 (train/a/more)",
-        "folders beside train and test, not used: 1 (val)",
+        "folders beside train and test, not used: 1 (old)",
         "files with further frames or pages, the first used: 1 (train/a/moving.gif)",
     ):
         assert part in record.getMessage()
