@@ -23,6 +23,7 @@ from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.parser import Parser, build_parser, dump, in_one_line, parse
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.cores import crowded, follow_cores, shared_out
+from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.data.named_clients import shown_client
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.callbacks.loggers import check_loggers
@@ -197,9 +198,10 @@ def rehearse(orchestrator: Orchestrator) -> None:
     together = min(orchestrator.executor.together, num_sampled(data.num_clients, config.client_fraction))
     name = shown_client(client, data.client_names)
     measured = "one client" if together == 1 else f"{together} clients side by side"
+    beside = f" ({held_out(data)})" if data.has_validation or data.local_test else ""
     say(
-        f"measuring a local epoch of {f'client {name}' if together == 1 else measured} ({data.client_size(client)} images) and an evaluation of up to "
-        f"{images} test images ..."
+        f"measuring a local epoch of {f'client {name}' if together == 1 else measured} ({data.client_size(client)} images) and "
+        f"an evaluation of up to {images} test images{beside} ..."
     )
     try:
         cost = estimate(orchestrator)
@@ -244,9 +246,21 @@ def describe(orchestrator: Orchestrator) -> str:
             f"images per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",
             f"shot groups by {info['shot_rule']}: {groups}",
             *([data.left_over] if data.left_over else []),
+            *([held_out(data)] if data.has_validation or data.local_test else []),
             *([f"continuing after round {started}"] if started else []),
         ]
     )
+
+
+def held_out(data: FederatedDataModule) -> str:
+    """Say what is measured beside the test set, and which clients hold nothing out for it."""
+    parts, sizes = [], [len(mine) for mine in data.local_test]
+    if data.has_validation:
+        parts.append(f"{len(data.validation[2])} validation images")
+    if sizes:
+        without = f"; {sizes.count(0)} with fewer than two hold none out" if 0 in sizes else ""
+        parts.append(f"{sum(sizes)} images held out by {len(sizes) - sizes.count(0)} clients for local tests{without}")
+    return f"beside the test set: {', '.join(parts)}"
 
 
 def threads(executor: Executor) -> str:

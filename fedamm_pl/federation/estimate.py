@@ -1,11 +1,14 @@
-"""What a round will cost, by the measure of one client and a part of the test set."""
+"""What a round will cost, by the measure of one client and a part of an evaluation."""
 
 import time
 from dataclasses import dataclass, replace
 
 from fedamm_pl.federation.executors import Runner
+from fedamm_pl.federation.local_test import local_accuracies
 from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
+from fedamm_pl.federation.personal import PersonalEvaluation, is_personal
 from fedamm_pl.federation.sampling import num_sampled
+from fedamm_pl.federation.server import takes_statistics
 from fedamm_pl.federation.trainer import quiet
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult
 
@@ -24,7 +27,9 @@ class Estimate:
     Attributes:
         train: Seconds.
         meta: Seconds.
-        evaluate: Seconds.
+        evaluate: Seconds: the test set, the validation set, what clients have held out, their own models, and the statistics that
+            all of them send for a calibration before each evaluation; not what the server makes of these, nor a calibration at
+            the end of the run alone.
         received: Tensor bytes that the clients receive.
         sent: Tensor bytes that they send.
         epochs: Local epochs that were measured, of one client; what more there are is calculated.
@@ -61,6 +66,7 @@ def estimate(orchestrator: Orchestrator) -> Estimate:
             # is about as large as the model.
             asks = one.meta_seconds > 0 and (quick or one.bytes_received > ASKING * sent_out(orchestrator))
             two = fit(orchestrator, runner, 2) if config.local_epochs > 1 and asks else one
+            statistics = surveyed(orchestrator, runner) * sum(map(bool, sizes))
         seconds, images = evaluation(orchestrator)
     epochs = 1 if two is one else 2
     sent, received = two.bytes_sent - one.bytes_sent, two.bytes_received - one.bytes_received
@@ -69,7 +75,7 @@ def estimate(orchestrator: Orchestrator) -> Estimate:
     return Estimate(
         train=clients * two.train_seconds * per_epoch * mean_size / two.num_examples,
         meta=clients * two.meta_seconds * (per_epoch if sent or received else 1),
-        evaluate=seconds / config.eval_interval,
+        evaluate=(seconds + statistics) / config.eval_interval,
         received=clients * (one.bytes_received + received * (config.local_epochs - 1)),
         sent=clients * (one.bytes_sent + sent * (config.local_epochs - 1)),
         epochs=epochs,
@@ -122,17 +128,37 @@ def fit(orchestrator: Orchestrator, runner: Runner, epochs: int) -> ClientResult
     return results[-1]
 
 
+def surveyed(orchestrator: Orchestrator, runner: Runner) -> float:
+    """Return the seconds in which the typical client makes its statistics; 0 if no evaluation but the last takes any."""
+    server, module = orchestrator.server, orchestrator.server.module
+    if not (takes_statistics(module) and module.calibrates(last=False)):
+        return 0.0
+    personal = orchestrator.module.personal_state()
+    broadcast = server.broadcast(orchestrator.state.shared, 1, 0)
+    (outcome,) = runner.run(broadcast, [orchestrator.task(1, typical_client(orchestrator))], lambda _: personal)
+    if isinstance(outcome, ClientFailure):
+        raise FederationError(str(outcome))
+    return outcome.train_seconds
+
+
 def evaluation(orchestrator: Orchestrator) -> tuple[float, int]:
     """Return the seconds of an evaluation, and the test images that were measured for it: a part of many."""
-    evaluator, state = orchestrator.evaluator, orchestrator.state.shared
-    loader = orchestrator.data.test_dataloader()
-    images, batches = len(orchestrator.data.images.test_labels), -(-len(loader) // TEST_SHARE)
-    measured = min(images, batches * orchestrator.data.hparams["test_batch_size"])
+    evaluator, state, data = orchestrator.evaluator, orchestrator.state.copy(), orchestrator.data
+    loader = data.test_dataloader()
+    images, batches = len(data.images.test_labels), -(-len(loader) // TEST_SHARE)
+    measured = min(images, batches * data.hparams["test_batch_size"])
+    beside = len(data.validation[2]) + sum(map(len, data.local_test))
+    if personal := is_personal(evaluator.module):  # theirs go over the test set, and what is held out, once more
+        beside += images + sum(map(len, data.local_test))
     start = time.perf_counter()
-    evaluator.module.load_shared_state(evaluator.module.deployed(state))
+    evaluator.module.load_shared_state(evaluator.module.deployed(state.shared))
     orchestrator.trainer.build(limit_test_batches=batches).test(evaluator.module, loader, verbose=False)
-    if (whole := (time.perf_counter() - start) * images / measured) > QUICK:
+    if (whole := (time.perf_counter() - start) * (images + beside) / measured) > QUICK:
         return whole, measured
     start = time.perf_counter()
-    evaluator.measure(state)
+    evaluator.measure(state.shared)
+    local_accuracies(evaluator.module, data, orchestrator.trainer)
+    if personal:
+        kept = orchestrator.module.personal_state()
+        PersonalEvaluation(evaluator.module, data, orchestrator.trainer, lambda _: lambda client: kept)(state)
     return time.perf_counter() - start, images

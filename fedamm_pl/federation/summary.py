@@ -52,6 +52,11 @@ def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any
     return {"final": final, "best": best, "mean_last_10": mean}
 
 
+def beside(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return metric -> short name for what a table shows beside those of :func:`short_names`, in order."""
+    return {metric: name for metric, name in BESIDE.items() if metric in metrics}
+
+
 def after_start(history: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     """Return the rows without that of round 0; that alone if there is no other."""
     return [row for row in history if row["round"] > 0] or list(history)
@@ -125,7 +130,7 @@ def divergence(history: Sequence[Mapping[str, float]], chance: float, error: flo
 def table(history: Sequence[Mapping[str, float]]) -> str:
     """Format final, best and mean of the last ten for all, many, medium and few, in percent."""
     summary = summarize(history)
-    columns = {**short_names(summary["final"]), **{m: name for m, name in BESIDE.items() if m in summary["final"]}}
+    columns = {**short_names(summary["final"]), **beside(summary["final"])}
     widths = [max(9, len(name) + 2) for name in columns.values()]
     heads = [f"{name:>{width}}" for name, width in zip(columns.values(), widths, strict=True)]
     best = f"best (on {chosen_on(summary['final'])})"

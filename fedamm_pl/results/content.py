@@ -25,16 +25,17 @@ from fedamm_pl.results.kinds import (
 
 MAX_CLASSES, MAX_CLIENTS, MAX_ROUNDS, MAX_GROUPS = 50_000, 1_000_000, 1_000_000, 100
 """More than a run has: ImageNet-21k has 21,841 classes."""
-MAX_COLUMNS = MAX_CLASSES + 2_000
+MAX_COLUMNS = 2 * MAX_CLASSES + 2_000  # on the test set and on the validation set
 KINDS = ("final", "best", "mean_last_10")
 
+ACCURACIES = ("test/acc", "val/acc", "local/acc")
 SHARE = number(0, 1)
 OTHER_ACCURACY, OTHER_METRIC = nullable(number(-1e6, 1e6)), nullable(number(-1e308, 1e308))
 
 
 def metric(name: str) -> Kind:
     """Describe the value of a metric; the loss of a model that has diverged is null."""
-    return SHARE if name in SHOWN else OTHER_ACCURACY if name.startswith("test/acc") else OTHER_METRIC
+    return SHARE if name in SHOWN else OTHER_ACCURACY if name.startswith(ACCURACIES) else OTHER_METRIC
 
 
 def best(name: str) -> Kind:
@@ -79,7 +80,9 @@ SUMMARY = fields(
         "num_averaged": whole(MAX_ROUNDS),
         "diverged": nullable(fields({"round": whole(MAX_ROUNDS), "reason": LONG})),
         "model": text(),
-        "unused_images": whole(),
+        **dict.fromkeys(
+            ("unused_images", "validation_examples", "local_test_examples", "clients_without_local_test"), whole()
+        ),
         "num_parameters": whole(),
         "class_counts": COUNTS,
         "shot_groups": MEMBERS,
@@ -103,6 +106,7 @@ DIAGNOSTICS = fields(
         "client_class_counts": nullable(items(COUNTS, MAX_CLIENTS)),
         "client_names": nullable(items(text(), MAX_CLIENTS)),
         "confusion": nullable(items(COUNTS, MAX_CLASSES)),
+        "client_accuracies": items(nullable(SHARE), MAX_CLIENTS),
         "losses": nullable(items(number(0, 1e9), MAX_CLASSES)),
     },
 )
@@ -174,7 +178,7 @@ def check_history(columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -
                 raise FieldError(
                     f"should be a whole number from 0 to {MAX_ROUNDS:,}, got {value}", f"round in row {index}"
                 )
-            if name.startswith("test/acc") and not math.isnan(value):
+            if name.startswith(ACCURACIES) and not math.isnan(value):
                 inside(f"{name} in row {index}", metric(name), value)
     _check_rising("round", [row["round"] for row in rows])
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import yaml
 
 from fedamm_pl.federation.fingerprint import flatten
-from fedamm_pl.federation.summary import short_names
+from fedamm_pl.federation.summary import beside, chosen_on, short_names
 from fedamm_pl.results.html import definitions, embedded, escaped, folded, gallery, tabular
 from fedamm_pl.results.runs import Run
 from fedamm_pl.results.tables import COUNTS, plain, titles
@@ -33,6 +33,10 @@ CAPTIONS = {
         "Confusion in the latest evaluation",
         "A row is a true class: strong fields off the diagonal show which frequent class swallows which rare one.",
     ),
+    "client_accuracy": (
+        "Accuracy at each client",
+        "On the examples that it has held out of training, the worst client first: a mean may hide that some get nothing from it.",
+    ),
     "weight_mapping": (
         "What the weight net has learned",
         "A rising curve makes hard examples, and so rare classes, count for more, a falling one for less; a flat one is FedAvg.",
@@ -42,10 +46,11 @@ CAPTIONS = {
         "Above 1 a class counts for more than in FedAvg: the rare ones should end there.",
     ),
 }
-HEADLINE = (
-    "Best is the largest over the evaluated rounds, each column for itself, and chosen on the test set: an optimistic "
-    "figure. Many, medium and few are means over the classes of a group, by training images."
-)
+BEST = {
+    "test": "Best is the largest over the evaluated rounds, each column for itself, and chosen on the test set: an optimistic figure.",
+    "validation": "Best is that of one round for all columns, the one with the highest accuracy on the validation set (val).",
+}
+HEADLINE = "Many, medium and few are means over the classes of a group, by training images."
 
 
 def single(run: Run) -> tuple[str, str]:
@@ -128,22 +133,26 @@ def headline(run: Run) -> str:
     """Return the table of final, best and mean of the last ten."""
     if not run.history:
         return "<p>No round has been evaluated yet.</p>"
-    results, columns = run.results, short_names(run.results["final"])
+    results, final = run.results, run.results["final"]
+    columns, chosen = {**short_names(final), **beside(final)}, chosen_on(final)
     cells = [["test accuracy, %", *columns.values()]]
-    for kind, title in titles([run.num_averaged]).items():
-        cells.append([title, *(percent(results[kind][metric]) for metric in columns)])
+    for kind, title in titles([run.num_averaged], [chosen]).items():
+        cells.append([title, *(percent(results[kind].get(metric)) for metric in columns)])
         if kind == "best":
-            cells.append(["... in round", *(f"{results[kind][metric]['round']:.0f}" for metric in columns)])
-    return f'{tabular(plain(cells))}\n<p class="soft">{HEADLINE}</p>'
+            found = (results[kind].get(metric) for metric in columns)
+            cells.append(["... in round", *(f"{entry['round']:.0f}" if entry else "" for entry in found)])
+    return f'{tabular(plain(cells))}\n<p class="soft">{BEST[chosen]} {HEADLINE}</p>'
 
 
-def percent(value: float | dict[str, float]) -> str:
-    """Format an accuracy, or the best one, which comes with its round.
+def percent(value: float | dict[str, float] | None) -> str:
+    """Format an accuracy, or the best one, which comes with its round; empty where there is none.
 
     Example:
-        >>> percent(0.5), percent({"value": 0.5, "round": 3})
-        ('50.00', '50.00')
+        >>> percent(0.5), percent({"value": 0.5, "round": 3}), percent(None)
+        ('50.00', '50.00', '')
     """
+    if value is None or (isinstance(value, dict) and value["value"] is None):
+        return ""
     return f"{100 * (value['value'] if isinstance(value, dict) else value):.2f}"
 
 
@@ -159,6 +168,8 @@ def facts(run: Run) -> dict[str, str]:
             run.dataset,
             f"{sum(counts)} training images in {len(counts)} classes" if counts else None,
             known("{} left over by the partition", summary.get("unused_images") or None),
+            known("{} for validation", summary.get("validation_examples") or None),
+            known("{} held out by clients", summary.get("local_test_examples") or None),
         ),
         "Clients": joined(
             known(

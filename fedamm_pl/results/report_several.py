@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedamm_pl.federation.summary import chosen_on
 from fedamm_pl.results.figures import accuracy_against_bytes, comparison
 from fedamm_pl.results.html import embedded, escaped, folded, gallery, tabular
 from fedamm_pl.results.report_one import (
@@ -33,9 +34,14 @@ COMPARISON = (
 BYTES = "The further left a curve rises, the less it costs to be as good; where curves cross, the budget decides."
 LEGEND = (
     "Test accuracy in percent, mean ± standard deviation over the seeds. Bold: the highest mean, if there are three seeds or more "
-    "of each method and its bar (mean ± standard deviation) lies above all others. Best is chosen on the test set: an optimistic figure. † uses the server's balanced images, "
+    "of each method and its bar (mean ± standard deviation) lies above all others. {best} † uses the server's balanced images, "
     "which the others do not have. Unfinished and stopped runs are left out."
 )
+BEST = {
+    "test": "Best is chosen on the test set: an optimistic figure.",
+    "validation": "Best is of the round with the highest accuracy on the validation set.",
+    "test or validation": "Best is of the round with the highest accuracy on the validation set; without one it is chosen on the test set: an optimistic figure, which does not compare with the other.",
+}
 
 
 def several(runs: Sequence[Run]) -> tuple[str, str]:
@@ -90,7 +96,8 @@ def repeated(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 def run_lines(runs: Sequence[Run], names: Sequence[str]) -> Cells:
     """Return a line for each run."""
-    kinds = (f"all, {title}" for title in titles(run.num_averaged for run in runs).values())
+    chosen = [chosen_on(run.results["final"]) for run in runs if run.history]
+    kinds = (f"all, {title}" for title in titles((run.num_averaged for run in runs), chosen).values())
     lines = [["run", "seed", "rounds", *kinds, *COSTS.values(), "folder"]]
     for run, name in zip(runs, names, strict=True):
         state = rounds(run).removesuffix(" rounds") + ("" if run.summary else ", unfinished")
@@ -111,7 +118,8 @@ def methods(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         return ["<p>None of the runs has finished yet.</p>"]
     figures, missing = attempted(lambda: drawn(runs, names, rows))
     note = [f'<p class="note">{escaped(missing)}</p>'] if missing else []
-    return [tabular(stacked(table(rows))), f'<p class="soft">{LEGEND}</p>', *note, gallery(figures)]
+    legend = LEGEND.format(best=BEST[" or ".join(sorted({row.get("best_on", "test") for row in rows}))])
+    return [tabular(stacked(table(rows))), f'<p class="soft">{legend}</p>', *note, gallery(figures)]
 
 
 def drawn(runs: Sequence[Run], names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:

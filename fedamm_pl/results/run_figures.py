@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedamm_pl.algorithms.meta.tallies import FAMILY_CURVES
+from fedamm_pl.results.client_figure import client_accuracy
 from fedamm_pl.results.figures import (
     accuracy,
     class_accuracy,
@@ -42,6 +43,8 @@ def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str
         # a group without a class in the test set has no column, but keeps the others' colours as they are elsewhere
         metrics = {"all": "test/acc"} | {name: f"test/acc_{name}" for name in groups or found}
         series = {name: [row.get(metric, np.nan) for row in history] for name, metric in metrics.items()}
+        if any("val/acc" in row for row in history):
+            series["validation"] = [row.get("val/acc", np.nan) for row in history]
         figures["accuracy"] = accuracy([row["round"] for row in history], series)
     if history and counts:
         rows = [row for row in history if row["round"] > 0] or list(history)
@@ -53,6 +56,8 @@ def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str
         figures["class_accuracy"] = class_accuracy(counts, before, last, groups, labels)
     if known.get("confusion"):
         figures["confusion"] = confusion(known["confusion"], names)
+    if measured := [value for value in known.get("client_accuracies") or () if value is not None and value == value]:
+        figures["client_accuracy"] = client_accuracy(measured)
     return figures | _weight_figures(known.get("losses"), known.get("rounds") or (), groups)
 
 

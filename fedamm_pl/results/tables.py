@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from fedamm_pl.federation.summary import LAST, SHOWN
+from fedamm_pl.federation.summary import LAST, SHOWN, chosen_on
 from fedamm_pl.results.statistics import leader, mean_and_deviation
 from fedamm_pl.terminal import printable
 
@@ -45,9 +45,10 @@ def averaged(counts: Iterable[int | None]) -> str:
     return str(max(found)) if len(found) == 1 else f"{min(found)} to {max(found)}"
 
 
-def titles(counts: Iterable[int | None]) -> dict[str, str]:
-    """Return kind of result -> its title, given over how many evaluations the means are taken."""
-    return {"final": "final", "best": "best on test", "mean_last_10": f"mean of last {averaged(counts)}"}
+def titles(counts: Iterable[int | None], chosen: Iterable[str] = ()) -> dict[str, str]:
+    """Return kind of result -> its title, given over how many evaluations the means are taken, and on which sets the best is chosen."""
+    sets = " or ".join(sorted(set(chosen))) or "test"
+    return {"final": "final", "best": f"best on {sets}", "mean_last_10": f"mean of last {averaged(counts)}"}
 
 
 def row(method: str, seed: int, setting: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def row(method: str, seed: int, setting: Mapping[str, Any], summary: Mapping[str
             if metric in summary[kind]:
                 value = summary[kind][metric]
                 found[f"{kind}/{name}"] = 100 * (value["value"] if isinstance(value, dict) else value)
+    if (chosen := chosen_on(summary["final"])) != "test":
+        found["best_on"] = chosen
     found["num_averaged"] = summary.get("num_averaged")
     found["bytes_per_round"] = summary["bytes_per_round"]["received"] + summary["bytes_per_round"]["sent"]
     found["seconds_per_round"] = sum(summary["seconds_per_round"].values())
@@ -93,7 +96,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Cells:
     :func:`~fedamm_pl.results.statistics.leader`.
     """
     names = [name for name in SHOWN.values() if all(f"final/{name}" in row for row in rows)]
-    kinds = titles(row["num_averaged"] for row in rows)
+    kinds = titles((row["num_averaged"] for row in rows), (row.get("best_on", "test") for row in rows))
     columns = {f"{kind}/{name}": f"{name}, {title}" for kind, title in kinds.items() for name in names}
     groups = by_method(rows)
     lines = [[(title, False) for title in ("method", "seeds", *columns.values(), *COSTS.values())]]

@@ -22,7 +22,9 @@ SHOWN_LOSSES = (0.0, 1.0, 5.0, 10.0)
 """Losses at which the weight net is logged as scalars."""
 CHARTS = {
     "Accuracy": {"all, many, medium, few": ["Multiline", ["test/acc$", "test_shots/.*"]]},
-    "Loss": {"clients and test": ["Multiline", ["client/loss$", "test/loss"]]},
+    "Validation": {"test and validation": ["Multiline", ["test/acc$", "val/acc$"]]},
+    "Clients": {"mean and worst tenth of the clients": ["Multiline", ["local/acc_mean", "local/acc_worst_tenth"]]},
+    "Loss": {"clients and test": ["Multiline", ["client/loss$", "test/loss", "val/loss"]]},
     "Weight net": {
         "V(loss) at fixed losses": ["Multiline", ["weight_net/.*at_loss_.*"]],
         "mean relative weight of many, medium, few": ["Multiline", ["weight_net/relative_weight_.*"]],
@@ -59,7 +61,10 @@ class LogTo(FederationCallback):
                 text = "\n".join(f"    {row}" for row in self.config.splitlines())
                 experiment.add_text("config", text, 0)
             if hasattr(experiment, "add_custom_scalars"):
-                experiment.add_custom_scalars(CHARTS)
+                left_out = {"Validation": not run.data.has_validation, "Clients": not run.data.local_test}
+                experiment.add_custom_scalars(
+                    {tab: charts for tab, charts in CHARTS.items() if not left_out.get(tab, False)}
+                )
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
         """Log the round's metrics and accounts."""
@@ -157,11 +162,16 @@ def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
     """Return what a logger gets of a round. A heading before each slash: TensorBoard folds by it.
 
     Returns:
-        The metrics, those of groups and classes under ``test_shots`` and ``test_per_class``; ``bytes/total``, tensor bytes
+        The metrics, those of groups and classes under ``test_shots`` and ``test_per_class`` (of the validation set under
+        ``val_shots`` and ``val_per_class``); ``bytes/total``, tensor bytes
         up to this round; ``seconds/...`` (wall time), ``client_seconds/...`` (added up over the clients); ``failures/...``;
         for a weight net ``weight_net/at_loss_<l>`` and the mean relative weight of each group's classes.
     """
-    headings = {"test/acc_class_": "test_per_class/acc_", "test/acc_": "test_shots/"}
+    headings = {
+        f"{part}/acc_{start}": f"{part}_{heading}"
+        for part in ("test", "val")
+        for start, heading in (("class_", "per_class/acc_"), ("", "shots/"))
+    }
     scalars: dict[str, float] = {}
     for name, value in record.metrics.items():
         prefix = next((prefix for prefix in headings if name.startswith(prefix)), "")

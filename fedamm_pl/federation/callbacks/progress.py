@@ -10,7 +10,7 @@ from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.callbacks.loggers import images_per_second
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.sampling import num_sampled
-from fedamm_pl.federation.summary import short_names
+from fedamm_pl.federation.summary import beside, short_names
 from fedamm_pl.protocol.messages import ClientResult
 from fedamm_pl.terminal import say
 
@@ -51,8 +51,7 @@ class Progress(FederationCallback):
             done, left = record.round_num - self._first, run.config.num_rounds - record.round_num
             parts = [f"round {record.round_num}/{run.config.num_rounds}"]
             parts += [f"{name} {self._latest[metric]:.3f}" for metric, name in short_names(self._latest).items()]
-            if "personal/acc" in self._latest:
-                parts.append(f"personal {self._latest['personal/acc']:.3f}")
+            parts += [f"{name} {self._latest[metric]:.3f}" for metric, name in beside(self._latest).items()]
             if "client/loss" in self._latest:
                 parts.append(f"client_loss {self._latest['client/loss']:.3f}")
             parts += self._throughput() + self._failures(run)
