@@ -209,7 +209,9 @@ def _from_file(
 ) -> FederatedSplit:
     path = options["partition_file"]
     _require_number(options["num_clients"], len(found.names), f"{path} has")
-    clients, local_test = found.clients, found.local_test
+    clients, local_test, ignored = found.clients, found.local_test, "the options of imbalance are"
+    if local_test and options["local_test_fraction"]:
+        ignored = "the options of imbalance and local_test_fraction are"
     if not local_test:
         clients, local_test = hold_out(clients, labels, class_names, options["local_test_fraction"], options["seed"])
     num_classes, train = len(class_names), np.sort(np.concatenate(clients))
@@ -221,7 +223,7 @@ def _from_file(
     unchecked = (
         "" if found.checked else "; it does not say of which data it is, so there is no check that it is of these"
     )
-    log.info("partition_file %s says who holds what: the options of imbalance are not used%s", path, unchecked)
+    log.info("partition_file %s says who holds what: %s not used%s", path, ignored, unchecked)
     if lost:
         log.warning("partition_file %s: classes that nobody holds: %s", path, shortened(lost))
     _warn_of_empty_clients(clients, found.names)

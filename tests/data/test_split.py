@@ -221,12 +221,16 @@ def whole(**changes: Any) -> dict[str, Any]:
     return made | changes
 
 
-def test_the_sets_of_a_file_are_used_as_they_stand(tmp_path: Path) -> None:
+def test_the_sets_of_a_file_are_used_as_they_stand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     data = from_file(tmp_path / "p.json", whole(local_test={"a": [38]}))
     assert meta(data) == [30, 32, 31, 33]  # by class
     assert data.meta_batch(0)[0][:, 0, 0, 0].tolist() == [30, 32, 31, 33]
     assert [mine.tolist() for mine in data._split.local_test] == [[38]]
     assert data.unused_images == 15
+    assert "the options of imbalance are not used" in caplog.text
+    from_file(tmp_path / "p.json", whole(local_test={"a": [38]}), local_test_fraction=0.5).setup()
+    assert "the options of imbalance and local_test_fraction are not used" in caplog.text
     assert json.loads(data.partition_json)["local_test"] == {"a": [38]}
 
 

@@ -35,9 +35,13 @@ def numbered(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> 
 
 
 @pytest.mark.parametrize("partition", ["by_num_classes", "by_dirichlet_blocks", f"{__name__}.shuffled"])
-def test_a_run_from_the_file_that_a_run_has_written_is_the_same_run(partition: str, tmp_path: Path) -> None:
-    first = run(tiny_data(partition=partition), tmp_path)
-    again = run(from_file(tmp_path / "partition.json", imbalance_factor=1.0, shuffle_ranks=True))
+@pytest.mark.parametrize("sets", [{}, {"num_val_per_class": 3, "local_test_fraction": 0.2}])
+def test_a_run_from_the_file_that_a_run_has_written_is_the_same_run(
+    partition: str, sets: dict[str, Any], tmp_path: Path
+) -> None:
+    first = run(tiny_data(partition=partition, **sets), tmp_path)
+    other = {**sets, "imbalance_factor": 1.0, "shuffle_ranks": True} | ({"local_test_fraction": 0.0} if sets else {})
+    again = run(from_file(tmp_path / "partition.json", **other))
     assert again.state.history == first.state.history
     assert_equal(again.state.shared, first.state.shared)
     assert again.state.confusion == first.state.confusion
