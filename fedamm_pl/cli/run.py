@@ -154,6 +154,8 @@ def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespa
         place = os.fsdecode(error.filename or folder)  # TensorBoard's names are bytes
         fail(f"{error.strerror or error} ({place}) after round {orchestrator.state.round_num}", folder)
     say(table(history))
+    if orchestrator.state.ended:
+        say(printable(f"ended after round {orchestrator.state.round_num}: {orchestrator.state.ended}"))
     if counted := ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in orchestrator.state.counts.items() if n):
         say(counted)
     say(f"results in {printable(str(folder))}")

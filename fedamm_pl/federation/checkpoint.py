@@ -55,8 +55,8 @@ class RunState:
         diagnostics: For each evaluated round what figures show beside its metrics: ``round``, ``bytes`` and ``seconds`` up to
             it, and what the algorithm adds.
         confusion: Of the last evaluation, test images by true class (row) and predicted class; None with many classes.
-        client_accuracies: On what each client has held out: ``latest`` of the global model in the last evaluation, ``best`` of it
-            in the best round by validation, ``own`` of what the client has of its own, in the last one; NaN where there is none.
+        client_accuracies: On what each client has held out, or NaN: ``latest`` of the global model in the last evaluation,
+            ``best`` of it in the best round by validation, ``own`` of the client's own model in the last one.
     """
 
     round_num: int
@@ -234,6 +234,8 @@ def _require_sound(state: RunState, size: int) -> None:
         account = getattr(state, name)
         if account.keys() != getattr(blank, name).keys() or not all(0 <= part < math.inf for part in account.values()):
             raise ValueError(f"its {name} are no account of a run")
+    if state.client_accuracies and "latest" not in state.client_accuracies:
+        raise ValueError("its client_accuracies lack the latest")
     if not state.history or not all({"round", "test/acc"} <= row.keys() for row in state.history):
         raise ValueError("its history is empty or has a row without round or test/acc")
     if state.diverged is not None and not {"round", "reason"} <= state.diverged.keys():

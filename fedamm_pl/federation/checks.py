@@ -78,7 +78,7 @@ def check_options(
         )
     if config.early_stopping is not None and not data.has_validation:
         raise ValueError(
-            f"Expected `num_val_per_class` to be 1 or more, or data with a validation set, for early_stopping "
+            f"Expected `num_val_per_class` to be 1 or more, or data with a validation set, for `early_stopping` "
             f"{config.early_stopping}, got none: the test set is not used for it."
         )
 

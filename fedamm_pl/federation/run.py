@@ -81,7 +81,7 @@ class Run:
             store: What the clients kept.
 
         Raises:
-            ValueError: If it is of a run with other options or data or of more rounds, or cannot be read.
+            ValueError: If it is of a run with other options, data or clients or of more rounds, or cannot be read.
         """
         assert self.output_dir is not None
         saved = latest_checkpoint(self.output_dir / "checkpoints", store.holds)
@@ -96,6 +96,11 @@ class Run:
             raise ValueError(
                 f"Expected `num_rounds` to be {saved.state.round_num} or more, the rounds that {self.output_dir} holds, "
                 f"got {self.config.num_rounds}."
+            )
+        if any(len(part) != self.data.num_clients for part in saved.state.client_accuracies.values()):
+            raise ValueError(
+                f"Expected `output_dir` {self.output_dir} to hold the accuracy at each of {self.data.num_clients} clients, got "
+                "another number of them: choose another folder."
             )
         own, shared = self.module.shared_state(), saved.state.shared
         kinds = {name: (value.shape, value.is_floating_point()) for name, value in shared.items()}

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from fedamm_pl import FedAMM, FedAvg, FederatedModule
-from fedamm_pl.federation.estimate import estimate
+from fedamm_pl.algorithms import CCVR, FedRoD
+from fedamm_pl.data.client import BatchLoader
+from fedamm_pl.federation.estimate import estimate, surveyed
 from fedamm_pl.federation.executors.sequential import SequentialRunner
 from fedamm_pl.federation.orchestrator import FederationError
 from tests.federation.executors.methods import Scripted
@@ -83,6 +85,38 @@ def test_of_a_method_without_questions_one_epoch_is_measured(monkeypatch: pytest
     monkeypatch.setattr(SequentialRunner, "run", watched)
     cost = estimate(federation(FedAvg, local_epochs=5))
     assert (set(epochs), cost.epochs) == ({1}, 1)
+
+
+def test_what_is_measured_beside_the_test_set_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 test, 20 validation and the held-out images, the first and the last once more for the clients' own models."""
+    data = {"num_val_per_class": 5, "local_test_fraction": 0.25, "partition": "iid"}
+    run = federation(FedRoD, tiny_data(**data), eval_interval=1)
+    held = sum(map(len, run.data.local_test))
+    passes: list[int] = []
+    visit = BatchLoader.__iter__
+
+    def counted(loader: BatchLoader) -> Any:
+        passes.append(len(loader.indices))
+        return visit(loader)
+
+    monkeypatch.setattr(BatchLoader, "__iter__", counted)
+    estimate(run)
+    assert passes[-3:] == [held, 80, held]
+    assert {80, 20} <= set(passes[:-3])
+    monkeypatch.setattr("fedamm_pl.federation.estimate.QUICK", 0.0)
+    monkeypatch.setattr("fedamm_pl.federation.estimate.time.perf_counter", iter(range(1000)).__next__)
+    assert estimate(run).evaluate == pytest.approx((80 + 20 + held + 80 + held) / 80)
+
+
+def test_the_statistics_of_all_clients_are_counted_where_each_evaluation_takes_them() -> None:
+    costs = [
+        estimate(federation(CCVR, method={"calibrate": when}, eval_interval=1)).evaluate
+        for when in ("end", "evaluations")
+    ]
+    run = federation(CCVR, method={"calibrate": "evaluations"})
+    with run.executor.open(run.spec()) as runner:
+        assert surveyed(run, runner) > 0
+    assert all(cost > 0 for cost in costs)
 
 
 def test_of_a_test_set_that_takes_long_a_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from fedamm_pl import FedAvg, Orchestrator
 from fedamm_pl.algorithms import CReFF, FedRoD
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
-from fedamm_pl.federation.checkpoint import load_checkpoint
+from fedamm_pl.federation.checkpoint import load_checkpoint, save_checkpoint
 from fedamm_pl.federation.executors import Processes
 from fedamm_pl.federation.local_test import client_means, over_clients
 from fedamm_pl.federation.run import Run
@@ -306,7 +306,7 @@ def test_at_its_last_round_no_run_ends_early() -> None:
 
 def test_without_a_validation_set_it_is_refused() -> None:
     message = (
-        "Expected `num_val_per_class` to be 1 or more, or data with a validation set, for early_stopping 3, got none"
+        "Expected `num_val_per_class` to be 1 or more, or data with a validation set, for `early_stopping` 3, got none"
     )
     with pytest.raises(ValueError, match=message):
         federation(early_stopping=3)
@@ -325,3 +325,32 @@ def test_a_method_that_calibrates_at_the_end_does_so_when_it_ends_early(tmp_path
     with torch.no_grad():
         found = (module.eval()(images).argmax(1) == labels).float().mean().item()
     assert found == pytest.approx(best["value"])
+
+
+# What a folder holds
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "message"),
+    [
+        ({"best": [0.5] * 4}, "its client_accuracies lack the latest"),
+        ({"latest": [0.5] * 3}, "the accuracy at each of 4 clients, got another number of them"),
+        ({"latest": "high"}, "its client_accuracies is no"),
+    ],
+)
+def test_accuracies_of_other_clients_are_refused(accuracies: Any, message: str, tmp_path: Path) -> None:
+    first = run(num_rounds=1, output_dir=tmp_path)
+    first.run()
+    with first.opened() as seen:
+        seen.state.client_accuracies = accuracies
+        for path in (tmp_path / "checkpoints").iterdir():
+            path.unlink()
+        save_checkpoint(tmp_path / "checkpoints", seen.state, seen.fingerprint, seen.environment)
+    again = run(num_rounds=2, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="Expected") as caught, again.opened():
+        pass
+    if "another number" in message:
+        assert message in str(caught.value)
+    else:
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(tmp_path / "checkpoints/round_000001.ckpt")
