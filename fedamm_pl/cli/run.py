@@ -25,6 +25,7 @@ from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.cores import crowded, follow_cores, shared_out
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.data.named_clients import shown_client
+from fedamm_pl.data.sources.reading import UnusableFileError
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.callbacks.loggers import check_loggers
 from fedamm_pl.federation.estimate import estimate, typical_client
@@ -145,7 +146,7 @@ def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespa
         write_atomically(folder / "config.yaml", text.encode())
         with logging_redirect_tqdm([logging.getLogger("fedamm_pl")]), silent_writers():
             history = orchestrator.run()
-    except FederationError as error:
+    except (FederationError, UnusableFileError) as error:  # of images, some are decoded in the middle of the run
         fail(str(error), folder)
     except ServerOptimizerError as error:  # which only a step of the method's server shows
         say(f"fedamm: error: {one_line(str(error))}", sys.stderr)
