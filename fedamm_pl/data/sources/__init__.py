@@ -1,6 +1,7 @@
 """Data sets by name: images and tables."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedamm_pl.data.sources.image_data import ImageData, ImageInfo, image_data
@@ -17,6 +18,7 @@ from fedamm_pl.data.sources.list_file import read_list
 from fedamm_pl.data.sources.npz import read_npz
 from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import one_line
+from fedamm_pl.data.sources.saved_datasets import is_saved_dataset, read_saved_dataset
 from fedamm_pl.data.sources.tables import ROLES, SUFFIXES, read_table
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 LIST = ".txt"
+OF_FILES = ["image_size", "in_memory"]
+"""Options of images in files."""
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     A name that ends in .csv, .tsv or .parquet is that of a table in ``root``, one that ends in .txt that of a list of images. Of
     other names, the first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or
     ``<root>/<dataset>`` where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for
-    ``dataset="image_folder"``, ``<root>`` itself, see :func:`read_image_folder`; torchvision's files under ``root``, downloaded
+    ``dataset="image_folder"``, ``<root>`` itself, see :func:`read_image_folder`, or as Hugging Face's ``save_to_disk`` leaves it; torchvision's files under ``root``, downloaded
     on first use.
 
     Args:
@@ -54,31 +58,26 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         The examples.
 
     Raises:
-        ValueError: If nothing of that name is found or can be downloaded, a file cannot be used, or columns are named of what
-            is no table.
+        ValueError: If nothing of that name is found or can be downloaded, a file cannot be used, or an option is given that
+            this kind of data has no use for.
     """
     if not dataset or not str(root):
         raise ValueError(f"Expected `dataset` and `root` to be names, got {dataset!r} and {str(root)!r}.")
     options = options or ReadOptions()
-    is_table = dataset.lower().endswith(SUFFIXES)
-    if not is_table and (named := [role for role in ROLES if getattr(options, role) != getattr(ReadOptions(), role)]):
-        raise ValueError(
-            f"Expected {', '.join(named)} to be given for a table alone ({', '.join(SUFFIXES)}), got {dataset!r}."
-        )
     if dataset == SHIPPED:
+        _require_used(options, dataset, [])
         return read_shipped()
+    is_table = dataset.lower().endswith(SUFFIXES)
     try:
         if "\0" in f"{dataset}{root}":
             raise ValueError("no name may have a null character")
         folder = Path(root).expanduser()
         npz = folder / (dataset if dataset.endswith(".npz") else f"{dataset}.npz")
-        images = folder if dataset == "image_folder" else folder / dataset
-        has_npz, has_images = npz.exists(), (images / "train").is_dir()
-        has_images |= images.is_dir() and dataset not in DOWNLOADABLE  # where torchvision may have put its files
-        is_there, tables = (
-            images.exists(),
-            [f"{dataset}{suffix}" for suffix in SUFFIXES if Path(f"{images}{suffix}").exists()],
-        )
+        place = folder if dataset == "image_folder" else folder / dataset
+        is_there, has_npz, is_saved = place.exists(), npz.exists(), is_saved_dataset(place)
+        # under the name of a download, torchvision may have a folder
+        has_images = (place / "train").is_dir() or (place.is_dir() and dataset not in DOWNLOADABLE)
+        tables = [f"{dataset}{suffix}" for suffix in SUFFIXES if Path(f"{place}{suffix}").exists()]
     except (OSError, ValueError, RuntimeError) as error:  # too long, a character that no name may have, an unknown user
         raise ValueError(
             f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} in {str(root)!r:.60} "
@@ -87,20 +86,40 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     variables = " (variables such as $HOME are not replaced)" if "$" in str(root) else ""
     if is_table:
         if not is_there:
-            raise ValueError(f"Expected `root` to hold the table {images}, got no such file{variables}.")
-        return read_table(images, folder, options)
-    if dataset.lower().endswith(LIST) and is_there and not has_images:
-        return read_list(images, folder, options)
-    if has_npz and has_images:
-        log.warning("%s is read; the folder %s is not", npz, images)
+            raise ValueError(f"Expected `root` to hold the table {place}, got no such file{variables}.")
+        _require_used(options, dataset, [*ROLES, *(OF_FILES if options.path_column else [])])
+        return read_table(place, folder, options)
+    is_list = is_there and not has_images and dataset.lower().endswith(LIST)
+    used = OF_FILES if not has_npz and (is_list or is_saved or has_images) else []
+    _require_used(options, dataset, [*used, *(["label_column", "client_column"] if used and is_saved else [])])
+    if has_npz and (is_saved or has_images):
+        log.warning("%s is read; the folder %s is not", npz, place)
     if has_npz:
         return read_npz(npz, CLASS_NAMES.get(dataset))
+    if is_list:
+        return read_list(place, folder, options)
+    if is_saved:
+        return read_saved_dataset(place, options)
     if has_images:
-        return read_image_folder(images, options)
+        return read_image_folder(place, options)
     if dataset in DOWNLOADABLE:
         return read_torchvision(dataset, folder)
     meant = f"; did you mean {tables[0]}?" if tables else "."
     raise ValueError(
         f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, the name of a table or list "
-        f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {npz} or {images}/<class>/*.png, got {dataset!r} and no such file{variables}{meant}"
+        f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {npz} or {place}/<class>/*.png, got {dataset!r} and no such file"
+        f"{variables}{meant}"
     )
+
+
+def _require_used(options: ReadOptions, dataset: str, used: Sequence[str]) -> None:
+    """Refuse options that this kind of data has no use for."""
+    given = [name for name in (*ROLES, *OF_FILES) if getattr(options, name) != getattr(ReadOptions(), name)]
+    if options.in_memory:  # as the others are in any case
+        given = [name for name in given if name != "in_memory"]
+    if columns := [name for name in given if name in ROLES and name not in used]:
+        raise ValueError(
+            f"Expected {', '.join(columns)} to be given for a table alone ({', '.join(SUFFIXES)}), got {dataset!r}."
+        )
+    if others := [name for name in given if name not in used]:
+        raise ValueError(f"Expected {', '.join(others)} to be given for images in files alone, got {dataset!r}.")
