@@ -135,7 +135,7 @@ def _check_finite(features: Source, what: str) -> None:
         if len(bad):
             row, column = bad[0].tolist()
             raise ValueError(
-                f"Expected {what} to be finite, got NaN or infinity in row {start + row}, column {column} (from 0)."
+                f"Expected {what} to be finite in float32, got NaN or infinity in row {start + row}, column {column} (from 0)."
             )
 
 
@@ -276,7 +276,8 @@ def require_images(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> N
     channels = shape[3] if len(shape) == 4 else 1
     if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape or channels not in (1, 3):
         raise ValueError(
-            f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, got {dtype} of shape {shape}."
+            f"Expected {what} to be uint8 of shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, or floats of shape (N, D), got "
+            f"{dtype} of shape {shape}."
         )
 
 

@@ -48,17 +48,17 @@ class Header:
 
 
 def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
-    """Read images from an npz file with Keras keys (``x_train``...) or MedMNIST keys (``train_images``...).
+    """Read images or features from an npz file with Keras keys (``x_train``...) or MedMNIST keys (``train_images``...).
 
     Shapes, types and sizes are checked before a value is unpacked. Other arrays in the file are not used, which is logged.
 
     Args:
-        path: The file. Images are uint8 of shape (N, H, W) or (N, H, W, C); labels are integers of shape (N,) or (N, 1).
-            Objects pickled inside are refused.
+        path: The file. Images are uint8 of shape (N, H, W) or (N, H, W, C), features floats of shape (N, D); labels are integers
+            of shape (N,) or (N, 1). Objects pickled inside are refused.
         class_names: Names of the classes; by default their numbers.
 
     Returns:
-        The images in memory.
+        The examples in memory.
 
     Raises:
         ValueError: If the file is damaged, lacks a key, holds arrays of another kind or more than fits into memory, or a class
@@ -68,13 +68,14 @@ def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
         keys = _keys(archive, path)
         headers = [_header(archive, key, path) for key in keys]
     for images, labels, key, label_key in zip(headers[::2], headers[1::2], keys[::2], keys[1::2], strict=True):
-        require_images(images.shape, images.dtype, f"{key} of {path}")
+        if not _is_table(images):
+            require_images(images.shape, images.dtype, f"{key} of {path}")
         _require_labels(labels, images.shape[0], f"{label_key} of {path}")
     _require_room(path, headers)
     data = ImageData(
-        image_tensor(_array(path, keys[0]), f"{keys[0]} of {path}"),
+        _examples(_array(path, keys[0]), f"{keys[0]} of {path}"),
         _labels(_array(path, keys[1]), f"{keys[1]} of {path}"),
-        image_tensor(_array(path, keys[2]), f"{keys[2]} of {path}"),
+        _examples(_array(path, keys[2]), f"{keys[2]} of {path}"),
         _labels(_array(path, keys[3]), f"{keys[3]} of {path}"),
         [],
     )
@@ -132,12 +133,12 @@ def _require_room(path: Path, headers: list[Header]) -> None:
     unpacked, packed = sum(header.nbytes for header in headers), path.stat().st_size
     if unpacked > max(MAX_RATIO * packed, RATIO_COUNTS_FROM):
         raise UnusableFileError(
-            f"Expected {path} to hold images, got a file of {amount(packed)} that unpacks to {amount(unpacked)}, more than "
+            f"Expected {path} to hold examples, got a file of {amount(packed)} that unpacks to {amount(unpacked)}, more than "
             f"{MAX_RATIO} times as much: its arrays are all but empty."
         )
-    # while channels are moved to the front, one part is there twice
+    # while channels are moved to the front, or numbers change their type, one part is there twice
     require_memory(
-        unpacked + max(header.nbytes for header in headers if len(header.shape) != 3), f"the images of {path}"
+        unpacked + max(header.nbytes for header in headers if len(header.shape) != 3), f"the examples of {path}"
     )
 
 
@@ -146,6 +147,18 @@ def _array(path: Path, key: str) -> npt.NDArray[Any]:
         array = np.lib.format.read_array(member, allow_pickle=False)
         member.read(1)  # at its end the checksum is compared
     return np.asarray(array)
+
+
+def _is_table(header: Header | npt.NDArray[Any]) -> bool:
+    """Whether an array is of features (N, D), of any floating point type."""
+    return header.dtype.kind == "f" and len(header.shape) == 2 and 0 not in header.shape
+
+
+def _examples(array: npt.NDArray[Any], what: str) -> Tensor:
+    if not _is_table(array):
+        return image_tensor(array, what)
+    with np.errstate(over="ignore"):  # infinity is found later, and said
+        return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
 
 
 def _require_labels(header: Header, num_images: int, what: str) -> None:

@@ -447,9 +447,7 @@ def blank(num_images: int, method: int = zipfile.ZIP_DEFLATED) -> bytes:
 @pytest.mark.usefixtures("no_large_allocation")
 def test_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(path: Path) -> None:
     path.write_bytes(blank(300))
-    expected = (
-        rf"Expected {path} to hold images, got a file of 0\.3 MB that unpacks to 314\.6 MB, more than 500 times as much"
-    )
+    expected = rf"Expected {path} to hold examples, got a file of 0\.3 MB that unpacks to 314\.6 MB, more than 500 times as much"
     with pytest.raises(ValueError, match=expected):
         read_npz(path)
 
@@ -458,7 +456,7 @@ def test_archive_that_unpacks_to_a_thousand_times_its_size_is_refused(path: Path
 def test_archive_is_compared_with_the_memory_before_it_is_unpacked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "available_memory", lambda: 10**8)
     path.write_bytes(blank(100, zipfile.ZIP_STORED))
-    expected = rf"Expected the images of {path} to fit into memory, got 104\.9 MB needed and 100\.0 MB available\."
+    expected = rf"Expected the examples of {path} to fit into memory, got 104\.9 MB needed and 100\.0 MB available\."
     with pytest.raises(ValueError, match=expected):
         read_npz(path)
 
@@ -492,7 +490,7 @@ def test_limit_of_the_process_is_respected(path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     line = ended.stderr.splitlines()[-1]
-    assert f"Expected the images of {path} to fit into memory, got 104.9 MB needed and 6" in line
+    assert f"Expected the examples of {path} to fit into memory, got 104.9 MB needed and 6" in line
 
 
 def test_available_memory_is_known_here() -> None:
