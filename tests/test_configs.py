@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from fedamm_pl.cli.main import main
 from fedamm_pl.cli.options import OFFERED
 from fedamm_pl.cli.parser import build_parser
+from fedamm_pl.data.datamodule import FederatedDataModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml") if not path.name.startswith("compare"))
@@ -36,7 +37,17 @@ def test_the_shipped_configurations_are_these() -> None:
     others += " fedfocal fedgrab fedic fedlc fedloge fednh fednova fednpc fedprox fedrela fedrod fedrs fedsam"
     others += " fedyogi fedyoyo logit_adjusted lws meta_finetune meta_weight_net moon rucr tau_normalized"
     others += " ratio_loss scaffold"
-    assert sorted([*PAPER, *(f"{name}_fashion_mnist.yaml" for name in others.split()), "quickstart.yaml"]) == SHIPPED
+    assert (
+        sorted(
+            [
+                *PAPER,
+                *(f"{name}_fashion_mnist.yaml" for name in others.split()),
+                "fedamm_digits.yaml",
+                "quickstart.yaml",
+            ]
+        )
+        == SHIPPED
+    )
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -85,6 +96,16 @@ def test_the_quickstart_needs_no_download() -> None:
     assert config.algorithm.class_path == "fedamm_pl.FedAMM"
     assert config.data.init_args.dataset == "fashion_mnist_mini"
     assert config.data.init_args.shot_rule == "share"
+
+
+def test_the_table_needs_no_download_and_fits_its_options(tmp_path: Path) -> None:
+    config = parse("--config", str(CONFIGS / "fedamm_digits.yaml"))
+    assert config.algorithm.class_path == "fedamm_pl.FedAMM"
+    assert config.algorithm.init_args.model == "mlp"
+    data = FederatedDataModule(**config.data.init_args.as_dict())
+    assert data.info["image_size"] == []
+    assert data.in_channels == len(data.info["mean"]) == 64
+    assert data.imbalance_factor == pytest.approx(config.data.init_args.imbalance_factor, rel=0.1)
 
 
 def test_the_shipped_comparison_is_of_the_recorded_runs(

@@ -44,8 +44,8 @@ class FederatedDataModule(CentralLoaders):
     A copy or a pickle holds no images and no split: it makes them anew, to the same bits.
 
     Args:
-        dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini (in the package), image_folder, or the name of an
-            npz file, a folder or a table (.csv, .tsv, .parquet) in ``root``.
+        dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini and digits (in the package, digits a table), image_folder, or
+            the name of an npz file, a folder or a table (.csv, .tsv, .parquet) in ``root``.
         root: Folder of the data; downloads go there. A leading ``~`` is your home.
         label_column: Tables: the column of the labels.
         client_column: Tables: the column that says which client holds an example; empty: none does.

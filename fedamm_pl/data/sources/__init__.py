@@ -1,6 +1,7 @@
 """Data sets by name: images and tables."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,14 +44,15 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     """Load a data set by name.
 
     A name that ends in .csv, .tsv or .parquet is that of a table in ``root``, one that ends in .txt that of a list of images. Of
-    other names, the first that exists is taken: ``fashion_mnist_mini`` from the package; ``<root>/<dataset>.npz`` (or
-    ``<root>/<dataset>`` where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for
-    ``dataset="image_folder"``, ``<root>`` itself, see :func:`read_image_folder`, or as Hugging Face's ``save_to_disk`` leaves it; torchvision's files under ``root``, downloaded
+    other names, the first that exists is taken: ``fashion_mnist_mini`` and ``digits`` from the package; ``<root>/<dataset>.npz``
+    (or ``<root>/<dataset>`` where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for
+    ``dataset="image_folder"``, ``<root>`` itself, see :func:`read_image_folder`, or as Hugging Face's ``save_to_disk`` leaves
+    it; torchvision's files under ``root``, downloaded
     on first use.
 
     Args:
-        dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``image_folder``, or the name of
-            an npz file, folder or table in ``root``.
+        dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``digits``, ``image_folder``, or the
+            name of an npz file, folder, list or table in ``root``.
         root: The folder that holds the data; a leading ``~`` is the home of the user. Environment variables are left as they are.
         options: How it is read.
 
@@ -64,9 +66,11 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     if not dataset or not str(root):
         raise ValueError(f"Expected `dataset` and `root` to be names, got {dataset!r} and {str(root)!r}.")
     options = options or ReadOptions()
-    if dataset == SHIPPED:
+    if dataset in SHIPPED:
         _require_used(options, dataset, [])
-        return read_shipped()
+        if os.path.exists(own := os.path.join(root, f"{dataset}.npz")):
+            log.warning("%s of the package is read; %s is not: give it another name", dataset, own)
+        return read_shipped(dataset)
     is_table = dataset.lower().endswith(SUFFIXES)
     try:
         if "\0" in f"{dataset}{root}":
@@ -106,7 +110,7 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         return read_torchvision(dataset, folder)
     meant = f"; did you mean {tables[0]}?" if tables else "."
     raise ValueError(
-        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, SHIPPED])}, the name of a table or list "
+        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, *SHIPPED])}, the name of a table or list "
         f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {npz} or {place}/<class>/*.png, got {dataset!r} and no such file"
         f"{variables}{meant}"
     )

@@ -1,4 +1,4 @@
-"""Data sets with a name of their own: the one in the package, and torchvision's."""
+"""Data sets with a name of their own: those in the package, and torchvision's."""
 
 import errno
 from importlib import resources
@@ -18,12 +18,13 @@ DOWNLOADABLE = {
     "cifar100": torchvision.datasets.CIFAR100,
     "fashion_mnist": torchvision.datasets.FashionMNIST,
 }
-SHIPPED = "fashion_mnist_mini"
+SHIPPED = ("fashion_mnist_mini", "digits")
+"""In the package: images, and a table of features."""
 NORMALIZATION = {  # channel means and standard deviations of the training sets, as commonly published
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
-    SHIPPED: ((0.2860,), (0.3530,)),
+    "fashion_mnist_mini": ((0.2860,), (0.3530,)),
 }
 FASHION_CLASSES = [
     "T-shirt/top",
@@ -38,13 +39,13 @@ FASHION_CLASSES = [
     "Ankle_boot",
 ]
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-CLASS_NAMES = {"cifar10": CIFAR10_CLASSES, "fashion_mnist": FASHION_CLASSES, SHIPPED: FASHION_CLASSES}
+CLASS_NAMES = {"cifar10": CIFAR10_CLASSES, "fashion_mnist": FASHION_CLASSES, "fashion_mnist_mini": FASHION_CLASSES}
 
 
-def read_shipped() -> ImageData:
-    """Read the data set that is in the package."""
-    with resources.as_file(resources.files("fedamm_pl.data") / SHIPPED / f"{SHIPPED}.npz") as path:
-        return read_npz(path, CLASS_NAMES[SHIPPED])
+def read_shipped(dataset: str) -> ImageData:
+    """Read a data set of :data:`SHIPPED`."""
+    with resources.as_file(resources.files("fedamm_pl.data") / dataset / f"{dataset}.npz") as path:
+        return read_npz(path, CLASS_NAMES.get(dataset))
 
 
 def read_torchvision(dataset: str, root: Path) -> ImageData:
@@ -77,7 +78,7 @@ def read_torchvision(dataset: str, root: Path) -> ImageData:
         raise ValueError(
             f"Expected {dataset} under `root` = {root} or a network to download it, got {_found(loader, root, error)} "
             f"({one_line(error)}). Three ways: run once with network; copy torchvision's files of it into {root}; or put "
-            f"{root / dataset}.npz there (x_train, y_train, x_test, y_test). The data set {SHIPPED} needs none of them."
+            f"{root / dataset}.npz there (x_train, y_train, x_test, y_test). The data sets {' and '.join(SHIPPED)} need none of them."
         ) from error
 
 

@@ -154,6 +154,19 @@ def test_shipped_images_are_balanced_and_need_no_root(network: type[FakeDownload
     assert network.calls == []
 
 
+def test_the_shipped_table(network: type[FakeDownload], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = load_images("digits", tmp_path)
+    assert (data.train_images.shape, data.test_images.shape) == ((1442, 64), (355, 64))
+    assert torch.bincount(data.train_labels).tolist() == [143, 146, 142, 147, 145, 146, 145, 144, 140, 144]
+    assert torch.bincount(data.test_labels).tolist() == [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
+    assert data.train_images[0, :8].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]  # the first line of optdigits.tes
+    assert data.class_names == [str(digit) for digit in range(10)]
+    assert (network.calls, caplog.text) == ([], "")
+    save_npz(tmp_path, arrays(), "digits")
+    assert len(load_images("digits", tmp_path).train_labels) == 1442
+    assert "digits of the package is read" in caplog.text
+
+
 def test_torchvision_files_of_fashion_mnist_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DOWNLOADABLE["fashion_mnist"], "download", lambda self: pytest.fail("a download"))
     save_fashion_mnist(tmp_path)
@@ -274,7 +287,7 @@ def test_no_data_and_no_network_names_three_ways(tmp_path: Path, network: type[F
     with pytest.raises(ValueError, match=r"got neither .*no network in this test.* Three ways") as caught:
         load_images(name, tmp_path)
     assert str(tmp_path / f"{name}.npz") in str(caught.value)
-    assert "fashion_mnist_mini needs none" in str(caught.value)
+    assert "fashion_mnist_mini and digits need none" in str(caught.value)
 
 
 def test_unknown_name_lists_what_is_known(tmp_path: Path, network: type[FakeDownload]) -> None:
