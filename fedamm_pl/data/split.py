@@ -145,6 +145,11 @@ def federated_split(
     if options["partition"] == "by_client":
         names, parts = _natural(owners, tail.train, options["num_clients"])
     else:
+        if owners is not None:
+            log.warning(
+                "the data say who holds each example; partition %s does not use it, by_client does",
+                options["partition"],
+            )
         parts = partition(labels[tail.train], options)
         names = [str(client) for client in range(len(parts))]
     clients = [tail.train[mine] for mine in parts]

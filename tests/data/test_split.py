@@ -118,6 +118,14 @@ def test_data_without_clients_are_refused_for_natural_ones() -> None:
         People([*OWNERS[:3], "", *OWNERS[4:]]).setup()
 
 
+def test_clients_that_nobody_uses_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    People().setup()
+    People(None, partition="iid", num_clients=3).setup()
+    assert caplog.text == ""
+    People(partition="iid", num_clients=3).setup()
+    assert "say who holds each example; partition iid does not use it, by_client does" in caplog.text
+
+
 # Which partition
 
 
