@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_file(name: str, tmp_path: Pa
 
 
 def test_what_is_no_file_of_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot be read .*No such file"):
+    with pytest.raises(ValueError, match="got no such file"):
         read_partition(tmp_path / "nowhere.json")
     with pytest.raises(ValueError, match=r"cannot be read .*it is not a regular file"):
         read_partition(tmp_path)

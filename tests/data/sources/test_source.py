@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fedamm_pl.data import ImageData
 from fedamm_pl.data.client import BatchLoader, ClientData, augmented_batch
-from fedamm_pl.data.description import content_hash
 from fedamm_pl.data.sources.source import Source, content, is_features, stream, subset
 from fedamm_pl.data.transforms import channel_statistics, feature_statistics
 from fedamm_pl.seeding import torch_generator
@@ -146,4 +145,4 @@ def test_a_run_is_that_of_a_tensor_bit_for_bit() -> None:
     histories = [run.run() for run in runs]
     assert histories[0] == histories[1]
     assert_equal(runs[0].state.shared, runs[1].state.shared)
-    assert content_hash(runs[0].data.images) != content_hash(runs[1].data.images)
+    assert runs[0].data.content_hash != runs[1].data.content_hash
