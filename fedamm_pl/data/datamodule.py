@@ -45,15 +45,15 @@ class FederatedDataModule(CentralLoaders):
 
     Args:
         dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini and digits (in the package, digits a table), image_folder, or
-            the name of an npz file, a folder or a table (.csv, .tsv, .parquet) in ``root``.
+            the name of an npz file, a folder of images, a list of them (.txt) or a table (.csv, .tsv, .parquet) in ``root``.
         root: Folder of the data; downloads go there. A leading ``~`` is your home.
-        label_column: Tables: the column of the labels.
-        client_column: Tables: the column that says which client holds an example; empty: none does.
+        label_column: Tables, and what Hugging Face's datasets saved: the column of the labels.
+        client_column: The same: the column that says which client holds an example; empty: none does.
         split_column: Tables: the column that says train, val or test; empty: none does.
         path_column: Tables: the column of the images' paths, below ``root``; empty: the columns are features.
         test_fraction: Share of each class that is taken for testing where the data bring no test set, in (0, 1).
-        image_size: Pixels that images in files are resized and cropped to: one number, or height and width; null: they are
-            of one size already.
+        image_size: Size of images in files, in pixels, one number or height and width: they are scaled until they just cover it
+            (bilinear, antialiased) and cropped in the middle; null: they are of one size already.
         in_memory: Whether images in files are decoded once and kept in memory, or each time they are needed; null: kept if they
             take up to 1 GiB. Either way batches hold the same images; of more than 5,000 that are not kept, normalisation is
             computed from 5,000.
