@@ -1,0 +1,81 @@
+"""Each command of docs/data.md, in its order, on small data of the kind that it speaks of."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from string import ascii_uppercase
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedamm_pl.cli.main import main
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+COMMANDS = [
+    shlex.split(block.replace("\\\n", " "), comments=True)
+    for block in re.findall(r"```bash\n(python orchestrate\.py .*?)```", PAGE, re.DOTALL)
+]
+FOLDERS = [words[words.index("--output.dir") + 1] for words in COMMANDS]
+SMALL = [
+    *("--federation.num_rounds", "2", "--federation.local_epochs", "1", "--federation.eval_interval", "1"),
+    *("--trainer.accelerator", "cpu", "--output.figures", "false", "--logger", "false", "--output.progress", "none"),
+]
+
+
+def photograph(path: Path, label: int, rng: np.random.Generator) -> None:
+    """Write an image of some size, brighter for a higher label."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = rng.integers(34, 50, 2)
+    pixels = rng.integers(0, 80, (height, width, 3)) + 80 * label
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data`` in it, as the page says."""
+    folder, rng = tmp_path_factory.mktemp("page"), np.random.default_rng(0)
+    data = folder / "data"
+    sites, classes = ["north", "east", "south", "west"], ["healthy", "ill"]
+    rows = ["path,label,site"]
+    for number in range(64):
+        site, label = sites[number % 4], number // 4 % 2
+        photograph(data / "hospitals" / site / classes[label] / f"{number}.png", label, rng)
+        photograph(data / "photos" / f"{number}.png", label, rng)
+        rows.append(f"photos/{number}.png,{classes[label]},{site}")
+    (data / "photos.csv").write_text("\n".join(rows) + "\n")
+    listed = [f"photos/{number}.png {number // 4 % 2}\n" for number in range(64)]
+    (data / "train.txt").write_text("".join(listed[:48]))
+    (data / "test.txt").write_text("".join(listed[48:]))
+    heading = ["client", *(f"f{column}" for column in range(10)), "label"]
+    features = rng.normal(size=(330, 10)).round(3)
+    vowel = [[row // 22, *features[row], row % 11] for row in range(330)]
+    letters = [[*features[row % 330], ascii_uppercase[row % 26]] for row in range(6000)]
+    for name, columns, lines in (("vowel", heading, vowel), ("letter", heading[1:], letters)):
+        text = [",".join(map(str, line)) for line in [columns, *lines]]
+        (data / f"{name}.csv").write_text("\n".join(text) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=FOLDERS)
+def test_command(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    written = place / words[words.index("--output.dir") + 1]
+    if "--data.partition_file" in words and not Path(words[words.index("--data.partition_file") + 1]).exists():
+        before = next(other for other in COMMANDS if other[other.index("--output.dir") + 1] == "runs/letter")
+        main([*before[2:], *SMALL])
+    main([*words[2:], *SMALL])
+    summary = json.loads((written / "summary.json").read_text())
+    assert 0 <= summary["final"]["test/acc"] <= 1
+    names = json.loads((written / "partition.json").read_text())["clients"]
+    if "by_client" in words:
+        assert set(names) == ({str(k) for k in range(15)} if "vowel.csv" in words else {"north", "east", "south", "west"})
+    if "--data.partition_file" in words:
+        assert names == json.loads((place / "runs/letter/partition.json").read_text())["clients"]
+    assert (written / "clients.csv").exists() == ("--data.local_test_fraction" in words)
+
+
+def test_the_page_has_a_command_for_each_kind_of_data() -> None:
+    assert len(COMMANDS) >= 6
+    assert len(set(FOLDERS)) == len(FOLDERS)
