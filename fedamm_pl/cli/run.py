@@ -203,8 +203,8 @@ def rehearse(orchestrator: Orchestrator) -> None:
     measured = "one client" if together == 1 else f"{together} clients side by side"
     beside = f" ({held_out(data)})" if data.has_validation or data.local_test else ""
     say(
-        f"measuring a local epoch of {f'client {name}' if together == 1 else measured} ({data.client_size(client)} images) and "
-        f"an evaluation of up to {images} test images{beside} ..."
+        f"measuring a local epoch of {f'client {name}' if together == 1 else measured} ({data.client_size(client)} examples) and "
+        f"an evaluation of up to {images} test examples{beside} ..."
     )
     try:
         cost = estimate(orchestrator)
@@ -222,7 +222,7 @@ def rehearse(orchestrator: Orchestrator) -> None:
     total = sum(seconds.values()) * config.num_rounds
     say(
         f"estimated time of a round: {sum(seconds.values()):.2f} s ({parts}), measured on {cost.epochs} of "
-        f"{config.local_epochs} local epochs of {measured} and on {cost.test_images} of {images} test images; "
+        f"{config.local_epochs} local epochs of {measured} and on {cost.test_images} of {images} test examples; "
         f"{config.num_rounds} round{'s' if config.num_rounds > 1 else ''}: {datetime.timedelta(seconds=round(total))} (h:mm:ss)"
     )
 
@@ -243,10 +243,10 @@ def describe(orchestrator: Orchestrator) -> str:
         [
             f"{type(module).__name__} with {network} ({parameters:,} parameters) on {module.device}, "
             f"{orchestrator.trainer.resolved_precision}, {threads(orchestrator.executor)}",
-            f"{data.hparams['dataset']}: {sum(counts)} training images, imbalance factor {factor:.3g} "
-            f"({'a class has no images' if not factor else f'IF {1 / factor:.4g}'}), "
-            f"{data.num_clients} clients of {f'{least} images each' if least == most else f'{least} to {most} images'}",
-            f"images per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",
+            f"{data.hparams['dataset']}: {sum(counts)} training examples, imbalance factor {factor:.3g} "
+            f"({'a class has no examples' if not factor else f'IF {1 / factor:.4g}'}), "
+            f"{data.num_clients} clients of {f'{least} examples each' if least == most else f'{least} to {most} examples'}",
+            f"examples per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",
             f"shot groups by {info['shot_rule']}: {groups}",
             *([data.left_over] if data.left_over else []),
             *([held_out(data)] if data.has_validation or data.local_test else []),
@@ -259,10 +259,12 @@ def held_out(data: FederatedDataModule) -> str:
     """Say what is measured beside the test set, and which clients hold nothing out for it."""
     parts, sizes = [], [len(mine) for mine in data.local_test]
     if data.has_validation:
-        parts.append(f"{len(data.validation[2])} validation images")
+        parts.append(f"{len(data.validation[2])} validation examples")
     if sizes:
         without = f"; {sizes.count(0)} with fewer than two hold none out" if 0 in sizes else ""
-        parts.append(f"{sum(sizes)} images held out by {len(sizes) - sizes.count(0)} clients for local tests{without}")
+        parts.append(
+            f"{sum(sizes)} examples held out by {len(sizes) - sizes.count(0)} clients for local tests{without}"
+        )
     return f"beside the test set: {', '.join(parts)}"
 
 

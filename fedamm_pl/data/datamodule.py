@@ -298,7 +298,7 @@ class FederatedDataModule(CentralLoaders):
         held = [part for part, _ in images.parts.values() if isinstance(part, Tensor)]
         needed = sum(part.nbytes for part in held)
         if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] // 2:
-            log.warning("the images (%d MB) stay on the CPU: they would fill the GPU", needed // 2**20)
+            log.warning("the examples (%d MB) stay on the CPU: they would fill the GPU", needed // 2**20)
             return
         labels_on = device if held else torch.device("cpu")
         self._images = images.with_parts(lambda part: part.to(device) if isinstance(part, Tensor) else part, labels_on)

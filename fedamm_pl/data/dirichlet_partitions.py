@@ -69,8 +69,8 @@ def _shared_out(
             if sizes.min() >= smallest:
                 return [np.sort(np.concatenate(part)) for part in parts]
     raise ValueError(
-        f"Expected `dirichlet_alpha` to leave every client at least half of an equal part of its block ({smallest} images), "
-        f"got none such in {MAX_BLOCK_REDRAWS} draws with alpha {alpha}, {num_clients} clients and {len(block)} images in a block: "
+        f"Expected `dirichlet_alpha` to leave every client at least half of an equal part of its block ({smallest} examples), "
+        f"got none such in {MAX_BLOCK_REDRAWS} draws with alpha {alpha}, {num_clients} clients and {len(block)} examples in a block: "
         "raise the alpha, or change the number of clients or the seed."
     )
 

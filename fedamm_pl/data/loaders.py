@@ -125,7 +125,7 @@ def _say_left_out(loader: BatchLoader, name: str) -> None:
     """Say how many images a pass leaves out, so that all processes get equally many."""
     if loader.left_out:
         rank_zero_only(log.warning)(
-            "%d of %d %s images, others in each epoch, are left out, so that all %d processes get equally many",
+            "%d of %d %s examples, others in each epoch, are left out, so that all %d processes get equally many",
             loader.left_out,
             len(loader.indices),
             name,

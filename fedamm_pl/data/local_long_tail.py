@@ -55,7 +55,7 @@ def by_local_long_tail(
         if min(len(client) for client in clients) >= min_size:
             return clients
     raise ValueError(
-        f"Expected `local_imbalance_factor` to leave every client at least `min_client_size` = {min_size} images, got none "
-        f"such in {MAX_REDRAWS} draws with factor {local_imbalance_factor}, {num_clients} clients and {len(labels)} images: "
+        f"Expected `local_imbalance_factor` to leave every client at least `min_client_size` = {min_size} examples, got none "
+        f"such in {MAX_REDRAWS} draws with factor {local_imbalance_factor}, {num_clients} clients and {len(labels)} examples: "
         "raise the factor, or lower the size or the number of clients."
     )

@@ -109,15 +109,15 @@ def long_tail_split(
         name = class_names[smallest] if class_names else smallest
         names = ["num_meta_per_class", "num_val_per_class"][: 1 + (num_val_per_class > 0)]
         raise ValueError(
-            f"Expected every class to have at least {' + '.join(names)} + 1 = {taken + 1} training images, got "
+            f"Expected every class to have at least {' + '.join(names)} + 1 = {taken + 1} training examples, got "
             f"{available[smallest]} for class {name}: lower {' or '.join(f'`{name}`' for name in names)} or leave the class out."
         )
     largest = (len(labels) - taken * num_classes) / num_classes
     counts = long_tail_counts(num_classes, largest, imbalance_factor, profile)
     if min(counts) < 1:
         raise ValueError(
-            f"Expected `imbalance_factor` to leave every class at least 1 training image, got {imbalance_factor} with "
-            f"{int(largest)} images in the largest class."
+            f"Expected `imbalance_factor` to leave every class at least 1 training example, got {imbalance_factor} with "
+            f"{int(largest)} examples in the largest class."
         )
     ranks = rng.permutation(num_classes) if shuffle_ranks else np.arange(num_classes)
     if ranks_by_size:

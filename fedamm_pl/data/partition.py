@@ -24,7 +24,7 @@ def require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1)
         raise ValueError(f"Expected `num_clients` to be 1 or more, got {num_clients}.")
     if num_clients * parts_per_client > len(labels):
         raise ValueError(
-            f"Expected `num_clients` to be at most the number of training images ({len(labels) // parts_per_client} here), "
+            f"Expected `num_clients` to be at most the number of training examples ({len(labels) // parts_per_client} here), "
             f"got {num_clients}."
         )
 
@@ -91,7 +91,7 @@ def by_num_classes(
         clients.append(mine)
     if added:
         log.debug(
-            "by_num_classes: the classes drawn for a client held too few images that were still free, so clients got further "
+            "by_num_classes: the classes drawn for a client held too few examples that were still free, so clients got further "
             "classes, %d in all for %d clients; this is how the partition works",
             *(added, num_clients),
         )
@@ -134,8 +134,8 @@ def by_dirichlet(
         if min(len(client) for client in clients) >= min_size:
             return clients
     raise ValueError(
-        f"Expected `dirichlet_alpha` to leave every client at least `min_client_size` = {min_size} images, got none such "
-        f"in {MAX_REDRAWS} draws with alpha {alpha}, {num_clients} clients and {len(labels)} images: raise the alpha, or "
+        f"Expected `dirichlet_alpha` to leave every client at least `min_client_size` = {min_size} examples, got none such "
+        f"in {MAX_REDRAWS} draws with alpha {alpha}, {num_clients} clients and {len(labels)} examples: raise the alpha, or "
         "lower the size or the number of clients."
     )
 

@@ -250,13 +250,13 @@ def _absent(held: npt.NDArray[np.int64], class_names: Sequence[str]) -> list[str
 
 def _warn_of_empty_clients(clients: Sequence[Indices], names: Sequence[str]) -> None:
     if empty := [shown_name(name) for name, mine in zip(names, clients, strict=True) if not len(mine)]:
-        log.warning("%d clients hold no images and take part in no round: %s", len(empty), shortened(empty))
+        log.warning("%d clients hold no examples and take part in no round: %s", len(empty), shortened(empty))
 
 
 def _left_over(unused: Sequence[int], lost: Sequence[str], num_images: int, why: str) -> str:
     if not sum(unused):
         return ""
-    share = f"{sum(unused)} of {num_images} training images ({100 * sum(unused) / num_images:.2g} %)"
+    share = f"{sum(unused)} of {num_images} training examples ({100 * sum(unused) / num_images:.2g} %)"
     gone = f"; classes that nobody holds: {shortened(lost)}" if lost else ""
     return f"{share} are left over, since {why}, and used by nobody{gone}"
 
@@ -270,8 +270,8 @@ def _warn_of_a_second_cut(
         return
     order = "size" if options["ranks_by_size"] else "chance" if options["shuffle_ranks"] else "index"
     log.warning(
-        "the classes differ in size already (class %s has %d images, class %s has %d): imbalance_profile %s, which ranks "
-        "classes by %s, throws %d of %d images away; imbalance_profile none keeps them all",
+        "the classes differ in size already (class %s has %d examples, class %s has %d): imbalance_profile %s, which ranks "
+        "classes by %s, throws %d of %d examples away; imbalance_profile none keeps them all",
         *(class_names[most], sizes[most], class_names[least], sizes[least]),
         *(options["imbalance_profile"], order, thrown_away, len(labels)),
     )

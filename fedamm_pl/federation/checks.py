@@ -24,7 +24,7 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
             cannot train on one.
     """
     if not module.info:
-        raise ValueError("Expected `info` of the module to be data.info, which normalises the images, got none.")
+        raise ValueError("Expected `info` of the module to be data.info, which normalises the examples, got none.")
     if module.uses_meta_set and data.hparams["num_meta_per_class"] < 1:
         raise ValueError(
             f"Expected `num_meta_per_class` to be 1 or more for {type(module).__name__}, "
@@ -160,7 +160,7 @@ def _check_logits(logits: Tensor, module: FederatedModule, num_classes: int, dty
         )
     if torch.promote_types(logits.dtype, dtype) != logits.dtype:
         raise ValueError(
-            f"Expected `model` to give logits as precise as the images' {dtype}, got {module.network_name} with {logits.dtype}."
+            f"Expected `model` to give logits as precise as the examples' {dtype}, got {module.network_name} with {logits.dtype}."
         )
     if not logits.isfinite().all():
         raise ValueError(f"Expected `model` to give finite logits, got {module.network_name} with NaN or infinity.")

@@ -109,8 +109,8 @@ def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], cla
         heights = [counts[label] for label in members]
         bars += [draw_class_bars(axes, ranks[members], heights, len(counts), name, style) for axes in (linear, log)][:1]
     named = bool(class_names) and len(counts) <= NAMED
-    label_axes(linear, "Training images per class", "", "images")
-    label_axes(log, "", "class" if named else "rank of the class by training images", "images (log scale)")
+    label_axes(linear, "Training examples per class", "", "examples")
+    label_axes(log, "", "class" if named else "rank of the class by training examples", "examples (log scale)")
     set_log_axis(log, "y", 0.5, 2 * max(1, *counts))
     linear.set_xlim(0.3, len(counts) + 0.7)
     set_class_ticks(log.xaxis, len(counts), [class_names[label] for label in order] if named else (), first=1)
@@ -131,8 +131,8 @@ def partition(client_counts: ArrayLike, class_names: Sequence[str] = (), client_
     width, height = np.clip((1.8 + 0.42 * num_classes, 1.8 + 0.22 * num_clients), (4.5, 3), 7)
     figure, (axes,) = new_figure(width, height)
     numbers = num_clients <= NAMED and num_classes <= 10
-    draw_heat_map(axes, counts, CLEAR, LogNorm(1, np.nanmax(counts, initial=2)), "images (log scale)", numbers)
-    label_axes(axes, "Training images of each class at each client", "class", "client")
+    draw_heat_map(axes, counts, CLEAR, LogNorm(1, np.nanmax(counts, initial=2)), "examples (log scale)", numbers)
+    label_axes(axes, "Training examples of each class at each client", "class", "client")
     set_class_ticks(axes.xaxis, num_classes, class_names)
     set_class_ticks(axes.yaxis, num_clients, client_names)
     return figure
@@ -251,7 +251,7 @@ def class_accuracy(
     set_log_axis(axes, "x", x.min() / 2, x.max() * 2)
     axes.set_ylim(-2, 102)
     scale = "log scale, 0 drawn at 0.5" if (number == 0).any() else "log scale"
-    label_axes(axes, "Test accuracy of each class", f"training images of the class ({scale})", PERCENT)
+    label_axes(axes, "Test accuracy of each class", f"training examples of the class ({scale})", PERCENT)
     draw_legend(figure, handles)
     return figure
 

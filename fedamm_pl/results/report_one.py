@@ -14,11 +14,11 @@ from fedamm_pl.results.tables import COUNTS, plain, titles
 MAX_OPEN_CLASSES = 20  # a longer table is folded up
 CAPTIONS = {
     "class_counts": (
-        "Training images per class",
+        "Training examples per class",
         "The steeper the fall, the longer the tail; the colours are the groups whose accuracies are reported.",
     ),
     "partition": (
-        "Images per client and class",
+        "Examples per client and class",
         "Blank fields are classes that a client never sees; the more the rows differ, the more the clients drift apart.",
     ),
     "accuracy": (
@@ -50,7 +50,7 @@ BEST = {
     "test": "Best is the largest over the evaluated rounds, each column for itself, and chosen on the test set: an optimistic figure.",
     "validation": "Best is that of one round for all columns, the one with the highest accuracy on the validation set (val).",
 }
-HEADLINE = "Many, medium and few are means over the classes of a group, by training images."
+HEADLINE = "Many, medium and few are means over the classes of a group, by training examples."
 
 
 def single(run: Run) -> tuple[str, str]:
@@ -67,7 +67,7 @@ def imbalance(run: Run) -> str | None:
         return None
     factor, reciprocal = run.summary["imbalance_factor"], run.summary["IF"]
     return (
-        f"imbalance factor {factor:.3g} ({'a class has no images' if reciprocal is None else f'IF {reciprocal:.4g}'})"
+        f"imbalance factor {factor:.3g} ({'a class has no examples' if reciprocal is None else f'IF {reciprocal:.4g}'})"
     )
 
 
@@ -160,13 +160,13 @@ def facts(run: Run) -> dict[str, str]:
     """Return term -> fact; what is not known is left out."""
     flat, summary, counts = options(run), run.summary or {}, class_counts(run)
     model, parameters = summary.get("model", flat.get("algorithm.model")), summary.get("num_parameters")
-    meta = "uses the server's balanced images" if summary.get("uses_meta_set") else None
+    meta = "uses the server's balanced examples" if summary.get("uses_meta_set") else None
     found = {
         "Method": joined(run.method, meta),
         "Model": joined(known("{}", model), known("{:,} parameters", parameters)),
         "Data": joined(
             run.dataset,
-            f"{sum(counts)} training images in {len(counts)} classes" if counts else None,
+            f"{sum(counts)} training examples in {len(counts)} classes" if counts else None,
             known("{} left over by the partition", summary.get("unused_images") or None),
             known("{} for validation", summary.get("validation_examples") or None),
             known("{} held out by clients", summary.get("local_test_examples") or None),
@@ -256,7 +256,7 @@ def classes(run: Run) -> str:
     groups = (run.summary or run.diagnostics or {}).get("shot_groups", {})
     group_of = {label: group for group, members in groups.items() for label in members}
     first, last = run.history[0], run.history[-1]
-    cells = [["class", "training images", "group", *(f"round {row['round']:.0f}, %" for row in (first, last))]]
+    cells = [["class", "training examples", "group", *(f"round {row['round']:.0f}, %" for row in (first, last))]]
     for label, (name, count) in enumerate(zip(names, counts, strict=True)):
         column = f"test/acc_class_{label}"
         measured = [percent(row[column]) if column in row else "none in the test set" for row in (first, last)]

@@ -34,7 +34,7 @@ COMPARISON = (
 BYTES = "The further left a curve rises, the less it costs to be as good; where curves cross, the budget decides."
 LEGEND = (
     "Test accuracy in percent, mean ± standard deviation over the seeds. Bold: the highest mean, if there are three seeds or more "
-    "of each method and its bar (mean ± standard deviation) lies above all others. {best} † uses the server's balanced images, "
+    "of each method and its bar (mean ± standard deviation) lies above all others. {best} † uses the server's balanced examples, "
     "which the others do not have. Unfinished and stopped runs are left out."
 )
 BEST = {

@@ -73,9 +73,9 @@ def test_elsewhere_than_on_a_terminal_each_evaluation_is_a_line(
     lines = [line for line in printed.out.splitlines() if line.startswith("round ")]
     patterns = [
         rf"round 0/5  {GROUPS}",
-        rf"round 2/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ images/s  \d+ s left",
-        rf"round 4/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ images/s  \d+ s left",
-        rf"round 5/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ images/s",
+        rf"round 2/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ examples/s  \d+ s left",
+        rf"round 4/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ examples/s  \d+ s left",
+        rf"round 5/5  {GROUPS}  client_loss \d\.\d{{3}}  [\d,]+ examples/s",
     ]
     assert len(lines) == len(patterns)
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(patterns, lines, strict=True)), lines
@@ -86,10 +86,10 @@ def test_a_run_says_what_it_is_about(command: Any, tmp_path: Path, capsys: pytes
     head = capsys.readouterr().out.split("round 0/0")[0]
     parts = [
         "FedAvg with small_cnn (94,246 parameters) on cpu",
-        "tiny: 136 training images",
+        "tiny: 136 training examples",
         "imbalance factor 0.0909 (IF 11), ",
     ]
-    parts += ["4 clients of 34 images each\n"]
+    parts += ["4 clients of 34 examples each\n"]
     parts += ["55 34 21 13 8 5", "share", "many [0, 1]; medium [2, 3]; few [4, 5]"]
     assert not [part for part in parts if part not in head]
 
@@ -101,10 +101,10 @@ def test_a_run_says_which_images_nobody_uses(
     options = ["--data.partition", "by_shards", "--data.num_clients", "5", "--data.shards_per_client", "20"]
     main(command("FedAvg", tmp_path, "--federation.num_rounds", "0", *options, *(["--dry_run"] if dry else [])))
     found = capsys.readouterr()
-    assert "tiny: 100 training images, " in found.out
-    assert "5 clients of 20 images each" in found.out
+    assert "tiny: 100 training examples, " in found.out
+    assert "5 clients of 20 examples each" in found.out
     left_over = (
-        "36 of 136 training images (26 %) are left over, since all clients hold equally many, and used by nobody"
+        "36 of 136 training examples (26 %) are left over, since all clients hold equally many, and used by nobody"
     )
     assert found.out.count(left_over) == 1
     assert f"partition by_shards: {left_over}" in found.err
@@ -118,7 +118,7 @@ def test_clients_of_different_sizes_are_told_as_a_range(
 ) -> None:
     options = ["--data.partition", "by_dirichlet", "--data.min_client_size", "2", "--federation.num_rounds", "0"]
     main(command("FedAvg", tmp_path, *options))
-    found = re.search(r"4 clients of (\d+) to (\d+) images\n", capsys.readouterr().out)
+    found = re.search(r"4 clients of (\d+) to (\d+) examples\n", capsys.readouterr().out)
     assert found
     least, most = map(int, found.groups())
     assert 2 <= least < 34 < most < 136
@@ -282,7 +282,7 @@ def test_on_a_terminal_a_bar_moves(command: Any, tmp_path: Path) -> None:
     status, shown = on_a_terminal([sys.executable, *arguments], tmp_path)
     assert status == 0, shown
     *_, last = re.findall(r"\r[^\r\n]*round[^\r\n]*", shown)
-    assert re.search(r"5/5 .*<00:00, all \d+% many \d+% medium \d+% few \d+% loss \d\.\d\d [\d,]+ images/s", last)
+    assert re.search(r"5/5 .*<00:00, all \d+% many \d+% medium \d+% few \d+% loss \d\.\d\d [\d,]+ examples/s", last)
     assert len(last.strip()) < 110
     assert re.search(r"client 1/2", shown)
     assert not re.search(r"^round \d/5", shown, re.MULTILINE)

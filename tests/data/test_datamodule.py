@@ -382,10 +382,10 @@ def test_option_out_of_range_is_refused_at_once(root: Path, options: dict[str, A
         ({"imbalance_profile": "linear"}, "`imbalance_profile` to be .* got 'linear'"),
         ({"num_meta_per_class": 100}, "got 100 for class 0"),
         ({"num_clients": 0}, "`num_clients` to be 1 or more, got 0"),
-        ({"num_clients": 206}, r"`num_clients` to be at most the number of training images \(205 here\), got 206"),
+        ({"num_clients": 206}, r"`num_clients` to be at most the number of training examples \(205 here\), got 206"),
         ({"min_classes_per_client": 6}, r"`min_classes_per_client` to be in 1\.\.5, got 6"),
         ({"partition": "by_dirichlet", "dirichlet_alpha": 0.0}, "`dirichlet_alpha` to be a number above 0, got 0.0"),
-        ({"partition": "by_dirichlet", "min_client_size": 60}, "`min_client_size` = 60 images"),
+        ({"partition": "by_dirichlet", "min_client_size": 60}, "`min_client_size` = 60 examples"),
         ({"partition": "by_shards", "shards_per_client": 0}, "`shards_per_client` to be 1 or more, got 0"),
         ({"shot_rule": "quantile"}, "`shot_rule` to be counts, share or index, got 'quantile'"),
         ({"shot_rule": "index"}, "`shot_ranges` to give first and last class"),
@@ -428,7 +428,9 @@ def test_counts_groups_and_statistics_are_of_what_clients_hold(root: Path, parti
 def test_what_a_partition_leaves_over_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = module(root, partition="by_shards", num_clients=50, shards_per_client=3)  # 150 of 205
     assert data.unused_images == 55
-    expected = "55 of 205 training images (27 %) are left over, since all clients hold equally many, and used by nobody"
+    expected = (
+        "55 of 205 training examples (27 %) are left over, since all clients hold equally many, and used by nobody"
+    )
     assert data.left_over == expected
     assert caplog.messages == [f"partition by_shards: {expected}"]
 
@@ -444,7 +446,7 @@ def test_class_that_nobody_holds_is_named(root: Path, caplog: pytest.LogCaptureF
 
 def test_little_that_is_left_over_is_no_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = module(root)  # 205 = 4 * 51 + 1
-    assert data.left_over.startswith("1 of 205 training images (0.49 %) are left over")
+    assert data.left_over.startswith("1 of 205 training examples (0.49 %) are left over")
     assert caplog.messages == []
     assert module(root, partition="iid").left_over == ""
 
@@ -461,8 +463,8 @@ def test_tail_that_is_cut_a_second_time_is_a_warning(tmp_path: Path, caplog: pyt
     assert data.info["class_counts"] == [10, 13, 4]  # 42, 42 * 0.1 ** 0.5, 4.2
     assert data.imbalance_factor == 4 / 13
     assert caplog.messages == [
-        "the classes differ in size already (class 1 has 100 images, class 0 has 12): imbalance_profile exponential, which "
-        "ranks classes by index, throws 99 of 132 images away; imbalance_profile none keeps them all"
+        "the classes differ in size already (class 1 has 100 examples, class 0 has 12): imbalance_profile exponential, which "
+        "ranks classes by index, throws 99 of 132 examples away; imbalance_profile none keeps them all"
     ]
 
 
@@ -484,7 +486,7 @@ def test_no_second_cut_is_no_warning(
 def test_largest_class_stays_the_largest_by_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = skewed(tmp_path, [12, 100, 20], ranks_by_size=True)
     assert data.info["class_counts"] == [4, 42, 13]
-    assert "ranks classes by size, throws 67 of 132 images away" in caplog.text
+    assert "ranks classes by size, throws 67 of 132 examples away" in caplog.text
 
 
 def test_home_of_the_user_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,7 +558,7 @@ def test_each_process_of_a_training_gets_its_part(root: Path, caplog: pytest.Log
     assert not set(parts[0]) & set(parts[1])
     assert len(parts[0]) == len(parts[1]) == size // 2
     assert sorted(tested) == everything
-    said = f"{size % 2} of {size} training images, others in each epoch, are left out" in caplog.text
+    said = f"{size % 2} of {size} training examples, others in each epoch, are left out" in caplog.text
     assert said == bool(size % 2)
 
 

@@ -94,8 +94,8 @@ def test_blocks_of_a_large_alpha_are_even() -> None:
 def test_blocks_are_drawn_anew_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dirichlet_partitions, "MAX_BLOCK_REDRAWS", 30)
     message = (
-        r"Expected `dirichlet_alpha` to leave every client at least half of an equal part of its block \(20 images\), got "
-        r"none such in 30 draws with alpha 0.001, 5 clients and 200 images in a block: raise the alpha, or change"
+        r"Expected `dirichlet_alpha` to leave every client at least half of an equal part of its block \(20 examples\), got "
+        r"none such in 30 draws with alpha 0.001, 5 clients and 200 examples in a block: raise the alpha, or change"
     )
     with pytest.raises(ValueError, match=message):
         by_dirichlet_blocks(labels_of([100, 100]), 5, rng(), alpha=0.001)

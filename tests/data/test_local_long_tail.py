@@ -87,8 +87,8 @@ def test_everything_is_held_and_the_smallest_size_kept(min_size: int, seed: int)
 def test_a_size_that_no_draw_gives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_long_tail, "MAX_REDRAWS", 30)
     message = (
-        "Expected `local_imbalance_factor` to leave every client at least `min_client_size` = 5 images, got none such in 30 "
-        "draws with factor 0.1, 3 clients and 12 images: raise the factor, or lower the size or the number of clients"
+        "Expected `local_imbalance_factor` to leave every client at least `min_client_size` = 5 examples, got none such in 30 "
+        "draws with factor 0.1, 3 clients and 12 examples: raise the factor, or lower the size or the number of clients"
     )
     with pytest.raises(ValueError, match=message):
         by_local_long_tail(labels_of([6, 6]), 3, rng(), min_size=5)

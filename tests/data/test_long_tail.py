@@ -182,7 +182,7 @@ def test_negative_meta_size_is_refused() -> None:
 def test_class_smaller_than_its_meta_share_is_refused_by_name(names: list[str] | None, shown: str) -> None:
     labels = np.repeat([0, 1, 2], [20, 4, 20])
     with pytest.raises(
-        ValueError, match=rf"at least num_meta_per_class \+ 1 = 5 training images, got 4 for class {shown}"
+        ValueError, match=rf"at least num_meta_per_class \+ 1 = 5 training examples, got 4 for class {shown}"
     ):
         long_tail_split(labels, 3, rng(), num_meta_per_class=4, class_names=names)
     assert min(long_tail_split(labels, 3, rng(), num_meta_per_class=3, imbalance_factor=1).class_counts) == 1
@@ -194,7 +194,7 @@ def test_class_without_any_example_is_refused() -> None:
 
 
 def test_tail_cut_down_to_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"leave every class at least 1 training image, got 0\.02 with 40 images"):
+    with pytest.raises(ValueError, match=r"leave every class at least 1 training example, got 0\.02 with 40 examples"):
         long_tail_split(LABELS, 5, rng(), num_meta_per_class=0, imbalance_factor=0.02)
 
 
@@ -226,7 +226,7 @@ def test_training_meta_and_validation_set_are_disjoint_and_the_meta_set_stays(se
 def test_class_smaller_than_its_meta_and_validation_share_is_refused() -> None:
     labels = np.repeat([0, 1, 2], [20, 5, 20])
     message = (
-        r"at least num_meta_per_class \+ num_val_per_class \+ 1 = 6 training images, got 5 for class 1: "
+        r"at least num_meta_per_class \+ num_val_per_class \+ 1 = 6 training examples, got 5 for class 1: "
         "lower `num_meta_per_class` or `num_val_per_class` or leave the class out"
     )
     with pytest.raises(ValueError, match=message):

@@ -231,7 +231,7 @@ def test_class_histogram_counts_each_class_at_each_client() -> None:
     [
         (0, "Expected `num_clients` to be 1 or more, got 0"),
         (-3, "Expected `num_clients` to be 1 or more, got -3"),
-        (13, r"Expected `num_clients` to be at most the number of training images \(12 here\), got 13"),
+        (13, r"Expected `num_clients` to be at most the number of training examples \(12 here\), got 13"),
     ],
 )
 def test_number_of_clients_out_of_range_is_refused(name: str, num_clients: int, message: str) -> None:
@@ -249,7 +249,10 @@ def test_number_of_clients_out_of_range_is_refused(name: str, num_clients: int, 
         (partial(by_dirichlet, alpha=float("nan")), "`dirichlet_alpha` to be a number above 0, got nan"),
         (partial(by_dirichlet, alpha=float("inf")), "`dirichlet_alpha` to be a number above 0, got inf"),
         (partial(by_dirichlet, min_size=-1), "`min_client_size` to be 0 or more, got -1"),
-        (partial(by_dirichlet, min_size=5), "`min_client_size` = 5 images, got none such in 1000 draws with alpha 0.5"),
+        (
+            partial(by_dirichlet, min_size=5),
+            "`min_client_size` = 5 examples, got none such in 1000 draws with alpha 0.5",
+        ),
         (partial(by_dirichlet, alpha=1e-300, min_size=1), "none such in 1000 draws .*: raise the alpha"),
         (partial(by_shards, shards_per_client=0), "`shards_per_client` to be 1 or more, got 0"),
         (partial(by_shards, shards_per_client=5), r"`num_clients` to be at most .* \(2 here\), got 3"),

@@ -76,7 +76,7 @@ def test_a_natural_client_of_which_nothing_is_left_is_said(caplog: pytest.LogCap
     data = People(owners)
     assert data.client_size(1) == 0
     assert data.client_names == ["all", "lone\x1b"]
-    assert r"1 clients hold no images and take part in no round: 'lone\x1b'" in caplog.text
+    assert r"1 clients hold no examples and take part in no round: 'lone\x1b'" in caplog.text
 
 
 def test_natural_data_that_are_long_tailed_are_said_to_be_cut_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -158,7 +158,7 @@ def test_a_function_of_ones_own_shares_out_what_meta_set_and_tail_leave(caplog: 
     assert [len(mine) for mine in held.values()] == [9, 9, 9]
     assert not set(chain(*held.values())) & set(meta(data))
     assert data.unused_images == 9
-    assert "9 of 36 training images (25 %) are left over, since the partition gives them to no client" in caplog.text
+    assert "9 of 36 training examples (25 %) are left over, since the partition gives them to no client" in caplog.text
     assert clients(People(partition=f"{__name__}.halves", num_clients=3)) == held
     with pytest.raises(ValueError, match=r"`partition` to be one of .*, got 'nowhere\.f'"):
         People(partition="nowhere.f").setup()
@@ -199,7 +199,7 @@ def test_clients_of_a_file_stand_in_its_order_and_nothing_is_cut(
     assert data.info["class_counts"] == [2, 3]
     assert data.unused_images == 31
     assert data.left_over.startswith(
-        "31 of 40 training images (78 %) are left over, since the file gives them to no client"
+        "31 of 40 training examples (78 %) are left over, since the file gives them to no client"
     )
     (said,) = [record for record in caplog.records if "p.json" in record.getMessage()]
     assert said.levelno == logging.INFO
@@ -266,7 +266,7 @@ def test_a_class_that_no_client_of_a_file_holds_is_said(tmp_path: Path, caplog: 
     data = from_file(tmp_path / "p.json", {"a": [0, 2], "b": []})
     assert data.info["class_counts"] == [2, 0]
     assert "classes that nobody holds: walk" in caplog.text
-    assert "1 clients hold no images and take part in no round: 'b'" in caplog.text
+    assert "1 clients hold no examples and take part in no round: 'b'" in caplog.text
 
 
 def test_a_file_without_any_example_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_partition_leaves_zero_cells_empty() -> None:
     assert cells(figure).tolist() == [[7, None, 300], [None, 1, 2]]
     assert numbers(figure.axes[0]) == {(0, 0): "7", (0, 2): "300", (1, 1): "1", (1, 2): "2"}
     assert figure.axes[1].get_yscale() == "log"
-    assert "images" in figure.axes[1].get_ylabel()
+    assert "examples" in figure.axes[1].get_ylabel()
 
 
 def test_partition_names_its_clients_and_shortens_long_names() -> None:

@@ -26,7 +26,7 @@ def test_the_headline_is_that_of_the_summary(fedamm_run: Path) -> None:
 def test_each_class_has_a_line(fedamm_run: Path) -> None:
     run = load(fedamm_run)
     lines = page(fedamm_run).tables[1]
-    assert lines[0] == ["class", "training images", "group", "round 0, %", "round 5, %"]
+    assert lines[0] == ["class", "training examples", "group", "round 0, %", "round 5, %"]
     assert [line[1] for line in lines[1:]] == ["55", "34", "21", "13", "8", "5"]
     assert [line[2] for line in lines[1:]] == ["many", "many", "medium", "medium", "few", "few"]
     for label, line in enumerate(lines[1:]):
@@ -42,9 +42,9 @@ def test_title_and_facts(fedamm_run: Path) -> None:
     seconds = content["seconds_per_round"]
     assert found.texts["title"] == found.texts["h1"] == ["FedAMM on tiny"]
     assert found.texts["p"][0] == f"seed 0, imbalance factor 0.0909 (IF 11), {fedamm_run}"
-    assert found.facts["Method"] == "FedAMM, uses the server's balanced images"
+    assert found.facts["Method"] == "FedAMM, uses the server's balanced examples"
     assert found.facts["Model"] == f"small_cnn, {content['num_parameters']:,} parameters"
-    assert found.facts["Data"] == "tiny, 136 training images in 6 classes"
+    assert found.facts["Data"] == "tiny, 136 training examples in 6 classes"
     assert found.facts["Clients"] == "4, 50% of them a round, partition by_num_classes"
     assert found.facts["Rounds"] == "5 rounds, local epochs 1"
     expected = f"a client receives {kilobytes} and sends {kilobytes}, {megabytes:.2f} MB a round in all"
@@ -61,8 +61,8 @@ def test_what_nobody_uses_and_a_class_without_images_are_said(copied: Callable[.
     folder = copied("FedAMM", "left_over")
     change(folder, "summary.json", unused_images=3, imbalance_factor=0.0, IF=None)
     found = page(folder)
-    assert found.texts["p"][0] == f"seed 0, imbalance factor 0 (a class has no images), {folder}"
-    assert found.facts["Data"] == "tiny, 136 training images in 6 classes, 3 left over by the partition"
+    assert found.texts["p"][0] == f"seed 0, imbalance factor 0 (a class has no examples), {folder}"
+    assert found.facts["Data"] == "tiny, 136 training examples in 6 classes, 3 left over by the partition"
 
 
 def test_configuration_and_command_are_there(fedamm_run: Path) -> None:

@@ -124,7 +124,7 @@ def check_images(data: ImageData, where: str = "") -> None:
     if absent:
         more = f" and {len(absent) - 1} more of {bound}" if len(absent) > 1 else ""
         raise ValueError(
-            f"Expected every class{where} to have training images, got none for class {data.class_names[absent[0]]}{more}: "
+            f"Expected every class{where} to have training examples, got none for class {data.class_names[absent[0]]}{more}: "
             "leave it out, or number the classes without gaps."
         )
 

@@ -71,7 +71,7 @@ class Progress(FederationCallback):
         self._bar.set_postfix_str(" ".join(parts + self._throughput()))  # a narrow terminal cuts off its end
 
     def _throughput(self) -> list[str]:
-        return [f"{self._speed:,.0f} images/s"] if self._speed else []
+        return [f"{self._speed:,.0f} examples/s"] if self._speed else []
 
     def _failures(self, run: Run) -> list[str]:
         failures = sum(run.state.counts[name] for name in ("failed_clients", "refused_updates"))

@@ -171,7 +171,7 @@ def test_anything_else_is_refused(loaded: Any, got: str) -> None:
         ({"class_names": ["a", "b\n", "c", "d"]}, r"class_names to be names without .* got 'b\\n'"),
         ({"class_names": ["a", "b\0", "c", "d"]}, r"class_names to be names without .* got 'b\\x00'"),
         ({"class_names": ["a", "b\udc80", "c", "d"]}, r"class_names to be names without .* got 'b\\udc80'"),
-        ({"class_names": list("abcde")}, "every class to have training images, got none for class e: leave it out"),
+        ({"class_names": list("abcde")}, "every class to have training examples, got none for class e: leave it out"),
         ({"train_labels": TRAIN_LABELS % 2, "class_names": None}, "got none for class 2 and 1 more of 4"),
     ],
 )

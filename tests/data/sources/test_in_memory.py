@@ -123,7 +123,7 @@ def test_labels_may_be_a_column_of_any_integers(tmp_path: Path, dtype: type) -> 
 
 
 def test_a_class_of_the_test_set_alone_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="to have training images, got none for class 3: leave it out"):
+    with pytest.raises(ValueError, match="to have training examples, got none for class 3: leave it out"):
         read_npz(save_npz(tmp_path, arrays(y_test=np.array([0, 1, 3]))))
 
 

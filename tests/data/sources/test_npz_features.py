@@ -57,7 +57,7 @@ def test_what_is_not_finite_is_named_with_its_place(bad: float, tmp_path: Path) 
         ({"x_train": np.ones((3, 2, 2))}, "or floats of shape (N, D), got float64 of shape (3, 2, 2)"),
         (
             {"y_train": np.array([1, 2, 1])},
-            "to have training images, got none for class 0: leave it out, or number the classes",
+            "to have training examples, got none for class 0: leave it out, or number the classes",
         ),
         ({"y_train": np.array([0, 1])}, "y_train of F/mine.npz to be 3 integers"),
     ],

@@ -352,7 +352,7 @@ def test_labels_are_whole_numbers_from_0_on(name: str, value: float, check: Chec
 
 def test_classes_have_training_images(path: Path) -> None:
     path.write_bytes(with_member("y_test", npy(np.array([0, MAX_CLASSES - 1]))))
-    expected = rf"^Expected every class of {path} to have training images, got none for class 3 and 99996 more of 100000: leave it out"
+    expected = rf"^Expected every class of {path} to have training examples, got none for class 3 and 99996 more of 100000: leave it out"
     with pytest.raises(ValueError, match=expected):
         read_npz(path)
 

@@ -23,7 +23,7 @@ def test_a_file_gets_a_line_for_each_evaluation(capsys: pytest.CaptureFixture[st
     assert [line.partition("  ")[0] for line in lines] == ["round 0/3", "round 2/3", "round 3/3"]
     number = r"\d\.\d{3}"
     assert re.fullmatch(rf"round 0/3  all {number}  many {number}  medium {number}  few {number}", lines[0])
-    assert re.search(rf"  client_loss {number}  [\d,]+ images/s  \d+ s left$", lines[1])
+    assert re.search(rf"  client_loss {number}  [\d,]+ examples/s  \d+ s left$", lines[1])
     assert not lines[2].endswith("left")
 
 
@@ -49,7 +49,7 @@ def test_a_terminal_gets_a_bar(
     if columns == 200:
         assert any("client 3/8" in frame for frame in frames)
         assert re.search(
-            r"all \d+% many \d+% medium \d+% few \d+% 2 failures loss \d\.\d\d [\d,]+ images/s", frames[-1]
+            r"all \d+% many \d+% medium \d+% few \d+% 2 failures loss \d\.\d\d [\d,]+ examples/s", frames[-1]
         )
 
 
