@@ -259,8 +259,10 @@ def kept(sources: Sequence[DecodedImages], options: ReadOptions) -> list[Source]
 
 
 def kept_parts(data: ImageData, options: ReadOptions) -> ImageData:
-    """Do the same for all parts of a data set."""
+    """Do the same for all parts of a data set; of other data, nothing."""
     parts = [(name, images) for name, (images, _) in data.parts.items() if isinstance(images, DecodedImages)]
+    if not parts:
+        return data
     sources = kept([images for _, images in parts], options)
     changed: dict[str, Any] = {f"{name}_images": images for (name, _), images in zip(parts, sources, strict=True)}
     return replace(data, **changed)
