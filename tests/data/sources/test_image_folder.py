@@ -245,3 +245,28 @@ def test_sizes_differ_unless_one_is_asked_for(tmp_path: Path) -> None:
         read_image_folder(tmp_path)
     data = read_image_folder(tmp_path, ReadOptions(image_size=6))
     assert data.train_images.shape[1:] == torch.Size((1, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [({"image_size": 8}, "image_size"), ({"in_memory": False, "image_size": 8}, "image_size, in_memory")],
+)
+@pytest.mark.parametrize("dataset", ["fashion_mnist_mini", "mine"])
+def test_options_of_files_are_refused_for_other_data(
+    tmp_path: Path, dataset: str, options: dict[str, int], names: str
+) -> None:
+    images = np.zeros((4, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=[0, 0, 1, 1], x_test=images, y_test=[0, 0, 1, 1])
+    expected = rf"^Expected {names} to be given for images in files alone, got '{dataset}'\.$"
+    with pytest.raises(ValueError, match=expected):
+        load_images(dataset, tmp_path, ReadOptions(**options))  # type: ignore[arg-type]
+    assert len(load_images(dataset, tmp_path, ReadOptions(in_memory=True)).test_labels) >= 4
+
+
+@pytest.mark.parametrize("column", ["client_column", "label_column", "path_column"])
+@pytest.mark.parametrize("dataset", ["photos", "train.txt"])
+def test_columns_are_refused_for_what_is_no_table(tmp_path: Path, dataset: str, column: str) -> None:
+    save(tmp_path / "photos", *several("a"))
+    (tmp_path / "train.txt").write_text("photos/a/0.png 0")
+    with pytest.raises(ValueError, match=rf"^Expected {column} to be given for a table alone"):
+        load_images(dataset, tmp_path, ReadOptions(**{column: "who"}))  # type: ignore[arg-type]
