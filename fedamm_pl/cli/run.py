@@ -24,7 +24,7 @@ from fedamm_pl.cli.parser import Parser, build_parser, dump, in_one_line, parse
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.cores import crowded, follow_cores, shared_out
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.data.named_clients import shown_client
+from fedamm_pl.data.partitions.natural import shown_client
 from fedamm_pl.data.sources.reading import UnusableFileError
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.callbacks.loggers import check_loggers

@@ -1,24 +1,20 @@
 """``FederatedDataModule``: a long-tailed data set, its meta set and its clients as a LightningDataModule."""
 
-import hashlib
 import logging
 from dataclasses import fields
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedamm_pl.data.client import Batch, ClientData, augmented_batch
-from fedamm_pl.data.description import content_hash, describe, examples_hash
-from fedamm_pl.data.loaders import CentralLoaders
+from fedamm_pl.data.description import describe, examples_hash
+from fedamm_pl.data.holdings import Holdings
 from fedamm_pl.data.long_tail import Profile
-from fedamm_pl.data.partition import class_histogram
-from fedamm_pl.data.sources import NORMALIZATION, ImageData, ImageInfo, ReadOptions, image_data, load_images
-from fedamm_pl.data.sources.source import Source, is_features
-from fedamm_pl.data.split import SIMULATED, federated_split, require_partition
+from fedamm_pl.data.partitions import require_partition
+from fedamm_pl.data.sources import NORMALIZATION, ImageData, ReadOptions, image_data, load_images
+from fedamm_pl.data.sources.source import is_features
+from fedamm_pl.data.split import federated_split
 from fedamm_pl.data.transforms import (
     Augmentation,
     draw_augmentation,
@@ -33,7 +29,7 @@ SET_UP = ("_images", "_split", "_train", "_meta", "_client_indices", "_info", "e
 """Attributes that ``setup`` makes, or that follow from them."""
 
 
-class FederatedDataModule(CentralLoaders):
+class FederatedDataModule(Holdings):
     """A training set with a long tail, split over clients, with a balanced meta set at the server and a test set.
 
     The meta set is taken out first, then the validation set, then the tail is cut, the rest is partitioned, and each client
@@ -184,28 +180,12 @@ class FederatedDataModule(CentralLoaders):
         self._info = describe(images, self._train, split.class_counts, self.hparams, published)
         self._images = images
 
-    @cached_property
-    def examples_hash(self) -> str:
-        """A short hash of all examples, labels and class names."""
-        return examples_hash(self.images)
-
-    @property
-    def content_hash(self) -> str:
-        """The same with whose each example is, where the data say so."""
-        return content_hash(self.examples_hash, self.images.clients)
-
     @property
     def images(self) -> ImageData:
         """All images, loaded on first use."""
         self.setup()
         assert self._images is not None
         return self._images
-
-    @property
-    def info(self) -> ImageInfo:
-        """What the trained module must know of the images, in primitive types."""
-        self.setup()
-        return self._info
 
     @property
     def num_classes(self) -> int:
@@ -222,75 +202,6 @@ class FederatedDataModule(CentralLoaders):
         """The training transform."""
         chosen: Augmentation | None = self.hparams["augmentation"]
         return chosen or ("none" if is_features(self.images.train_images) else "crop_flip")
-
-    @property
-    def num_clients(self) -> int:
-        """Number of clients K."""
-        return len(self.client_names)
-
-    @property
-    def client_names(self) -> list[str]:
-        """The name of each client; its number where nobody has named it."""
-        self.setup()
-        return self._split.client_names
-
-    @property
-    def partition_json(self) -> bytes:
-        """The content of a file by which another run, with from_file, shares out these data alike."""
-        images = self.images
-        return self._split.partition_json(len(images.train_labels), self.examples_hash)
-
-    @cached_property
-    def partition_hash(self) -> str:
-        """A short hash of who holds what, where it does not follow from options and data alone; empty where it does."""
-        if self.hparams["partition"] in SIMULATED:
-            return ""
-        return hashlib.sha256(self.partition_json).hexdigest()[:16]
-
-    @property
-    def imbalance_factor(self) -> float:
-        """Smallest over largest class among the images that clients hold; 0 where a class has none."""
-        counts = self.info["class_counts"]
-        return min(counts) / max(counts)
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether there is a validation set; the data are not loaded for it, so of data that bring one only after ``setup``."""
-        return self.hparams["num_val_per_class"] > 0 or (
-            self._images is not None and self._images.val_labels is not None
-        )
-
-    @property
-    def validation(self) -> tuple[Source, Tensor, Tensor]:
-        """Examples, their labels, and the indices of those of the validation set, shape (V,); none where there is no such set."""
-        images = self.images
-        if images.val_images is not None and images.val_labels is not None:
-            return images.val_images, images.val_labels, torch.arange(len(images.val_labels))
-        return images.train_images, images.train_labels, torch.from_numpy(self._split.validation)
-
-    @property
-    def local_test(self) -> list[Tensor]:
-        """Indices of the training examples that each client has held out, K of shape (n_k,); empty where none does."""
-        self.setup()
-        return [torch.from_numpy(mine) for mine in self._split.local_test]
-
-    @property
-    def unused_images(self) -> int:
-        """Training images that the partition leaves over, so that nobody uses them."""
-        self.setup()
-        return sum(self._split.unused)
-
-    @property
-    def left_over(self) -> str:
-        """The same in words; empty where nothing is left over."""
-        self.setup()
-        return self._split.left_over
-
-    @property
-    def client_class_counts(self) -> npt.NDArray[np.int64]:
-        """Training examples of each class at each client, shape (K, C)."""
-        labels = self.images.train_labels.cpu().numpy()
-        return class_histogram(labels, self._split.clients, self.num_classes)
 
     def to(self, device: torch.device) -> None:
         """Keep all images that are in memory on this device, where they fit into half of its free memory."""
@@ -314,11 +225,6 @@ class FederatedDataModule(CentralLoaders):
             self.augmentation,
             len(self._meta),
         )
-
-    def client_size(self, client_id: int) -> int:
-        """Return the number n_k of examples that one client trains on."""
-        self.setup()
-        return len(self._client_indices[client_id])
 
     def meta_batch(self, seed: int) -> Batch:
         """Return the whole meta set, in fixed order, with the training transform drawn from this seed.

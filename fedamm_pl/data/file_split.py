@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedamm_pl.data.long_tail import Indices
-from fedamm_pl.data.partition_file import PartitionFile, read_partition
+from fedamm_pl.data.partitions.file import PartitionFile, read_partition
 from fedamm_pl.data.sources.reading import UnusableFileError
 from fedamm_pl.seeding import numpy_generator
 

@@ -1,6 +1,5 @@
 """The split of a training set: its meta and validation sets, its long tail, its clients, and what none of them holds."""
 
-import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,38 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
 from fedamm_pl.data.file_split import FileSplit, split_of_file
-from fedamm_pl.data.local_long_tail import by_local_long_tail
 from fedamm_pl.data.local_test import hold_out
 from fedamm_pl.data.long_tail import Indices, long_tail_split
-from fedamm_pl.data.named_clients import by_client, shown_name
-from fedamm_pl.data.own_partition import own_partition
-from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, iid
-from fedamm_pl.data.partition_file import PartitionFile, partition_json
+from fedamm_pl.data.partitions import EQUAL, partition
+from fedamm_pl.data.partitions.file import PartitionFile, partition_json
+from fedamm_pl.data.partitions.natural import by_client, shown_name
 from fedamm_pl.seeding import numpy_generator
 
-NUM_CLIENTS = 20
-"""Clients of a simulated partition where nothing else is asked for."""
-SIMULATED = (
-    "by_num_classes",
-    "by_dirichlet",
-    "by_dirichlet_blocks",
-    "by_dirichlet_balanced",
-    "by_local_long_tail",
-    "by_shards",
-    "iid",
-)
-EQUAL = ("by_num_classes", "by_dirichlet_balanced", "by_shards")
-"""Partitions that leave images over, since all clients hold equally many."""
-MIN_SIZED = ("by_dirichlet", "by_local_long_tail")
-"""Partitions that heed ``min_client_size``."""
-NAMED = ("by_client", "from_file")
-"""Partitions that bring their clients."""
-EXPECTED = (
-    f"Expected `partition` to be one of {', '.join((*SIMULATED, *NAMED))}, or the import path of a function "
-    "f(labels, num_clients, rng)"
-)
 BALANCED_UP_TO = 2
 """Classes that differ in size by more are long-tailed already: cutting them again is worth a warning."""
 SILENT_UP_TO = 0.05
@@ -87,21 +62,6 @@ class FederatedSplit:
         return partition_json(
             PartitionFile(Path(), clients, self.meta, self.validation, local_test, num_examples, content)
         )
-
-
-def require_partition(name: str, partition_file: str) -> None:
-    """Check the name of a partition, and that there is a file where it asks for one.
-
-    Raises:
-        ValueError: If there is no such partition, or a file too many or too few.
-    """
-    if name not in (*SIMULATED, *NAMED) and "." not in name:
-        close = difflib.get_close_matches(name, (*SIMULATED, *NAMED), 1)
-        raise ValueError(f"{EXPECTED}, got {name}" + (f"; did you mean {close[0]}?" if close else "."))
-    if (name == "from_file") != bool(partition_file):
-        if not partition_file:
-            raise ValueError("Expected `partition_file` to name the file for partition from_file, got none.")
-        raise ValueError(f"Expected `partition` to be from_file for partition_file {partition_file}, got {name}.")
 
 
 def federated_split(
@@ -167,35 +127,6 @@ def federated_split(
     _warn_of_a_second_cut(labels, class_names, options, thrown_away)
     counts = np.bincount(labels[train], minlength=len(class_names)).tolist()
     return FederatedSplit(clients, train, tail.meta, counts, unused, left_over, names, tail.validation, local_test)
-
-
-def partition(labels: npt.NDArray[np.int64], options: Mapping[str, Any]) -> list[Indices]:
-    """Share the examples out to clients, as :mod:`fedamm_pl.data.partition` does by the name that is asked for.
-
-    Raises:
-        ValueError: If there is no such partition, or an option of it is out of range.
-    """
-    num_clients = NUM_CLIENTS if options["num_clients"] is None else options["num_clients"]
-    name, alpha, smallest = options["partition"], options["dirichlet_alpha"], options["min_client_size"]
-    rng = numpy_generator(options["seed"], "partition")
-    match name:
-        case "by_num_classes":
-            return by_num_classes(labels, num_clients, rng, min_classes=options["min_classes_per_client"])
-        case "by_dirichlet":
-            return by_dirichlet(labels, num_clients, rng, alpha=alpha, min_size=smallest)
-        case "by_dirichlet_blocks":
-            return by_dirichlet_blocks(labels, num_clients, rng, alpha=alpha)
-        case "by_dirichlet_balanced":
-            return by_dirichlet_balanced(labels, num_clients, rng, alpha=alpha)
-        case "by_local_long_tail":
-            factor = options["local_imbalance_factor"]
-            return by_local_long_tail(labels, num_clients, rng, local_imbalance_factor=factor, min_size=smallest)
-        case "by_shards":
-            return by_shards(labels, num_clients, rng, shards_per_client=options["shards_per_client"])
-        case "iid":
-            return iid(labels, num_clients, rng)
-    require_partition(name, "")
-    return own_partition(name, EXPECTED, labels, num_clients, lambda: numpy_generator(options["seed"], "partition"))
 
 
 def _natural(owners: Sequence[str] | None, kept: Indices, num_clients: int | None) -> tuple[list[str], list[Indices]]:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.data.named_clients import shown_client
-from fedamm_pl.data.split import MIN_SIZED
+from fedamm_pl.data.partitions import MIN_SIZED
+from fedamm_pl.data.partitions.natural import shown_client
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.executors.base import Executor
 from fedamm_pl.federation.sampling import num_sampled

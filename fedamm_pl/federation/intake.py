@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from fedamm_pl.data.named_clients import shown_client
+from fedamm_pl.data.partitions.natural import shown_client
 from fedamm_pl.federation.aggregation import clip_update
 from fedamm_pl.federation.config import MIN_ROBUST_CLIENTS, FederationConfig
 from fedamm_pl.federation.soundness import (

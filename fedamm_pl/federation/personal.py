@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedamm_pl.data.client import BatchLoader
 from fedamm_pl.data.datamodule import FederatedDataModule
-from fedamm_pl.data.named_clients import shown_client
+from fedamm_pl.data.partitions.natural import shown_client
 from fedamm_pl.federation.checkpoint import RunState
 from fedamm_pl.federation.executors.base import Kept
 from fedamm_pl.federation.local_test import client_means

@@ -70,7 +70,9 @@ def test_command(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch)
     assert 0 <= summary["final"]["test/acc"] <= 1
     names = json.loads((written / "partition.json").read_text())["clients"]
     if "by_client" in words:
-        assert set(names) == ({str(k) for k in range(15)} if "vowel.csv" in words else {"north", "east", "south", "west"})
+        assert set(names) == (
+            {str(k) for k in range(15)} if "vowel.csv" in words else {"north", "east", "south", "west"}
+        )
     if "--data.partition_file" in words:
         assert names == json.loads((place / "runs/letter/partition.json").read_text())["clients"]
     assert (written / "clients.csv").exists() == ("--data.local_test_fraction" in words)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedamm_pl.data import FederatedDataModule, ImageData
 from fedamm_pl.data.client import BatchLoader
-from fedamm_pl.data.split import EQUAL, SIMULATED
+from fedamm_pl.data.partitions import EQUAL, SIMULATED
 from fedamm_pl.metrics import shot_groups
 from tests.data.numbered import labels_of, numbered, numbers, same
 

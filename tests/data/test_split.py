@@ -12,7 +12,7 @@ import torch
 
 from fedamm_pl import FederatedDataModule
 from fedamm_pl.data import ImageData
-from fedamm_pl.data.split import NUM_CLIENTS, SIMULATED
+from fedamm_pl.data.partitions import NUM_CLIENTS, SIMULATED
 from tests.tiny import tiny_data
 
 CLASSES = ["sit", "walk"]

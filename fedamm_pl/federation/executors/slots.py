@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from fedamm_pl.data.named_clients import shown_client
+from fedamm_pl.data.partitions.natural import shown_client
 from fedamm_pl.federation.executors.base import Kept, Outcome
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientTask, State
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedamm_pl.data.long_tail import Indices
-from fedamm_pl.data.partition import Labels, require_clients
+from fedamm_pl.data.partitions.simulated import Labels, require_clients
 from fedamm_pl.foreign import failure, imported
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedamm_pl.data.long_tail import Indices
-from fedamm_pl.data.partition import MAX_REDRAWS, Labels, require_clients, require_min_size
+from fedamm_pl.data.partitions.simulated import MAX_REDRAWS, Labels, require_clients, require_min_size
 
 
 def by_local_long_tail(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedamm_pl.data import partition_file
-from fedamm_pl.data.partition_file import PartitionFile, partition_json, read_partition
+from fedamm_pl.data.partitions import file as partition_file
+from fedamm_pl.data.partitions.file import PartitionFile, partition_json, read_partition
 
 WHOLE: dict[str, Any] = {
     "format": 1,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedamm_pl.data.own_partition import own_partition
+from fedamm_pl.data.partitions.own import own_partition
 
 KNOWN = "Expected `partition` to be this or that"
 LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1])
@@ -69,8 +69,8 @@ def test_what_it_returns_is_the_partition() -> None:
 
 RETURNS = "_partition.{} to return"
 WRONG = {
-    "raising": r"_partition.raising\(labels, num_clients, rng\) to return the indices of each client, got KeyError: "
-    r"'no such\\nclass' \(.*test_own_partition.py:\d+\)\.",
+    "raising": r"_own.raising\(labels, num_clients, rng\) to return the indices of each client, got KeyError: "
+    r"'no such\\nclass' \(.*test_own.py:\d+\)\.",
     "with_one_argument": "to return the indices of each client, got TypeError: .* takes 1 positional argument but 3",
     "nothing": "to return the indices of each client, got TypeError: 'NoneType' object is not iterable",
     "two": "two to return 3 arrays of indices, one a client, got 2",

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedamm_pl.data.long_tail import Indices
-from fedamm_pl.data.partition import Labels, require_alpha, require_clients
+from fedamm_pl.data.partitions.simulated import Labels, require_alpha, require_clients
 
 BLOCK = 10
 """Clients that share out a block of the training set by themselves."""

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedamm_pl.data.named_clients import by_client, client_order, require_name, shown_name
-from tests.data.test_partition_properties import REPEATABLE
+from fedamm_pl.data.partitions.natural import by_client, client_order, require_name, shown_name
+from tests.data.partitions.test_properties import REPEATABLE
 
 
 def test_clients_stand_in_natural_order() -> None:

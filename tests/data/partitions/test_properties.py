@@ -9,12 +9,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedamm_pl.data import dirichlet_partitions, local_long_tail
-from fedamm_pl.data import partition as partitions
-from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
-from fedamm_pl.data.local_long_tail import by_local_long_tail
 from fedamm_pl.data.long_tail import LongTailSplit, long_tail_counts, long_tail_split
-from fedamm_pl.data.partition import MAX_REDRAWS, by_dirichlet, by_num_classes, by_shards, class_histogram, iid
+from fedamm_pl.data.partitions import dirichlet as dirichlet_partitions
+from fedamm_pl.data.partitions import local_long_tail
+from fedamm_pl.data.partitions import simulated as partitions
+from fedamm_pl.data.partitions.dirichlet import by_dirichlet_balanced, by_dirichlet_blocks
+from fedamm_pl.data.partitions.local_long_tail import by_local_long_tail
+from fedamm_pl.data.partitions.simulated import (
+    MAX_REDRAWS,
+    by_dirichlet,
+    by_num_classes,
+    by_shards,
+    class_histogram,
+    iid,
+)
 
 # A failure has to come back in the next run, and nothing may depend on what is on the disk.
 REPEATABLE = settings(deadline=None, derandomize=True, database=None, max_examples=100)
@@ -262,7 +270,7 @@ def split_or_none(labels: np.ndarray, num_classes: int, seed: int, options: dict
     """The split; None where the factor leaves a class without any image, the one thing these options may ask too much."""
     split, refusal = made_or_refused(lambda: long_tail_split(labels, num_classes, rng(seed), **options))
     if split is None:
-        assert "`imbalance_factor` to leave every class at least 1 training image" in refusal
+        assert "`imbalance_factor` to leave every class at least 1 training example" in refusal
         largest = (len(labels) - options["num_meta_per_class"] * num_classes) / num_classes
         assert options["profile"] != "none"
         assert largest * options["imbalance_factor"] < 1 + 1e-9

@@ -5,10 +5,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fedamm_pl.data import dirichlet_partitions
-from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
-from fedamm_pl.data.partition import class_histogram
-from tests.data.test_partition import LONG_TAIL, SHAPES, Partition, labels_of, rng, sizes, used
+from fedamm_pl.data.partitions import dirichlet as dirichlet_partitions
+from fedamm_pl.data.partitions.dirichlet import by_dirichlet_balanced, by_dirichlet_blocks
+from fedamm_pl.data.partitions.simulated import class_histogram
+from tests.data.partitions.test_simulated import LONG_TAIL, SHAPES, Partition, labels_of, rng, sizes, used
 
 
 def plain_blocks(labels: list[int], num_clients: int, rng: np.random.Generator, alpha: float) -> list[list[int]]:

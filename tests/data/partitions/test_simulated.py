@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fedamm_pl.data.dirichlet_partitions import by_dirichlet_balanced, by_dirichlet_blocks
-from fedamm_pl.data.local_long_tail import by_local_long_tail
-from fedamm_pl.data.partition import by_dirichlet, by_num_classes, by_shards, class_histogram, iid
+from fedamm_pl.data.partitions.dirichlet import by_dirichlet_balanced, by_dirichlet_blocks
+from fedamm_pl.data.partitions.local_long_tail import by_local_long_tail
+from fedamm_pl.data.partitions.simulated import by_dirichlet, by_num_classes, by_shards, class_histogram, iid
 
 Partition = Callable[..., list[np.ndarray]]
 LONG_TAIL = [4990, 2991, 1793, 1075, 644, 386, 231, 138, 83, 49]  # CIFAR-10, imbalance factor 0.01

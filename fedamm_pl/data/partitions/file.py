@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedamm_pl.data.long_tail import Indices
-from fedamm_pl.data.named_clients import require_name
+from fedamm_pl.data.partitions.natural import require_name
 from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory
 
 FORMAT = 1

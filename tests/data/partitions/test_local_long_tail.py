@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fedamm_pl.data import local_long_tail
-from fedamm_pl.data.local_long_tail import by_local_long_tail
-from fedamm_pl.data.partition import class_histogram
-from tests.data.test_partition import LONG_TAIL, labels_of, rng, sizes, used
+from fedamm_pl.data.partitions import local_long_tail
+from fedamm_pl.data.partitions.local_long_tail import by_local_long_tail
+from fedamm_pl.data.partitions.simulated import class_histogram
+from tests.data.partitions.test_simulated import LONG_TAIL, labels_of, rng, sizes, used
 
 
 def plain_local_long_tail(
