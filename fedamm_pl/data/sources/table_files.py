@@ -78,7 +78,8 @@ def _read_csv(path: Path, delimiter: str, choose: Choose) -> Rows:
         # numbers are held here and in the parts of the data set
         needed = lines * (2 * 4 * len(number_names) + BYTES_PER_TEXT * len(text_names))
         require_memory(needed, f"the {lines - 1} rows of {path}")
-        where = [names.index(name) for name in number_names]
+        position = {name: i for i, name in enumerate(names)}
+        where = [position[name] for name in number_names]
         numbers = np.empty((lines, len(where)), dtype=np.float32)
         texts: dict[str, list[str]] = {name: [] for name in text_names}
         once: dict[str, str] = {}  # most texts are there many times
@@ -96,7 +97,7 @@ def _read_csv(path: Path, delimiter: str, choose: Choose) -> Rows:
                 )
             cells = np.array(chunk, dtype=object)
             for name, found in texts.items():
-                stripped = [cell.strip() for cell in cells[:, names.index(name)]]
+                stripped = [cell.strip() for cell in cells[:, position[name]]]
                 found.extend(map(once.setdefault, stripped, stripped))
             numbers[done : done + len(chunk)] = _numbers(cells[:, where], number_names, path, done, place)
             done += len(chunk)

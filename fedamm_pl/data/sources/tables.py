@@ -3,6 +3,7 @@
 import logging
 import os
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import fields
 from itertools import accumulate
 from pathlib import Path
@@ -133,7 +134,7 @@ class _Header:
         # tables without names of their own are written with the numbers from 0 as names
         if len(numeric) == len(names) and names != [str(i) for i in range(len(names))]:
             raise UnusableFileError(f"Expected {path} to name its columns in its first line, got numbers: {shown}.")
-        if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        if doubled := [name for name, count in Counter(names).items() if count > 1]:
             raise UnusableFileError(
                 f"Expected each column of {path} to have a name of its own, got {some(doubled)} twice."
             )

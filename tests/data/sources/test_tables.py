@@ -1,35 +1,16 @@
 """Tables: what a CSV or Parquet file says is read as it stands, and every mistake in one has a line that says where."""
 
-import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from fedamm_pl.data.sources import ImageData, ReadOptions, load_images
+from fedamm_pl.data.sources import ImageData
 from fedamm_pl.data.sources.table_files import BLOCK
+from tests.data.sources.tables import read, refused, table
 
 ROWS = [f"{i}.5,{-i},{label}" for i, label in enumerate("aabbccaabbcc")]
-
-
-def table(folder: Path, *lines: str, name: str = "mine.csv") -> Path:
-    (folder / name).write_text("".join(f"{line}\n" for line in lines))
-    return folder / name
-
-
-def read(folder: Path, name: str = "mine.csv", **options: Any) -> ImageData:
-    return load_images(name, folder, ReadOptions(**options))
-
-
-def refused(folder: Path, name: str = "mine.csv", **options: Any) -> str:
-    """What is said of a table that cannot be used."""
-    with pytest.raises(ValueError, match="Expected") as caught:
-        read(folder, name, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).replace(str(folder), "F")
 
 
 def everything(data: ImageData) -> list[tuple[float, ...]]:
@@ -229,56 +210,6 @@ def test_one_column_cannot_be_two_things(tmp_path: Path) -> None:
     assert "label_column to be given" in refused(tmp_path, label_column="")
 
 
-def test_the_split_column(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    splits = ["train", "Training", "dev", "TEST", "train", "test"]
-    table(tmp_path, "x,label,part", *[f"{i},{'abaaac'[i]},{split}" for i, split in enumerate(splits)])
-    table(tmp_path, "x,label,part", "1,a,test", name="mine_test.csv")
-    data = read(tmp_path, split_column="part")
-    assert [data.parts[part][0].flatten().tolist() for part in ("train", "val", "test")] == [[0, 1, 4], [2], [3]]
-    assert "1 of 2 test examples are left out, since their classes have no training examples: c" in caplog.text
-    assert f"mine.csv has its own split; {tmp_path / 'mine_test.csv'} are not read" in caplog.text
-    table(tmp_path, "x,label,part", "1,a,train", "2,a,tests")
-    assert "to be train, val or test, got 'tests' in row 2 (line 3)" in refused(tmp_path, split_column="part")
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "val"), [("train", "test", "val"), ("x", "x_test", "x_val"), ("x_train", "x_test", "x_val")]
-)
-def test_files_beside_a_table_are_its_other_parts(
-    tmp_path: Path, train: str, test: str, val: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    table(tmp_path, "x,y,who,label", "1,2,k,a", "3,4,l,b", name=f"{train}.csv")
-    table(tmp_path, "label,y,x", "b,6,5", name=f"{test}.csv")  # other order, and nobody holds it
-    table(tmp_path, "y,x,who,label", "8,7,m,a", name=f"{val}.csv")
-    data = read(tmp_path, f"{train}.csv", client_column="who")
-    assert {name: images.tolist() for name, (images, _) in data.parts.items()} == {
-        "train": [[1, 2], [3, 4]],
-        "test": [[5, 6]],
-        "val": [[7, 8]],
-    }
-    assert data.clients == ["k", "l"]
-    assert f"{test}.csv is its test part; {val}.csv is its val part" in caplog.text
-
-
-def test_files_beside_a_table_have_its_columns(tmp_path: Path) -> None:
-    table(tmp_path, "x,y,label", "1,2,a", name="train.csv")
-    table(tmp_path, "x,z,label", "1,2,a", name="test.csv")
-    assert "F/test.csv to have the columns of the training table, got none called y" in refused(tmp_path, "train.csv")
-    table(tmp_path, "x,y,z,label", "1,2,3,a", name="test.csv")
-    assert "F/test.csv to have the columns of the training table, got z too" in refused(tmp_path, "train.csv")
-    table(tmp_path, "x,y,label", "1,2,a", "1,2,", name="test.csv")
-    assert "got none in row 2 (line 3) of test.csv" in refused(tmp_path, "train.csv")
-
-
-def test_examples_that_nobody_holds(tmp_path: Path) -> None:
-    table(tmp_path, "x,label,who,part", "1,a,k,train", "2,a,,test", "3,a,,train")
-    assert "every client of a training example in F/mine.csv to be given, got none in row 3 (line 4)" in refused(
-        tmp_path, client_column="who", split_column="part"
-    )
-
-
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -309,40 +240,7 @@ def test_usual_features_are_read_without_a_warning(tmp_path: Path, caplog: pytes
     assert caplog.text == ""
 
 
-def images(folder: Path) -> Path:
-    (folder / "deep").mkdir()
-    for i in range(6):
-        Image.new("L", (8, 8), 10 * i).save(folder / "deep" / f"{i}.png")
-    return folder
-
-
-def test_images_by_their_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    table(
-        images(tmp_path),
-        "file,label,age,part,note",
-        *[f"deep/{i}.png,{'ab'[i % 2]},x,{'train' if i < 4 else 'test'}," for i in range(6)],
-    )
-    data = read(tmp_path, path_column="file", split_column="part")
-    assert data.train_images.shape == (4, 1, 8, 8)
-    assert (data.train_images[:, 0, 0, 0].tolist(), data.test_images[:, 0, 0, 0].tolist()) == (
-        [0, 10, 20, 30],
-        [40, 50],
-    )
-    assert data.train_labels.tolist() == [0, 1, 0, 1]
-    assert "images by the column file; 2 other columns are not used: age, note" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [
-        ("../other.png", "paths in F/mine.csv to lie below F, got '../other.png' in row 2 (line 3)"),
-        ("deep/../../other.png", "to lie below F, got 'deep/../../other.png' in row 2 (line 3)"),
-        ("/etc/passwd", "to lie below F, got '/etc/passwd' in row 2 (line 3)"),
-        ("", "to lie below F, got '' in row 2 (line 3)"),
-        ("deep/none.png", "F/deep/none.png"),
-    ],
-)
-def test_paths_that_lead_elsewhere(tmp_path: Path, path: str, said: str) -> None:
-    table(images(tmp_path), "file,label", "deep/0.png,a", f"{path},a")
-    assert said in refused(tmp_path, path_column="file")
+def test_many_columns(tmp_path: Path) -> None:
+    names, values = ",".join(f"gene{i}" for i in range(30_000)), ",".join(["1.5"] * 30_000)
+    table(tmp_path, f"{names},label", *[f"{values},a"] * 3)
+    assert read(tmp_path).train_images.shape == (2, 30_000)
