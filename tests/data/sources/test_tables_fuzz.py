@@ -92,11 +92,8 @@ def test_damaged_tables(folder: Path, content: bytes) -> None:
 
 
 CELLS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-LABELS = st.text(string.printable.replace("\x0b", "").replace("\x0c", "") + "é中😀", min_size=1, max_size=6).filter(
-    lambda label: (
-        label.strip() and "\n" not in label.strip() and "\r" not in label.strip() and "\t" not in label.strip()
-    )
-)
+TEXT = string.digits + string.ascii_letters + string.punctuation + " \u00e9\u4e2d\U0001f600"
+LABELS = st.text(TEXT, min_size=1, max_size=6).filter(str.strip)
 
 
 @REPEATABLE
