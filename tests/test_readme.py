@@ -94,7 +94,9 @@ def test_a_callback_ends_the_run_and_adds_a_column(written: dict[str, Any]) -> N
 
 def test_documented_options_exist() -> None:
     parser = build_parser()
-    commands = [line for block in blocks("bash") for line in block.splitlines() if "orchestrate.py" in line]
+    commands = [
+        line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines() if "orchestrate.py" in line
+    ]
     assert len(commands) >= 4
     for command in commands:
         words = shlex.split(command.split("orchestrate.py", 1)[1], comments=True)
