@@ -117,7 +117,7 @@ def long_tail_split(
     if min(counts) < 1:
         raise ValueError(
             f"Expected `imbalance_factor` to leave every class at least 1 training example, got {imbalance_factor} with "
-            f"{int(largest)} examples in the largest class."
+            f"{int(largest)} examples in the largest class; `imbalance_profile` none cuts no tail."
         )
     ranks = rng.permutation(num_classes) if shuffle_ranks else np.arange(num_classes)
     if ranks_by_size:

@@ -66,7 +66,12 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     Returns:
         ``(images / 255 - mean) / std``.
+
+    Raises:
+        ValueError: If images have another shape.
     """
+    if images.ndim != 4 or images.shape[1] != len(mean):
+        raise ValueError(f"Expected images of shape (B, {len(mean)}, H, W), got {tuple(images.shape)}.")
     # in place, on a copy: a third of the time
     return images.to(mean.dtype, copy=True).div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
 

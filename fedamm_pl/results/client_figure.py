@@ -7,19 +7,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedamm_pl.federation.local_test import over_clients
-from fedamm_pl.results.figure_parts import draw_legend, label_axes, new_figure, style_of
+from fedamm_pl.results.figure_parts import draw_legend, label_axes, new_figure, set_class_ticks, style_of
 
 
-def client_accuracy(accuracies: Sequence[float]) -> Figure:
+def client_accuracy(accuracies: Sequence[float], names: Sequence[str] = ()) -> Figure:
     """Draw the accuracy at each client, the worst first, with their mean and the mean over the worst tenth.
 
     Args:
         accuracies: In [0, 1], those of the clients that have one.
+        names: Those of the same clients, which stand below a few.
     """
     summary = over_clients(accuracies)
     figure, (axes,) = new_figure(5.5, 3.4)
     edges = np.arange(len(accuracies) + 1) + 0.5
-    axes.stairs(100 * np.sort(accuracies), edges, fill=True, color=style_of(0).color, alpha=0.75)
+    order = np.argsort(accuracies, kind="stable")
+    axes.stairs(100 * np.asarray(accuracies)[order], edges, fill=True, color=style_of(0).color, alpha=0.75)
     lines = [
         axes.axhline(
             100 * summary[name], color=style.color, linestyle=style.dash, label=f"{label}, {100 * summary[name]:.1f}"
@@ -30,7 +32,10 @@ def client_accuracy(accuracies: Sequence[float]) -> Figure:
         )
     ]
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 102))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if names:
+        set_class_ticks(axes.xaxis, len(names), [names[k] for k in order], 1)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     title = "Accuracy at each client, on what it has held out"
     label_axes(axes, title, f"{len(accuracies)} clients, by accuracy", "accuracy (%)")
     draw_legend(figure, lines)

@@ -56,8 +56,11 @@ def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str
         figures["class_accuracy"] = class_accuracy(counts, before, last, groups, labels)
     if known.get("confusion"):
         figures["confusion"] = confusion(known["confusion"], names)
-    if measured := [value for value in known.get("client_accuracies") or () if value is not None and value == value]:
-        figures["client_accuracy"] = client_accuracy(measured)
+    at_clients = known.get("client_accuracies") or ()
+    measured = {k: value for k, value in enumerate(at_clients) if value is not None and value == value}
+    if measured:
+        called = known.get("client_names") or range(len(at_clients))
+        figures["client_accuracy"] = client_accuracy([*measured.values()], [str(called[k]) for k in measured])
     return figures | _weight_figures(known.get("losses"), known.get("rounds") or (), groups)
 
 

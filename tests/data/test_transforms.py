@@ -121,6 +121,12 @@ def test_normalize_equals_torchvision(mean: list[float], std: list[float]) -> No
     assert exact.dtype == torch.float64
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 5, 6), (3, 5, 6), (4, 5, 6, 3)])
+def test_normalize_refuses_images_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^Expected images of shape \(B, 3, H, W\), got "):
+        normalize(pixels(*shape), torch.zeros(3), torch.ones(3))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channel_statistics_equal_numpy(channels: int) -> None:
     images = pixels(7, channels, 5, 6)

@@ -71,8 +71,8 @@ def test_the_terminal_shows_it(command: Command, tmp_path: Path, capsys: pytest.
         command("FedAvg", tmp_path / "run", *SETS, "--federation.early_stopping", "1", "--federation.num_rounds", "40")
     )
     shown = capsys.readouterr().out
-    assert "beside the test set: 24 validation images, " in shown
-    assert " images held out by 4 clients for local tests\n" in shown
+    assert "beside the test set: 24 validation examples, " in shown
+    assert " examples held out by 4 clients for local tests\n" in shown
     assert "  val 0." in shown
     assert "  worst 10% 0." in shown
     assert "best (on validation)" in shown
@@ -80,7 +80,7 @@ def test_the_terminal_shows_it(command: Command, tmp_path: Path, capsys: pytest.
     assert ": val/acc has not risen above the 0." in shown
     main(command("FedAvg", tmp_path / "none", *SETS, "--dry_run"))
     shown = capsys.readouterr().out
-    assert "an evaluation of up to 120 test images (beside the test set: 24 validation images, " in shown
+    assert "an evaluation of up to 120 test images (beside the test set: 24 validation examples, " in shown
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_terminal_shows_it(command: Command, tmp_path: Path, capsys: pytest.
         (["--data.num_val_per_class", "-1"], "--data.num_val_per_class to be 0 or more, got -1"),
         (
             ["--data.num_val_per_class", "55"],
-            "at least num_meta_per_class + num_val_per_class + 1 = 61 training images",
+            "at least num_meta_per_class + num_val_per_class + 1 = 61 training examples",
         ),
         (["--data.local_test_fraction", "1"], "--data.local_test_fraction to be in [0, 1), got 1"),
     ],
@@ -169,6 +169,13 @@ def test_the_clients_are_drawn_by_accuracy(number: int) -> None:
     assert list(heights) == sorted(heights)
     labels = [line.get_label() for line in axes.get_lines()]
     assert labels[0] == f"mean over the clients, {100 * (number - 1) / 2 / number:.1f}"
+
+
+def test_few_clients_are_drawn_by_their_names() -> None:
+    (axes,) = client_accuracy([0.9, 0.1, 0.5], ["north", "south", "east"]).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["south", "east", "north"]
+    (axes,) = client_accuracy([0.5] * 30, [f"client {k}" for k in range(30)]).axes
+    assert len(axes.get_xticks()) < 30
 
 
 def test_clients_file_is_one_that_other_programs_read(validated: Path) -> None:

@@ -94,6 +94,13 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         _require_used(options, dataset, [*ROLES, *(OF_FILES if options.path_column else [])])
         return read_table(place, folder, options)
     is_list = is_there and not has_images and dataset.lower().endswith(LIST)
+    if not (is_list or is_saved or has_images or has_npz or dataset in DOWNLOADABLE):
+        meant = [*tables, *([f"`root` {folder.parent}"] if folder.name == dataset and folder.is_dir() else [])]
+        raise ValueError(
+            f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, *SHIPPED])}, the name of a table or list "
+            f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {npz} or {place}/<class>/*.png, got {dataset!r} and no such "
+            f"file{variables}{f'; did you mean {meant[0]}?' if meant else '.'}"
+        )
     used = OF_FILES if not has_npz and (is_list or is_saved or has_images) else []
     _require_used(options, dataset, [*used, *(["label_column", "client_column"] if used and is_saved else [])])
     if has_npz and (is_saved or has_images):
@@ -106,14 +113,7 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         return read_saved_dataset(place, options)
     if has_images:
         return read_image_folder(place, options)
-    if dataset in DOWNLOADABLE:
-        return read_torchvision(dataset, folder)
-    meant = f"; did you mean {tables[0]}?" if tables else "."
-    raise ValueError(
-        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, *SHIPPED])}, the name of a table or list "
-        f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {npz} or {place}/<class>/*.png, got {dataset!r} and no such file"
-        f"{variables}{meant}"
-    )
+    return read_torchvision(dataset, folder)
 
 
 def _require_used(options: ReadOptions, dataset: str, used: Sequence[str]) -> None:

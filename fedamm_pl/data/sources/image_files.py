@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedamm_pl.data.sources.decoded import DecodedImages, kept, read_headers
+from fedamm_pl.data.sources.decoding import read_pixels
 from fedamm_pl.data.sources.listing import FRAMES, PassedOver
 from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.source import Source
@@ -91,3 +93,31 @@ def open_images(
     names = [os.fsencode(os.fspath(path).removeprefix(start)) for path in paths]
     ends = np.cumsum([len(name) for name in names], dtype=np.int64)
     return ImageFiles(torch.arange(len(paths)), form, str(root), b"".join(names), ends, num_bytes)
+
+
+def read_photographs(paths: Sequence[str | Path], image_size: Sequence[int], in_channels: int) -> Tensor:
+    """Read image files as the training reads them, for a model that is to predict their classes.
+
+    Args:
+        paths: The files; a leading ``~`` is the home of the user.
+        image_size: Height and width, ``info["image_size"]`` of the module.
+        in_channels: 1 for grey, 3 for RGB; that of the module.
+
+    Returns:
+        uint8 images of shape (N, C, H, W).
+
+    Raises:
+        ValueError: If there are none, or a file is missing, damaged, transparent, has 16 bits a channel or is no image. The message
+            names the file.
+    """
+    if in_channels not in (1, 3) or len(image_size) != 2 or isinstance(paths, str | Path) or not len(paths):
+        raise ValueError(
+            "Expected a list of paths, an `image_size` of height and width, and `in_channels` to be 1 or 3, got "
+            f"{paths!s:.60}, {image_size} and {in_channels}."
+        )
+    height, width = image_size
+    mode = "L" if in_channels == 1 else "RGB"
+    pixels = [read_pixels(Path(path).expanduser(), mode, (height, width)) for path in paths]
+    return (
+        torch.from_numpy(np.stack(pixels)).view(len(paths), height, width, in_channels).permute(0, 3, 1, 2).contiguous()
+    )

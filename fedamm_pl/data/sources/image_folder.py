@@ -11,9 +11,18 @@ from fedamm_pl.data.sources.decoded import kept_parts
 from fedamm_pl.data.sources.image_data import ImageData, check_images, check_names
 from fedamm_pl.data.sources.image_files import open_images, read_images
 from fedamm_pl.data.sources.listed import PARTS, Listed, data_set
-from fedamm_pl.data.sources.listing import BESIDE, ImageFolder, PassedOver, class_folders, image_folders, visible
+from fedamm_pl.data.sources.listing import (
+    BESIDE,
+    LOOSE,
+    SUFFIXES,
+    ImageFolder,
+    PassedOver,
+    class_folders,
+    image_folders,
+    visible,
+)
 from fedamm_pl.data.sources.options import ReadOptions
-from fedamm_pl.data.sources.reading import UnusableFileError
+from fedamm_pl.data.sources.reading import UnusableFileError, some
 from fedamm_pl.terminal import printable
 
 LAYOUTS = {  # what the folders on the way to an image are -> where the client, the part and the class stand
@@ -61,7 +70,7 @@ def read_image_folder(folder: Path, options: ReadOptions | None = None) -> Image
             return _read_parts(folder, parts, found, options, passed)
     else:
         found = [*image_folders(folder, (), 3, passed)]
-    layout = _layout(folder, found)
+    layout = _layout(folder, found, passed)
     client, part, label = LAYOUTS[layout]
     names = [each.names for each in found for _ in each.images]
     paths = [os.path.join(each.path, name) for each in found for name in each.images]
@@ -81,7 +90,9 @@ def read_image_folder(folder: Path, options: ReadOptions | None = None) -> Image
     )
     data = data_set(listed, options.test_fraction, options.seed)
     holders = "" if client is None else f"{len(set(data.clients or ()))} clients, "
-    log.info("%s: read as %s: %s%d classes, %d images", folder, layout, holders, len(data.class_names), len(paths))
+    kinds = {PARTS[each[part].lower()] for each in names} if part is not None else ()
+    way = layout.replace("train,test", ",".join(kind for kind in ("train", "val", "test") if kind in kinds))
+    log.info("%s: read as %s: %s%d classes, %d images", folder, way, holders, len(data.class_names), len(paths))
     return kept_parts(data, options)
 
 
@@ -98,14 +109,17 @@ def _part_folders(folder: Path, beside: PassedOver) -> dict[str, str]:
     return {part: found[part] for part in ("train", "val", "test") if part in found}
 
 
-def _layout(folder: Path, found: Sequence[ImageFolder]) -> str:
+def _layout(folder: Path, found: Sequence[ImageFolder], passed: PassedOver) -> str:
     ways = _ways(found)
     (layout, first), *others = ways.items() if ways else [("", None)]
     if layout in LAYOUTS and not others:
         return layout
     got = " and ".join(f"in {each.path}" for each in [first, *(each for _, each in others[:1])] if each)
+    loose = [place for place in passed.found.get(LOOSE, ()) if Path(place).suffix.lower() in SUFFIXES]
+    none = f"{some(loose)} without a folder of its class" if loose else "none"
     raise UnusableFileError(
-        f"Expected {folder} to hold images in one of the ways {', '.join(LAYOUTS)}, got {f'them {got}' if got else 'none'}."
+        f"Expected {folder} to hold images in one of the ways {', '.join(LAYOUTS)}, got {f'them {got}' if got else none}"
+        f"{': all must lie in one way.' if len(ways) > 1 else '.'}"
     )
 
 

@@ -163,7 +163,7 @@ def _with_test_part(
     seed: int,
 ) -> Texts:
     rng, parts = numpy_generator(seed, "test part"), parts.copy()
-    single = []
+    single, before = [], int((parts == "train").sum())
     mine_of = _indices_by_class(np.where(parts == "train", classes, -1), len(names))
     for name, indices in zip(names, mine_of, strict=True):
         mine = rng.permutation(indices)
@@ -175,7 +175,7 @@ def _with_test_part(
     log.info(
         "no test set: %d of %d examples, %s of each class, are held out for testing%s",
         (parts == "test").sum(),
-        len(parts),
+        before,
         f"{100 * test_fraction:g} %",
         more,
     )

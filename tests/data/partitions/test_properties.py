@@ -271,6 +271,7 @@ def split_or_none(labels: np.ndarray, num_classes: int, seed: int, options: dict
     split, refusal = made_or_refused(lambda: long_tail_split(labels, num_classes, rng(seed), **options))
     if split is None:
         assert "`imbalance_factor` to leave every class at least 1 training example" in refusal
+        assert refusal.endswith("; `imbalance_profile` none cuts no tail.")
         largest = (len(labels) - options["num_meta_per_class"] * num_classes) / num_classes
         assert options["profile"] != "none"
         assert largest * options["imbalance_factor"] < 1 + 1e-9

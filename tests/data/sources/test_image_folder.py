@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
-from fedamm_pl.data import FederatedDataModule
+from fedamm_pl.data import FederatedDataModule, read_photographs
 from fedamm_pl.data.sources import ImageData, ReadOptions, load_images, read_image_folder
 from fedamm_pl.data.sources.image_files import ImageFiles
 
@@ -109,7 +109,8 @@ def test_folders_of_clients(
         data = read_image_folder(tmp_path, options)
     assert data.class_names == ["cat", "dog", "emu"]
     number = len(levels)
-    assert f"{tmp_path}: read as {layout}: 2 clients, 3 classes, {number} images" in caplog.messages
+    read = layout.replace("train,test", "train,val,test")  # what there is
+    assert f"{tmp_path}: read as {read}: 2 clients, 3 classes, {number} images" in caplog.messages
     assert data.clients is not None
     by_level = {level: name for name, level in levels.items()}
     for (level, class_name), client in zip(contents(data, "train"), data.clients, strict=True):
@@ -157,8 +158,8 @@ def test_folder_of_clients_is_partitioned_as_any_other_data(tmp_path: Path) -> N
     ("names", "places"),
     [
         (["train/0.png", "test/0.png"], ""),
-        (["0.png"], "none"),
-        (["a/0.png", "b/c/0.png"], "in .*/a and in .*/b/c"),
+        (["0.png"], r"0\.png without a folder of its class\.$"),
+        (["a/0.png", "b/c/0.png"], r"in .*/a and in .*/b/c: all must lie in one way\.$"),
         (["train/a/0.png", "train/b/c/0.png", "test/a/0.png"], "in .*/train/a and in .*/train/b/c"),
         (["train/a/0.png", "test/north/a/0.png"], "in .*/train/a and in .*/test/north/a"),
         (["north/train/a/0.png", "south/a/0.png"], "in .*/north/train/a and in .*/south/a"),
@@ -176,7 +177,7 @@ def test_other_layouts_are_refused_and_not_guessed(tmp_path: Path, names: list[s
         r"<class>/\*\.png, <client>/<class>/\*\.png, \{train,test\}/<class>/\*\.png, "
         r"\{train,test\}/<client>/<class>/\*\.png, <client>/\{train,test\}/<class>/\*\.png"
     )
-    expected = rf"^Expected {tmp_path} to hold images in one of the ways {ways}, got (them )?{places}\.$"
+    expected = rf"^Expected {tmp_path} to hold images in one of the ways {ways}, got (them )?{places}"
     if names[0].startswith("train/0"):
         expected = r"train to hold one folder of images for each class, got none\.$"
     with pytest.raises(ValueError, match=expected):
@@ -255,6 +256,8 @@ def test_sizes_differ_unless_one_is_asked_for(tmp_path: Path) -> None:
 def test_options_of_files_are_refused_for_other_data(
     tmp_path: Path, dataset: str, options: dict[str, int], names: str
 ) -> None:
+    with pytest.raises(ValueError, match=r"no such file\.$"):  # not that nothing has a use for the option
+        load_images("photos", tmp_path, ReadOptions(**options))  # type: ignore[arg-type]
     images = np.zeros((4, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", x_train=images, y_train=[0, 0, 1, 1], x_test=images, y_test=[0, 0, 1, 1])
     expected = rf"^Expected {names} to be given for images in files alone, got '{dataset}'\.$"
@@ -270,3 +273,50 @@ def test_columns_are_refused_for_what_is_no_table(tmp_path: Path, dataset: str, 
     (tmp_path / "train.txt").write_text("photos/a/0.png 0")
     with pytest.raises(ValueError, match=rf"^Expected {column} to be given for a table alone"):
         load_images(dataset, tmp_path, ReadOptions(**{column: "who"}))  # type: ignore[arg-type]
+
+
+def test_root_that_is_the_folder_itself_gets_a_hint(tmp_path: Path) -> None:
+    save(tmp_path / "photos", *several("a", "b"))
+    with pytest.raises(ValueError, match=rf"no such file; did you mean `root` {tmp_path}\?$"):
+        load_images("photos", tmp_path / "photos")
+
+
+def test_share_for_testing_is_of_the_training_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, *several("train/a", "train/b"), *several("val/a", count=3))
+    (tmp_path / "north").mkdir()
+    (tmp_path / "train").rename(tmp_path / "north/train")
+    (tmp_path / "val").rename(tmp_path / "north/val")
+    with caplog.at_level(logging.INFO):
+        read_image_folder(tmp_path)
+    assert "no test set: 2 of 10 examples, 20 % of each class, are held out for testing" in caplog.messages
+    assert (
+        f"{tmp_path}: read as <client>/{{train,val}}/<class>/*.png: 1 clients, 2 classes, 13 images" in caplog.messages
+    )
+
+
+@pytest.mark.parametrize(("mode", "in_channels"), [("L", 1), ("RGB", 3)])
+def test_photographs_are_read_as_the_training_reads_them(tmp_path: Path, mode: str, in_channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for i, each in enumerate(pixels):
+        path = tmp_path / f"{'ab'[i % 2]}/{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(each).convert(mode).save(path, exif=exif if i < 2 else Image.Exif())
+    data = read_image_folder(tmp_path, ReadOptions(image_size=(8, 6), test_fraction=0.5))
+    images = read_photographs([str(path) for path in sorted(tmp_path.glob("*/*"))], [8, 6], in_channels)
+    known = {each.numpy().tobytes() for part in data.parts for each in data.parts[part][0][:]}
+    assert {each.numpy().tobytes() for each in images} == known
+    assert images.shape == (4, in_channels, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("paths", "image_size", "in_channels"), [([], [8, 8], 3), ("a.png", [8, 8], 3), (["a.png"], [], 64)]
+)
+def test_photographs_are_refused_where_a_model_takes_none(
+    paths: list[str], image_size: list[int], in_channels: int
+) -> None:
+    with pytest.raises(ValueError, match=r"^Expected a list of paths"):
+        read_photographs(paths, image_size, in_channels)
+    with pytest.raises(ValueError, match=r"^Expected nowhere\.png to "):
+        read_photographs(["nowhere.png"], [8, 8], 3)
