@@ -1,6 +1,7 @@
 """Partitions in JSON files: who holds which training examples, written by every run and read back as they are."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedamm_pl.data.long_tail import Indices
-from fedamm_pl.data.partitions.natural import require_name
+from fedamm_pl.data.partitions.natural import require_different, require_name
 from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory
 
 FORMAT = 1
@@ -137,8 +138,7 @@ def _lists(parts: Mapping[str, Indices]) -> dict[str, list[int]]:
 def _parsed(path: Path, text: str) -> PartitionFile:
     def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
             raise UnusableFileError(f"Expected {path} to have each name once, got {twice!r:.80} twice.")
         return found
 
@@ -178,6 +178,7 @@ def _parsed(path: Path, text: str) -> PartitionFile:
 def _clients(path: Path, content: Mapping[str, Any], kind: str) -> dict[str, Indices]:
     for place, name in enumerate(content):
         require_name(name, f"client {place} of {path}")
+    require_different(content, str(path))
     return {name: np.sort(_indices(path, mine, f"{kind} {name!r}")) for name, mine in content.items()}
 
 
