@@ -1,7 +1,8 @@
 """Clients with names: those that the data come with, who holds what of what is left, and names that can be shown."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -34,6 +35,24 @@ def require_name(name: object, where: str) -> None:
         )
 
 
+def require_different(names: Iterable[str], where: str) -> None:
+    """Check that no two names look alike: an accented letter may be one character or two.
+
+    Args:
+        names: The names, no two of them equal.
+        where: Whose clients they are, for the message.
+
+    Raises:
+        UnusableFileError: If two are written otherwise and are the same to a reader.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if seen.setdefault(unicodedata.normalize("NFC", name), name) != name:
+            raise UnusableFileError(
+                f"Expected the names of clients of {where} to differ, got {name!r:.80} in two ways of writing its accents: take one."
+            )
+
+
 def client_order(owners: Sequence[str]) -> list[str]:
     """Return the names of the clients that training examples belong to, numbers in them by their value.
 
@@ -41,7 +60,7 @@ def client_order(owners: Sequence[str]) -> list[str]:
         owners: The name of each training example's client, length N.
 
     Raises:
-        UnusableFileError: If a name is no text, empty, or too long; the message says of which example.
+        UnusableFileError: If a name is no text, empty, or too long; the message says of which example. Or if two look alike.
 
     Example:
         >>> client_order(["site 10", "site 2", "site 10", "a"])
@@ -52,6 +71,7 @@ def client_order(owners: Sequence[str]) -> list[str]:
         if name not in first:
             require_name(name, f"the client of training example {index}")
             first[name] = index
+    require_different(first, "training examples")
     return sorted(first, key=_natural)
 
 

@@ -1,5 +1,7 @@
 """Natural clients: whose what is, in which order they stand, and names that cannot be used."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,7 +46,15 @@ def test_natural_clients_hold_everything_that_is_theirs_and_nothing_else(
         assert {owners[index] for index in kept[mine]} <= {name}
 
 
-@given(names=st.sets(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip), min_size=1))
+def composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+@given(
+    names=st.sets(
+        st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).map(composed).filter(str.strip), min_size=1
+    )
+)
 @REPEATABLE
 def test_names_of_any_characters_have_an_order(names: set[str]) -> None:
     order = client_order(sorted(names))
@@ -66,6 +76,13 @@ def test_names_of_any_characters_have_an_order(names: set[str]) -> None:
 def test_a_name_that_cannot_be_used_is_refused_with_its_example(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         by_client(["a", "b", name, "a"], np.arange(4))
+
+
+def test_names_that_look_alike_are_not_two_clients() -> None:
+    with pytest.raises(
+        ValueError, match=r"of training examples to differ, got 'Lie.+ge' in two ways of writing its accents"
+    ):
+        by_client(["Li\u00e8ge", "Lie\u0300ge", "Gent"], np.arange(3))
 
 
 def test_names_are_shown_in_a_few_characters() -> None:
