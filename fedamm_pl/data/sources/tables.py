@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from fedamm_pl.data.sources.decoded import kept_parts
 from fedamm_pl.data.sources.image_data import ImageData
-from fedamm_pl.data.sources.image_files import read_images
+from fedamm_pl.data.sources.image_files import open_images
 from fedamm_pl.data.sources.listed import Listed, data_set
 from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import UnusableFileError, some
@@ -69,17 +70,21 @@ def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
     examples: Source = rows.numbers
     if options.path_column:
         paths = _below(root, rows.texts[options.path_column], rows, path)
-        examples = read_images([paths], root=Path(os.path.abspath(root)), options=options)[0]
+        examples = open_images(paths, root=Path(os.path.abspath(root)), options=options)
     clients = rows.texts.get(options.client_column)
     listed = Listed(examples, rows.texts[options.label_column], parts, clients, str(path), rows.place)
-    return data_set(listed, options.test_fraction, options.seed)
+    return kept_parts(data_set(listed, options.test_fraction, options.seed), options)
 
 
 def _beside(path: Path) -> dict[str, Path]:
     """Return the files beside a table that hold its other parts."""
-    first = path.stem.removesuffix("train") if path.stem.endswith("train") else f"{path.stem}_"
-    files = {part: path.with_name(f"{first}{part}{path.suffix}") for part in ("test", "val")}
-    return {part: file for part, file in files.items() if file != path and file.exists()}
+    stem, written = path.stem[:-5], path.stem[-5:]
+    case = {"train": str, "Train": str.capitalize, "TRAIN": str.upper}.get(written)
+    names = {part: case(part) if case else part for part in ("test", "val")}
+    files = {
+        part: path.with_name(f"{stem if case else f'{path.stem}_'}{name}{path.suffix}") for part, name in names.items()
+    }
+    return {part: file for part, file in files.items() if file != path and os.path.lexists(file)}
 
 
 class _Header:
@@ -192,5 +197,11 @@ def _below(root: Path, names: list[str], rows: Rows, where: Path) -> list[str]:
     if (bad := next((i for i, place in enumerate(places) if not place.startswith(start)), -1)) >= 0:
         raise UnusableFileError(
             f"Expected paths in {where} to lie below {top}, got {names[bad]!r} in {rows.place(bad)}."
+        )
+    first: dict[str, int] = {}
+    if (bad := next((i for i, place in enumerate(places) if first.setdefault(place, i) != i), -1)) >= 0:
+        raise UnusableFileError(  # one could be trained on, the other tested with
+            f"Expected each image to be in {where} once, got {names[bad]!r} in {rows.place(first[places[bad]])} and in "
+            f"{rows.place(bad)}."
         )
     return places

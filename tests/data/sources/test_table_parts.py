@@ -23,7 +23,14 @@ def test_the_split_column(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "val"), [("train", "test", "val"), ("x", "x_test", "x_val"), ("x_train", "x_test", "x_val")]
+    ("train", "test", "val"),
+    [
+        ("train", "test", "val"),
+        ("x", "x_test", "x_val"),
+        ("x_train", "x_test", "x_val"),
+        ("Train", "Test", "Val"),
+        ("X_TRAIN", "X_TEST", "X_VAL"),
+    ],
 )
 def test_files_beside_a_table_are_its_other_parts(
     tmp_path: Path, train: str, test: str, val: str, caplog: pytest.LogCaptureFixture
@@ -96,3 +103,25 @@ def test_images_by_their_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_paths_that_lead_elsewhere(tmp_path: Path, path: str, said: str) -> None:
     table(images(tmp_path), "file,label", "deep/0.png,a", f"{path},a")
     assert said in refused(tmp_path, path_column="file")
+
+
+def test_an_image_has_one_row(tmp_path: Path) -> None:
+    table(images(tmp_path), "file,label", "deep/0.png,a", "deep/1.png,b", "deep/./0.png,a")
+    assert refused(tmp_path, path_column="file") == (
+        "Expected each image to be in F/mine.csv once, got 'deep/./0.png' in row 1 (line 2) and in row 3 (line 4)."
+    )
+
+
+def test_images_that_are_left_out_are_not_decoded(tmp_path: Path) -> None:
+    rows = [f"deep/{i}.png,{'ababac'[i]},{'train' if i < 4 else 'test'}" for i in range(6)]
+    table(images(tmp_path), "file,label,part", *rows)
+    damaged = tmp_path / "deep" / "5.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    data = read(tmp_path, path_column="file", split_column="part")
+    assert data.test_images[:, 0, 0, 0].tolist() == [40]
+
+
+def test_a_link_that_leads_nowhere_is_no_missing_test_set(tmp_path: Path) -> None:
+    table(tmp_path, "x,label", "1,a", "2,a", "3,b", "4,b")
+    (tmp_path / "mine_test.csv").symlink_to("nowhere.csv")
+    assert "F/mine_test.csv to be a table as text, got no such file" in refused(tmp_path)
