@@ -17,7 +17,7 @@ from fedamm_pl.data.sources.in_memory import (
 )
 from fedamm_pl.data.sources.list_file import read_list
 from fedamm_pl.data.sources.npz import read_npz
-from fedamm_pl.data.sources.options import ReadOptions
+from fedamm_pl.data.sources.options import ReadOptions, say_unused_share
 from fedamm_pl.data.sources.reading import one_line
 from fedamm_pl.data.sources.saved_datasets import is_saved_dataset, read_saved_dataset
 from fedamm_pl.data.sources.tables import ROLES, SUFFIXES, read_table
@@ -68,6 +68,7 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     options = options or ReadOptions()
     if dataset in SHIPPED:
         _require_used(options, dataset, [])
+        say_unused_share(options.test_fraction, dataset)
         if os.path.exists(own := os.path.join(root, f"{dataset}.npz")):
             log.warning("%s of the package is read; %s is not: give it another name", dataset, own)
         return read_shipped(dataset)
@@ -105,6 +106,8 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     _require_used(options, dataset, [*used, *(["label_column", "client_column"] if used and is_saved else [])])
     if has_npz and (is_saved or has_images):
         log.warning("%s is read; the folder %s is not", npz, place)
+    if not used:
+        say_unused_share(options.test_fraction, dataset)
     if has_npz:
         return read_npz(npz, CLASS_NAMES.get(dataset))
     if is_list:

@@ -21,7 +21,7 @@ from fedamm_pl.data.sources.listing import (
     image_folders,
     visible,
 )
-from fedamm_pl.data.sources.options import ReadOptions
+from fedamm_pl.data.sources.options import ReadOptions, say_unused_share
 from fedamm_pl.data.sources.reading import UnusableFileError, some
 from fedamm_pl.terminal import printable
 
@@ -169,6 +169,7 @@ def _read_parts(
         for part in by_part
     ]
     passed.log()
+    say_unused_share(options.test_fraction, str(folder))
     val = (images[1], labels[1]) if by_part["val"] else (None, None)
     data = ImageData(images[0], labels[0], images[2], labels[2], classes, None, *val)
     check_images(data, f" of {folder}")

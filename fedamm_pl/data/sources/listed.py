@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedamm_pl.data.sources.image_data import ImageData, check_images, check_names
+from fedamm_pl.data.sources.options import say_unused_share
 from fedamm_pl.data.sources.reading import UnusableFileError, some
 from fedamm_pl.data.sources.source import Source, subset
 from fedamm_pl.seeding import numpy_generator
@@ -84,11 +85,14 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
         )
     classes = np.array([number.get(label, -1) for label in labels])
     _say_left_out(classes, parts, labels, listed)
-    if "test" not in parts:
+    if "test" in parts:
+        say_unused_share(test_fraction, listed.where)
+    else:
         parts = _with_test_part(classes, parts, names, test_fraction, seed)
     chosen = {part: torch.from_numpy(np.flatnonzero((parts == part) & (classes >= 0))) for part in np.unique(parts)}
     if empty := [part for part in ("train", "test") if not len(chosen.get(part, ()))]:
-        raise UnusableFileError(f"Expected {listed.where} to hold {empty[0]} examples, got none.")
+        known_none = " of a class that has training examples" if empty[0] in parts else ""
+        raise UnusableFileError(f"Expected {listed.where} to hold {empty[0]} examples, got none{known_none}.")
     numbers = torch.from_numpy(classes)
 
     def part(name: str) -> tuple[Source, Tensor]:

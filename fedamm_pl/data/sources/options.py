@@ -1,6 +1,9 @@
 """``ReadOptions``: how a data set is read."""
 
+import logging
 from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -15,3 +18,9 @@ class ReadOptions:
     image_size: int | tuple[int, int] | None = None
     in_memory: bool | None = None
     seed: int = 0
+
+
+def say_unused_share(test_fraction: float, where: str) -> None:
+    """Say that a share for testing, if one was asked for, is not held out, since the data bring their test set."""
+    if test_fraction != ReadOptions.test_fraction:
+        log.warning("%s: test_fraction %g is not used, since these data have a test set", where, test_fraction)

@@ -320,3 +320,21 @@ def test_photographs_are_refused_where_a_model_takes_none(
         read_photographs(paths, image_size, in_channels)
     with pytest.raises(ValueError, match=r"^Expected nowhere\.png to "):
         read_photographs(["nowhere.png"], [8, 8], 3)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "photos", "train.txt", "mine.csv", "mine"])
+def test_share_for_testing_is_not_used_where_there_is_a_test_set(
+    tmp_path: Path, dataset: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path / "photos", "train/a/0.png", "train/a/1.png", "test/a/0.png")
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.txt").write_text(f"photos/{part}/a/0.png 0")
+    (tmp_path / "mine.csv").write_text("x,label\n1,a\n2,a\n")
+    (tmp_path / "mine_test.csv").write_text("x,label\n3,a\n")
+    images = np.zeros((4, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=[0, 0, 1, 1], x_test=images, y_test=[0, 0, 1, 1])
+    load_images(dataset, tmp_path, ReadOptions())
+    assert "test_fraction" not in caplog.text
+    data = load_images(dataset, tmp_path, ReadOptions(test_fraction=0.5))
+    assert len(data.test_labels) == {"digits": 355, "mine": 4}.get(dataset, 1)
+    assert f"{dataset}: test_fraction 0.5 is not used, since these data have a test set" in caplog.text

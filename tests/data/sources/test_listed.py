@@ -84,7 +84,7 @@ def test_another_seed_draws_others() -> None:
 
 def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with pytest.raises(ValueError, match="Expected here to hold test examples, got none"):
+    with pytest.raises(ValueError, match="to hold test examples, got none of a class that has training examples"):
         data_set(listed([*"aabcb"], ["train", "train", "test", "val", "test"]), 0.5, 0)
     assert "here: 2 of 2 test examples are left out, since their classes have no training examples: b" in caplog.text
     assert "here: 1 of 1 val examples are left out" in caplog.text
