@@ -1,6 +1,7 @@
 """``DecodedImages``: images that are decoded when they are asked for, by one pool of threads for each process."""
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -244,11 +245,14 @@ def kept(sources: Sequence[DecodedImages], options: ReadOptions) -> list[Source]
         ValueError: If the images do not fit into memory, or one of those that are decoded now cannot be. The message names it.
     """
     form, number = sources[0].form, sum(len(source) for source in sources)
-    needed = sum(source.shape.numel() for source in sources)
+    each = math.prod(form.shape)  # an int of Python: of a size that is a mistake, torch's would overflow
+    needed = number * each
     at_once = BYTES_PER_PIXEL * (form.most_pixels + (min(num_threads(), number) - 1) * min(form.most_pixels, LARGE))
     what = f"{number} images of {form.size[1]} x {form.size[0]} pixels in {form.where}"
     if not (needed <= IN_MEMORY_UP_TO if options.in_memory is None else options.in_memory):
         require_memory(at_once, f"the largest images in {form.where}, of {form.most_pixels} pixels,")
+        ahead = min(number, 2 * IMAGES * num_threads())
+        require_memory(ahead * each, what.replace(f"{number}", f"{ahead}", 1))
         log.info("%s are decoded when they are needed; in memory they would take %s", what, amount(needed))
         return [*sources]
     require_memory(needed + at_once, what)

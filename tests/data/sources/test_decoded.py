@@ -477,3 +477,14 @@ def test_frames_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert caplog.messages == []
     read_images([[tmp_path / "0.gif"]], root=tmp_path, options=LAZY)
     assert "files with further frames or pages, the first used: 1 (0.gif)" in caplog.text
+
+
+@pytest.mark.parametrize("in_memory", [None, True, False])
+@pytest.mark.parametrize("image_size", [10**6, 10**10])
+def test_a_size_that_is_a_mistake_is_refused_before_memory_is_taken(
+    paths: list[Path], image_size: int, in_memory: bool | None
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"Expected \d+ images of {image_size} x {image_size} pixels .* to fit into memory"
+    ):
+        read_images([paths], root=paths[0].parents[1], options=ReadOptions(image_size=image_size, in_memory=in_memory))
