@@ -207,7 +207,7 @@ def _read_parquet(path: Path, choose: Choose) -> Rows:
             f"Expected pyarrow to be installed, which reads {path}: pip install pyarrow, or save the table as .csv."
         ) from error
     expected = "a whole Parquet file, got one that cannot be read"
-    with reading(path, expected), pq.ParquetFile(path) as file:
+    with reading(path, expected), pq.ParquetFile(path, page_checksum_verification=True) as file:
         num_rows = file.metadata.num_rows
         text_names, number_names = choose(file.schema_arrow.names)
         needed = num_rows * (2 * 4 * len(number_names) + BYTES_PER_TEXT * len(text_names) + 16)
@@ -234,6 +234,8 @@ def _texts(column: Any, name: str, path: Path, pa: Any) -> list[str]:
         raise UnusableFileError(
             f"Expected the column {name!r:.60} of {path} to hold texts or whole numbers, got {column.type}."
         ) from error
+    if pa.types.is_floating(column.type):
+        cells = ["" if cell == "nan" else cell for cell in cells]
     once: dict[str, str] = {"": ""}
     return [once.setdefault(cell, cell) for cell in ((cell or "").strip() for cell in cells)]
 

@@ -103,3 +103,26 @@ def test_without_pyarrow_it_is_said_what_to_install(tmp_path: Path, monkeypatch:
     (tmp_path / "mine.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install pyarrow" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("role", ["label", "client"])
+def test_a_label_that_is_no_number_among_numbers_is_an_empty_cell(tmp_path: Path, role: str) -> None:
+    save(tmp_path, **{"who": np.arange(8), {"label": "label", "client": "who"}[role]: np.array([1, 1, np.nan, 2] * 2)})
+    with pytest.raises(ValueError, match=rf"Expected every {role}.* to be given, got none in row 3"):
+        load_images("mine.parquet", tmp_path, ReadOptions(client_column="who"))
+
+
+def test_damage_to_values_is_seen_where_the_file_has_checksums(tmp_path: Path) -> None:
+    save(tmp_path)
+    pq = sys.modules["pyarrow.parquet"]
+    pq.write_table(
+        pq.read_table(tmp_path / "mine.parquet"),
+        tmp_path / "mine.parquet",
+        write_page_checksum=True,
+        compression="none",
+        use_dictionary=False,
+    )
+    whole, number = (tmp_path / "mine.parquet").read_bytes(), np.float64(3.5).tobytes()
+    assert number in whole
+    (tmp_path / "mine.parquet").write_bytes(whole.replace(number, np.float64(7.5).tobytes()))
+    assert "F/mine.parquet to be a whole Parquet file" in refused(tmp_path)
