@@ -15,6 +15,8 @@ from fedamm_pl.data.sources.source import Source, is_features
 
 BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that reorder the text around them."""
+MAX_NAME = 1000
+"""Characters of a class's name; a report reads no longer ones."""
 log = logging.getLogger(__name__)
 
 
@@ -143,7 +145,7 @@ def check_names(names: Sequence[str], where: str = "") -> None:
     """Check that names of classes can be told apart and printed.
 
     Raises:
-        ValueError: If a name is empty, given twice, or holds line breaks or other control characters.
+        ValueError: If a name is empty, too long, given twice, or holds line breaks or other control characters.
     """
     seen = set()
     for name in names:
@@ -153,6 +155,10 @@ def check_names(names: Sequence[str], where: str = "") -> None:
         ):
             raise ValueError(
                 f"Expected class_names{where} to be names without line breaks and control characters, got {name!a}."
+            )
+        if len(name) > MAX_NAME:
+            raise ValueError(
+                f"Expected class_names{where} to have at most {MAX_NAME:,} characters, got {len(name):,}: {name:.40}..."
             )
         same = unicodedata.normalize("NFC", name)
         if same in seen:

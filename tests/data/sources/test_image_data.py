@@ -164,6 +164,7 @@ def test_anything_else_is_refused(loaded: Any, got: str) -> None:
             "class_names to be a list of texts, one a class, got a list of 4 float",
         ),
         ({"class_names": ["a", None, "c", "d"]}, "got a list of 4 NoneType and str"),
+        ({"class_names": ["a", "b", "c" * 1001, "d"]}, "class_names to have at most 1,000 characters, got 1,001: ccc"),
         ({"class_names": ["a", "b", "a", "d"]}, "class_names to differ, got 'a' twice"),
         ({"class_names": ["a", "b", "\u00e9", "e\u0301"]}, "class_names to differ, got 'e\u0301' twice"),
         ({"class_names": ["a", "", "c", "d"]}, "class_names to be names without .* got ''"),
