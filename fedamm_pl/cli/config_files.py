@@ -45,10 +45,10 @@ def check_config_files(words: Sequence[str], command: Command) -> None:
 
 
 def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:
-    """Check that a configuration is not one of the other command.
+    """Check that a configuration is not one of the other command, and that a comparison has what its runs share below base.
 
     Raises:
-        ValueError: If it is; the message says which command takes it.
+        ValueError: If it is; the message says which command takes it, or what to move.
     """
     first = {str(option).partition(".")[0] for option in content}
     kind: Command = "compare" if {"methods", "base"} & first else "run" if GROUPS.keys() & first else command
@@ -58,6 +58,11 @@ def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:
         raise ValueError(
             f"Expected --config {name} to hold the options of {what[command]}, got those of {what[kind]}: "
             f"{instead[kind]} {name} takes them."
+        )
+    beside = [group for group in GROUPS if group in first and group != "output"]  # for output there is --dir
+    if command == "compare" and beside:
+        raise ValueError(
+            f"Expected --config {name} to have the options of its runs below base, got {beside[0]} beside it."
         )
 
 

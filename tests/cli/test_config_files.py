@@ -115,3 +115,10 @@ def test_a_comparison_goes_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_orchestrator_goes_home(home: Path) -> None:
     assert federation(output_dir="~/run").output_dir == home / "run"
+
+
+def test_options_of_runs_beside_base_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table.yaml").write_text("methods: {FedAvg: }\ndata: {dataset: digits}\n")
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(tmp_path / "table.yaml")])
+    assert "table.yaml to have the options of its runs below base, got data beside it." in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_the_terminal_shows_it(command: Command, tmp_path: Path, capsys: pytest.
     assert ": val/acc has not risen above the 0." in shown
     main(command("FedAvg", tmp_path / "none", *SETS, "--dry_run"))
     shown = capsys.readouterr().out
-    assert "an evaluation of up to 120 test images (beside the test set: 24 validation examples, " in shown
+    assert "an evaluation of up to 120 test examples (beside the test set: 24 validation examples, " in shown
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,9 @@ class _Header:
         return choose
 
     def _require_roles(self, names: list[str], path: Path) -> None:
-        shown, numeric = some(names, 10), [name for name in names if is_number(name)]
+        # the label is often the last
+        shown = some(names, 10) if len(names) <= 10 else f"{some(names)}, {names[-1]}"
+        numeric = [name for name in names if is_number(name)]
         for role, name in self.roles.items():
             if name not in names:
                 meant = similar(name, names)

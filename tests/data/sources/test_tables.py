@@ -144,6 +144,10 @@ def test_tabs_in_a_tsv_file(tmp_path: Path) -> None:
         ),
         ("x,y\n1,a\n", "`label_column` to be a column of F/mine.csv, got 'label'; its columns are x, y."),
         (
+            f"{','.join(f'f{i}' for i in range(12))},diagnosis\n{'1,' * 12}a\n",
+            "its columns are f0, f1, f2, ..., diagnosis.",
+        ),
+        (
             "5.1,3.5,setosa\n4.9,3,setosa\n",
             "its columns are 5.1, 3.5, setosa: the first line of a table must name its columns.",
         ),
