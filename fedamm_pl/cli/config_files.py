@@ -2,14 +2,14 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from fedamm_pl.cli.options import GROUPS
+from fedamm_pl.cli.options import GROUPS, LINKED
 
 Command = Literal["run", "compare"]
 
@@ -42,6 +42,8 @@ def check_config_files(words: Sequence[str], command: Command) -> None:
         if not isinstance(content, dict):
             raise ValueError(f"Expected --config {name} to be a YAML mapping of options, got {content!r:.60}.")
         check_kind(name, content, command)
+        shared = content.get("base") if command == "compare" else content
+        check_linked(_dotted(shared) if isinstance(shared, dict) else ())
 
 
 def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:
@@ -67,11 +69,12 @@ def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:
 
 
 def check_values_given(words: Sequence[str]) -> None:
-    """Check that no value is a YAML list or mapping that holds itself, or stands for more than fits into memory.
+    """Check that options are the user's to give, and that no value is YAML that holds itself or is too large for the memory.
 
     Raises:
         ValueError: If one does; the message shows it.
     """
+    check_linked(word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--"))
     for word in words:
         value = word.partition("=")[2] if word.startswith("--") else word
         try:
@@ -80,6 +83,33 @@ def check_values_given(words: Sequence[str]) -> None:
             continue
         except (ValueError, RecursionError) as error:
             raise ValueError(f"Expected values of options to be plain, got {value:.60} ({error})") from error
+
+
+def check_linked(names: Iterable[str]) -> None:
+    """Check that none of these options is one that follows from others, which the parser would pass over.
+
+    Raises:
+        ValueError: If one is; the message says what stands in its place.
+    """
+    for name in names:
+        group, _, last = name.replace(".init_args", "").partition(".")
+        if last in LINKED.get(group, ()):
+            instead = (
+                f"--{last} in place of --{group}.{last}"
+                if last == "seed"
+                else f"--{group}.{last} to be left to the data"
+            )
+            raise ValueError(f"Expected {instead}, got {name}.")
+
+
+def _dotted(options: dict[Any, Any]) -> Iterator[str]:
+    """Yield the names of options, and of groups of them, as the command line has them."""
+    for name, value in options.items():
+        yield str(name)
+        if isinstance(value, dict) and str(name).partition(".")[0] in GROUPS:
+            yield from (f"{name}.{inner}" for inner in value)
+            if isinstance(inner := value.get("init_args"), dict):
+                yield from (f"{name}.{own}" for own in inner)
 
 
 def check_size(text: str) -> None:

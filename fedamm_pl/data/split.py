@@ -157,7 +157,10 @@ def _from_file(
     lost = _absent(held, class_names)
     left_over = _left_over(unused.tolist(), lost, len(labels), "the file gives them to no client")
     unchecked = (
-        "" if found.checked else "; it does not say of which data it is, so there is no check that it is of these"
+        ""
+        if found.checked
+        else "; it does not say of which data it is, so there is no check that it is of these: its numbers are taken for places "
+        f"among the {len(labels)} training examples, from 0"
     )
     log.info("partition_file %s says who holds what: %s not used%s", path, ignored, unchecked)
     if lost:

@@ -122,3 +122,28 @@ def test_options_of_runs_beside_base_are_refused(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         main(["compare", "--config", str(tmp_path / "table.yaml")])
     assert "table.yaml to have the options of its runs below base, got data beside it." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "expected"),
+    [
+        (["--data.seed", "3"], "", "Expected --seed in place of --data.seed, got data.seed."),
+        (["--data.init_args.seed=3"], "", "Expected --seed in place of --data.seed, got data.init_args.seed."),
+        (["--algorithm.num_classes", "7"], "", "Expected --algorithm.num_classes to be left to the data, got"),
+        ([], "data: {seed: 3}", "Expected --seed in place of --data.seed, got data.seed."),
+        ([], "data.seed: 3", "Expected --seed in place of --data.seed, got data.seed."),
+        (
+            [],
+            "algorithm: {class_path: FedAvg, init_args: {in_channels: 1}}",
+            "Expected --algorithm.in_channels to be left",
+        ),
+    ],
+)
+def test_what_follows_from_other_options_is_refused(
+    words: list[str], content: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"federation: {{num_rounds: 1}}\n{content}\n")
+    (tmp_path / "table.yaml").write_text("methods: {FedAvg: }\nbase: {data: {seed: 3}}\n")
+    assert expected in refusal([f"--config={tmp_path / 'run.yaml'}", "--algorithm", "FedAvg", *words], capsys)
+    said = refusal(["compare", f"--config={tmp_path / 'table.yaml'}"], capsys)
+    assert "Expected --seed in place of --data.seed, got data.seed." in said

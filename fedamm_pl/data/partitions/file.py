@@ -64,7 +64,8 @@ class PartitionFile:
             )
         if self.content not in (None, content):
             self._refuse(
-                f"to be a partition of these data (content {content:.12}), got one of others (content {self.content:.12})"
+                f"to be a partition of these data (content {content:.12}), got one of others (content {self.content:.12}): "
+                "where the test set is drawn, another seed or test_fraction makes them others"
             )
         for part, mine in self.parts():
             if len(outside := mine[mine >= num_examples]):
