@@ -95,7 +95,7 @@ def open_images(
     return ImageFiles(torch.arange(len(paths)), form, str(root), b"".join(names), ends, num_bytes)
 
 
-def read_photographs(paths: Sequence[str | Path], image_size: Sequence[int], in_channels: int) -> Tensor:
+def read_image_files(paths: Sequence[str | Path], image_size: Sequence[int], in_channels: int) -> Tensor:
     """Read image files as the training reads them, for a model that is to predict their classes.
 
     Args:

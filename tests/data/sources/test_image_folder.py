@@ -9,7 +9,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from fedamm_pl.data import FederatedDataModule, read_photographs
+from fedamm_pl.data import FederatedDataModule, read_image_files
 from fedamm_pl.data.sources import ImageData, ReadOptions, load_images, read_image_folder
 from fedamm_pl.data.sources.image_files import ImageFiles
 
@@ -295,7 +295,7 @@ def test_share_for_testing_is_of_the_training_examples(tmp_path: Path, caplog: p
 
 
 @pytest.mark.parametrize(("mode", "in_channels"), [("L", 1), ("RGB", 3)])
-def test_photographs_are_read_as_the_training_reads_them(tmp_path: Path, mode: str, in_channels: int) -> None:
+def test_image_files_are_read_as_the_training_reads_them(tmp_path: Path, mode: str, in_channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 30, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -304,7 +304,7 @@ def test_photographs_are_read_as_the_training_reads_them(tmp_path: Path, mode: s
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(each).convert(mode).save(path, exif=exif if i < 2 else Image.Exif())
     data = read_image_folder(tmp_path, ReadOptions(image_size=(8, 6), test_fraction=0.5))
-    images = read_photographs([str(path) for path in sorted(tmp_path.glob("*/*"))], [8, 6], in_channels)
+    images = read_image_files([str(path) for path in sorted(tmp_path.glob("*/*"))], [8, 6], in_channels)
     known = {each.numpy().tobytes() for part in data.parts for each in data.parts[part][0][:]}
     assert {each.numpy().tobytes() for each in images} == known
     assert images.shape == (4, in_channels, 8, 6)
@@ -313,13 +313,13 @@ def test_photographs_are_read_as_the_training_reads_them(tmp_path: Path, mode: s
 @pytest.mark.parametrize(
     ("paths", "image_size", "in_channels"), [([], [8, 8], 3), ("a.png", [8, 8], 3), (["a.png"], [], 64)]
 )
-def test_photographs_are_refused_where_a_model_takes_none(
+def test_image_files_are_refused_where_a_model_takes_none(
     paths: list[str], image_size: list[int], in_channels: int
 ) -> None:
     with pytest.raises(ValueError, match=r"^Expected a list of paths"):
-        read_photographs(paths, image_size, in_channels)
+        read_image_files(paths, image_size, in_channels)
     with pytest.raises(ValueError, match=r"^Expected nowhere\.png to "):
-        read_photographs(["nowhere.png"], [8, 8], 3)
+        read_image_files(["nowhere.png"], [8, 8], 3)
 
 
 @pytest.mark.parametrize("dataset", ["digits", "photos", "train.txt", "mine.csv", "mine"])
