@@ -110,16 +110,17 @@ def read_saved_dataset(folder: Path, options: ReadOptions | None = None) -> Imag
     splits = {part: _read_split(place, options, part, pa) for part, place in _folders(folder).items()}
     names = splits["train"].class_names
     labels: list[int | str] = []
-    for split in splits.values():
-        if split.class_names != names:
-            raise UnusableFileError(f"Expected {split.folder} to have the same classes as the others, got others.")
-        labels += _values(split, options.label_column, pa)
+    with reworded(folder, "whole Arrow files of images, got others"):
+        for split in splits.values():
+            if split.class_names != names:
+                raise UnusableFileError(f"Expected {split.folder} to have the same classes as the others, got others.")
+            labels += _values(split, options.label_column, pa)
+        images = _images(splits, folder, options, pa)
+        holders = _clients(splits, options.client_column, pa)
     parts = [part for part, split in splits.items() for _ in range(split.table.num_rows)]
-    images = _images(splits, folder, options, pa)
-    holders = _clients(splits, options.client_column, pa)
     rows = range(len(labels)) if names is None else _known(labels, len(names), images)
     listed = Listed(
-        images.subset(torch.tensor(rows)),
+        images.subset(torch.tensor(rows, dtype=torch.int64)),
         [labels[row] for row in rows],
         [parts[row] for row in rows] if len(splits) > 1 else None,
         holders and [holders[row] for row in rows],
@@ -184,8 +185,8 @@ def _read_split(folder: Path, options: ReadOptions, part: str, pa: Any) -> Split
     named: list[Any] = (
         [each.get("filename") for each in files if isinstance(each, dict)] if isinstance(files, list) else []
     )
-    if not named or not all(_is_name(name) for name in named):
-        raise UnusableFileError(f"Expected `_data_files` of {folder / STATE} to name the files beside it.")
+    if not named or not all(_is_name(name) for name in named) or len(set(named)) < len(named):
+        raise UnusableFileError(f"Expected `_data_files` of {folder / STATE} to name the files beside it, each once.")
     image = [name for name, kind in kinds.items() if isinstance(kind, dict) and kind.get("_type") == "Image"]
     if len(image) != 1:
         raise UnusableFileError(f"Expected {folder} to have one column of images, got {some(image) or 'none'}.")

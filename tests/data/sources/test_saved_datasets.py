@@ -256,3 +256,29 @@ def test_splits_have_the_same_classes(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     with pytest.raises(ValueError, match=r"test to have the same classes as the others"):
         read_saved_dataset(tmp_path)
+
+
+@pytest.mark.usefixtures("pa")
+def test_without_any_known_label_there_are_no_examples(tmp_path: Path) -> None:
+    kinds = {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    save(tmp_path / "mine", five(), [-1] * 5, kinds)
+    with pytest.raises(ValueError, match=r"Expected .*mine to hold examples, got none"):
+        load_images("mine", tmp_path)
+
+
+@pytest.mark.usefixtures("pa")
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "mine", five())
+    twice = [{"filename": "data-00000-of-00001.arrow"}] * 2
+    (tmp_path / "mine" / "state.json").write_text(json.dumps({"_data_files": twice}))
+    with pytest.raises(ValueError, match=r"`_data_files` of .*state\.json to name the files beside it, each once"):
+        load_images("mine", tmp_path)
+
+
+@pytest.mark.usefixtures("pa")
+@pytest.mark.parametrize("name", [b"bytes", b"image", b"label"])
+def test_a_damaged_name_of_a_column_is_said_with_the_folder(tmp_path: Path, name: bytes) -> None:
+    path = save(tmp_path / "mine", five()) / "data-00000-of-00001.arrow"
+    path.write_bytes(path.read_bytes().replace(name, b"\xff" * len(name)))
+    with pytest.raises(ValueError, match=rf"^Expected .*{tmp_path / 'mine'}"):
+        load_images("mine", tmp_path)
