@@ -155,5 +155,5 @@ def feature_statistics(features: Source, indices: Tensor) -> tuple[tuple[float, 
     mean = sum(part.double().sum(0) for part in stream(features, parts)) / len(indices)
     square = sum((part.double() - mean).square().sum(0) for part in stream(features, parts)) / len(indices)
     std = torch.as_tensor(square).sqrt()
-    constant = std <= 1e-12 * torch.as_tensor(mean).abs()
+    constant = (std <= 1e-12 * torch.as_tensor(mean).abs()) | (std.float() == 0)  # modules hold it in float32
     return tuple(torch.as_tensor(mean).tolist()), tuple(std.where(~constant, 1).tolist())

@@ -111,6 +111,13 @@ def test_statistics_are_those_of_a_tensor() -> None:
     assert channel_statistics(Counting(images), mine) == channel_statistics(images, mine)
 
 
+def test_a_deviation_that_is_zero_in_float32_is_that_of_a_constant() -> None:
+    column = torch.zeros(1000, 1)
+    column[3] = 1e-45  # the least number above zero
+    _, std = feature_statistics(column, torch.arange(1000))
+    assert std == (1,)
+
+
 def test_features_are_standardised_by_their_own_statistics() -> None:
     rows = np.array([[1.0, 5.0, 3.3], [3.0, 5.0, 3.3], [100.0, -9.0, 0.0]], dtype=np.float32)
     mean, std = feature_statistics(torch.from_numpy(rows), torch.tensor([0, 1]))
