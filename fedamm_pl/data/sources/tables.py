@@ -180,6 +180,10 @@ def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) 
         used = f"images by the column {header.roles['path_column']}{others}"
     beside = "".join(f"; {file.name} is its {part} part" for part, file in files.items() if file != path)
     log.info("%s", printable(f"{path}: {len(train)} rows, {used}{beside}"))
+    least, most = train.aminmax(dim=0)
+    step, extent = torch.maximum(least.abs(), most.abs()) * 2**-23, most.double() - least
+    # a constant of few digits is what it says; one of more may have been several numbers
+    coarse = (step > 0.01 * extent) & ((extent > 0) | (step >= 2))
     for i, name in enumerate(header.features):
         column, role = train[:, i], f"{name.strip().lower()}_column"
         if role in ROLES and role not in header.roles:
@@ -190,6 +194,14 @@ def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) 
             log.warning(
                 "%s",
                 printable(f"{path}: the feature {name!r} counts the rows, which may tell their classes: leave it out"),
+            )
+        elif coarse[i]:
+            log.warning(
+                "%s",
+                printable(
+                    f"{path}: the feature {name!r} varies so little for its size, around {most[i]:g}, that float32, which keeps "
+                    "seven digits, hardly tells its values apart: subtract its smallest value first"
+                ),
             )
 
 

@@ -125,3 +125,22 @@ def test_a_link_that_leads_nowhere_is_no_missing_test_set(tmp_path: Path) -> Non
     table(tmp_path, "x,label", "1,a", "2,a", "3,b", "4,b")
     (tmp_path / "mine_test.csv").symlink_to("nowhere.csv")
     assert "F/mine_test.csv to be a table as text, got no such file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["1700000000", "1700000001", "1700000002", "1700000003"], True),  # all the same in float32
+        (["1700000000", "1700000300", "1700000600", "1700000900"], True),
+        (["1700000000", "1700086400", "1700172800", "1700259200"], False),
+        (["5", "5", "5", "5"], False),
+        (["0.1", "0.1", "0.2", "0.1"], False),
+        (["1e30", "0", "1", "2"], False),
+    ],
+)
+def test_a_feature_that_float32_cannot_resolve_is_said(
+    tmp_path: Path, values: list[str], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    table(tmp_path, "time,label", *[f"{value},{'ab'[i % 2]}" for i, value in enumerate(values)])
+    read(tmp_path)
+    assert ("the feature 'time' varies so little for its size" in caplog.text) is said
