@@ -243,7 +243,7 @@ def describe(orchestrator: Orchestrator) -> str:
         [
             f"{type(module).__name__} with {network} ({parameters:,} parameters) on {module.device}, "
             f"{orchestrator.trainer.resolved_precision}, {threads(orchestrator.executor)}",
-            f"{data.hparams['dataset']}: {sum(counts)} training examples, imbalance factor {factor:.3g} "
+            f"{data.dataset_name}: {sum(counts)} training examples, imbalance factor {factor:.3g} "
             f"({'a class has no examples' if not factor else f'IF {1 / factor:.4g}'}), "
             f"{data.num_clients} clients of {f'{least} examples each' if least == most else f'{least} to {most} examples'}",
             f"examples per class: {' '.join(map(str, counts)) if few_classes else f'{max(counts)} to {min(counts)}'}",

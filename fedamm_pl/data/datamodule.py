@@ -1,5 +1,6 @@
 """``FederatedDataModule``: a long-tailed data set, its meta set and its clients as a LightningDataModule."""
 
+import inspect
 import logging
 from dataclasses import fields
 from typing import Any
@@ -175,10 +176,20 @@ class FederatedDataModule(Holdings):
         self._split = split
         self._train, self._meta = (torch.from_numpy(part) for part in (split.train, split.meta))
         self._client_indices = [torch.from_numpy(mine) for mine in split.clients]
-        own = type(self).load_images is not FederatedDataModule.load_images  # whatever the option says
-        published = None if own else NORMALIZATION.get(self.hparams["dataset"])
+        published = None if self._has_own_images else NORMALIZATION.get(self.hparams["dataset"])
         self._info = describe(images, self._train, split.class_counts, self.hparams, published)
         self._images = images
+
+    @property
+    def _has_own_images(self) -> bool:
+        return type(self).load_images is not FederatedDataModule.load_images
+
+    @property
+    def dataset_name(self) -> str:
+        """What a run calls the data: the option ``dataset``, or the class if it loads data of its own and the option is not set."""
+        default = inspect.signature(FederatedDataModule).parameters["dataset"].default
+        own = self._has_own_images and self.hparams["dataset"] == default
+        return type(self).__name__ if own else str(self.hparams["dataset"])
 
     @property
     def images(self) -> ImageData:

@@ -574,3 +574,13 @@ def test_overfitting_stays_on_the_same_batches(root: Path) -> None:
     loader = data.train_dataloader()
     assert same(list(loader), list(loader))
     assert len(labels_of(loader)) == sum(data.info["class_counts"])
+
+
+def test_own_data_are_not_called_by_the_name_of_others() -> None:
+    class Sensors(FederatedDataModule):
+        def load_images(self) -> ImageData:
+            return FederatedDataModule().images
+
+    assert FederatedDataModule().dataset_name == "fashion_mnist_mini"
+    assert Sensors().dataset_name == "Sensors"
+    assert Sensors(dataset="north").dataset_name == "north"

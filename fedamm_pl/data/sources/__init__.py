@@ -89,9 +89,10 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
             f"({one_line(error):.200})."
         ) from error
     variables = " (variables such as $HOME are not replaced)" if "$" in str(root) else ""
+    if not is_there and not has_npz and (is_table or dataset.lower().endswith(LIST)):
+        kind = "table" if is_table else "list"
+        raise ValueError(f"Expected `root` to hold the {kind} {place}, got no such file{variables}.")
     if is_table:
-        if not is_there:
-            raise ValueError(f"Expected `root` to hold the table {place}, got no such file{variables}.")
         _require_used(options, dataset, [*ROLES, *(OF_FILES if options.path_column else [])])
         return read_table(place, folder, options)
     is_list = is_there and not has_images and dataset.lower().endswith(LIST)

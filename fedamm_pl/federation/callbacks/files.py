@@ -224,7 +224,7 @@ def summary(run: Run) -> dict[str, Any]:
         "stopped": state.stopped,
         "ended": state.ended,
         "seed": run.seed,
-        "dataset": data.hparams["dataset"],
+        "dataset": data.dataset_name,
         "class_counts": info["class_counts"],
         "unused_images": data.unused_images,
         **_held_out(data),

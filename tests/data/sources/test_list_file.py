@@ -246,3 +246,10 @@ def test_a_million_lines_take_seconds(tmp_path: Path) -> None:
     list_file._require_once({"train": found})
     assert time.process_time() - start < 5e-5 * number  # it takes about 3e-6 a line
     assert (found.images[-1], found.labels[-1], found.lines[-1]) == (*lines[-1].split(), number)
+
+
+def test_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^Expected `root` to hold the list {tmp_path}/train\.txt, got no such file\.$"
+    ):
+        load_images("train.txt", tmp_path, ReadOptions(image_size=8))
