@@ -238,7 +238,7 @@ def test_a_data_module_calls_nothing_either(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("num_clients", "7"), ("seed", 0.5), ("partition", "mine"), ("shot_ranges", {"all": [0, 9, 1]}), ("root", None)],
+    [("num_clients", "7"), ("seed", 0.5), ("partition", 3), ("shot_ranges", {"all": [0, 9, 1]}), ("root", None)],
 )
 def test_a_data_module_refuses_options_of_other_types(option: str, value: Any) -> None:
     content = {"datamodule_hyper_parameters": {option: value}}
