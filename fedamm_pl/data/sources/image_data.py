@@ -2,7 +2,7 @@
 
 import logging
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
@@ -157,9 +157,7 @@ def check_names(names: Sequence[str], where: str = "") -> None:
                 f"Expected class_names{where} to be names without line breaks and control characters, got {name!a}."
             )
         if len(name) > MAX_NAME:
-            raise ValueError(
-                f"Expected class_names{where} to have at most {MAX_NAME:,} characters, got {len(name):,}: {name:.40}..."
-            )
+            raise ValueError(f"Expected class_names{where} to have at most {MAX_NAME:,} characters, got {len(name):,}.")
         same = unicodedata.normalize("NFC", name)
         if same in seen:
             raise ValueError(f"Expected class_names{where} to differ, got {name!r} twice.")
@@ -209,6 +207,8 @@ def image_data(loaded: Any) -> ImageData:
 def _holders(value: Any) -> list[str] | None:
     if value is None:
         return None
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise ValueError(f"Expected clients to be names, one a training example, got {_kind(value)}.")
     listed = value.tolist() if isinstance(value, np.ndarray | Tensor) else list(value)
     bad = next((i for i, name in enumerate(listed) if not isinstance(name, str | int) or not str(name).strip()), None)
     if bad is not None:
@@ -222,7 +222,7 @@ def _images(value: Any, field: str) -> Source:
     if isinstance(value, np.ndarray) and (value.dtype == np.uint8 or (value.dtype.kind == "f" and value.ndim == 2)):
         value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2:
-        return value.float()
+        return value.detach().float()
     if not isinstance(value, Tensor) and isinstance(value, Source) and not isinstance(value, np.ndarray):
         return value
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim not in (3, 4):

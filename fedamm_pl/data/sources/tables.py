@@ -4,7 +4,6 @@ import logging
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import fields
 from itertools import accumulate
 from pathlib import Path
@@ -79,13 +78,11 @@ def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
 
 def _beside(path: Path) -> dict[str, Path]:
     """Return the files beside a table that hold its other parts."""
-    stem, written = path.stem[:-5], path.stem[-5:]
-    cases: dict[str, Callable[[str], str]] = {"train": str.lower, "Train": str.capitalize, "TRAIN": str.upper}
-    case = cases.get(written)
-    names = {part: case(part) if case else part for part in ("test", "val")}
-    files = {
-        part: path.with_name(f"{stem if case else f'{path.stem}_'}{name}{path.suffix}") for part, name in names.items()
-    }
+    written, first = path.stem[-5:], path.stem[:-5]
+    if written not in ("train", "Train", "TRAIN"):
+        written, first = "train", f"{path.stem}_"
+    names = {part: {"train": part, "Train": part.title(), "TRAIN": part.upper()}[written] for part in ("test", "val")}
+    files = {part: path.with_name(f"{first}{name}{path.suffix}") for part, name in names.items()}
     return {part: file for part, file in files.items() if file != path and os.path.lexists(file)}
 
 

@@ -111,6 +111,17 @@ def test_statistics_are_those_of_a_tensor() -> None:
     assert channel_statistics(Counting(images), mine) == channel_statistics(images, mine)
 
 
+def test_a_source_without_a_fingerprint_is_told_from_others_by_all_its_examples() -> None:
+    class Plain(Counting):
+        fingerprint = None  # type: ignore[assignment]
+
+    values = torch.zeros(1203, 2)
+    other = values.clone()
+    other[1202, 1] = 1
+    assert content(Plain(values)) == content(Plain(values.clone()))
+    assert content(Plain(values)) != content(Plain(other))
+
+
 def test_a_deviation_that_is_zero_in_float32_is_that_of_a_constant() -> None:
     column = torch.zeros(1000, 1)
     column[3] = 1e-45  # the least number above zero
