@@ -49,6 +49,7 @@ class PassedOver:
 
 HIDDEN = "hidden or system names, not used"
 LINKS = "links to other places, followed"
+INSIDE = "links to places in this folder, followed, so that images may be there twice"
 OTHERS = "files without the suffix of an image, not used"
 LOOSE = "files outside the class folders, not used"
 NESTED = "folders inside class folders, not used"
@@ -132,8 +133,7 @@ def entries(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
             raise UnusableFileError(
                 f"Expected {path} to be a file or folder, got a link that leads nowhere."
             ) from error
-        if not inside:
-            passed.add(LINKS, path)
+        passed.add(INSIDE if inside else LINKS, path)
     return found
 
 

@@ -338,3 +338,10 @@ def test_share_for_testing_is_not_used_where_there_is_a_test_set(
     data = load_images(dataset, tmp_path, ReadOptions(test_fraction=0.5))
     assert len(data.test_labels) == {"digits": 355, "mine": 4}.get(dataset, 1)
     assert f"{dataset}: test_fraction 0.5 is not used, since these data have a test set" in caplog.text
+
+
+def test_links_inside_a_folder_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, *several("north/a", "south/a"))
+    (tmp_path / "west").symlink_to(tmp_path / "north")
+    assert len(read_image_folder(tmp_path).clients or ()) == 12
+    assert "links to places in this folder, followed, so that images may be there twice: 1 (west)" in caplog.text
