@@ -490,11 +490,12 @@ def test_pipe_or_device_named_as_an_image_is_refused_and_not_waited_for(folder: 
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-def test_link_to_an_image_is_followed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_link_to_an_image_is_followed_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "train/a/1.png").symlink_to(folder / "test/a/0.png")
     with caplog.at_level(logging.INFO):
         assert len(read_image_folder(folder).train_images) == 2
-    assert caplog.messages == []
+    said = "links to places in this folder, followed, so that images may be there twice: 1 (train/a/1.png)"
+    assert caplog.messages == [f"{folder}: {said}"]
 
 
 def test_link_out_of_the_folder_is_followed_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
