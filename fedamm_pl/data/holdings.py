@@ -61,7 +61,8 @@ class Holdings(CentralLoaders):
     def partition_json(self) -> bytes:
         """The content of a file by which another run, with from_file, shares out these data alike."""
         images = self.images
-        return self._split.partition_json(len(images.train_labels), self.examples_hash)
+        rows = {part: mine.numpy() for part, mine in (images.rows or {}).items()}
+        return self._split.partition_json(len(images.train_labels), self.examples_hash, rows)
 
     @cached_property
     def partition_hash(self) -> str:

@@ -50,17 +50,18 @@ class FederatedSplit:
     validation: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     local_test: list[Indices] = field(default_factory=list)
 
-    def partition_json(self, num_examples: int, content: str) -> bytes:
+    def partition_json(self, num_examples: int, content: str, rows: Mapping[str, Indices]) -> bytes:
         """Return the content of a partition file that makes this split.
 
         Args:
             num_examples: Of the whole training set.
             content: Hash of the data.
+            rows: Name of a part -> which rows of the file its examples were; may be empty.
         """
         clients = dict(zip(self.client_names, self.clients, strict=True))
         local_test = dict(zip(self.client_names, self.local_test, strict=True)) if self.local_test else {}
         return partition_json(
-            PartitionFile(Path(), clients, self.meta, self.validation, local_test, num_examples, content)
+            PartitionFile(Path(), clients, self.meta, self.validation, local_test, num_examples, content, rows)
         )
 
 

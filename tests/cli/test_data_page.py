@@ -1,10 +1,12 @@
 """Each command of docs/data.md, in its order, on small data of the kind that it speaks of."""
 
+import csv
 import json
 import re
 import shlex
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +60,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def assert_found_again(partition: dict[str, Any]) -> None:
+    """Require another program to find each client's examples in the table, by what the page says of ``rows``."""
+    with open("data/vowel.csv") as file:
+        table = list(csv.DictReader(file))
+    train, test = ([table[row] for row in partition["rows"][part]] for part in ("train", "test"))
+    for name, mine in partition["clients"].items():
+        assert mine
+        assert {train[index]["client"] for index in mine} == {name}
+    assert sorted(partition["rows"]["train"] + partition["rows"]["test"]) == list(range(len(table)))
+    assert len(test) == 66
+    assert {train[index]["label"] for index in partition["meta"]} == {str(label) for label in range(11)}
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=FOLDERS)
 def test_command(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
@@ -73,6 +88,8 @@ def test_command(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch)
         assert set(names) == (
             {str(k) for k in range(15)} if "vowel.csv" in words else {"north", "east", "south", "west"}
         )
+    if "vowel.csv" in words:
+        assert_found_again(json.loads((written / "partition.json").read_text()))
     if "--data.partition_file" in words:
         assert names == json.loads((place / "runs/letter/partition.json").read_text())["clients"]
     assert (written / "clients.csv").exists() == ("--data.local_test_fraction" in words)

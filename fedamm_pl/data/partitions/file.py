@@ -32,6 +32,8 @@ class PartitionFile:
         local_test: Name -> sorted indices of the examples that the client keeps for tests of its own; may be empty.
         num_examples: Of the training set that it is of; None in a plain file.
         content: Hash of the data that it is of; None in a plain file.
+        rows: Name of a part of the data (train, val, test) -> which rows of the file its examples were. It is written for other
+            programs, and not read.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class PartitionFile:
     local_test: dict[str, Indices] = field(default_factory=dict)
     num_examples: int | None = None
     content: str | None = None
+    rows: Mapping[str, Indices] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[str, Indices]]:
         """Yield every list of examples with what messages call it."""
@@ -128,6 +131,7 @@ def partition_json(partition: PartitionFile) -> bytes:
         "clients": _lists(partition.clients),
         **{name: getattr(partition, name).tolist() for name in SETS if getattr(partition, name) is not None},
         **({"local_test": _lists(partition.local_test)} if partition.local_test else {}),
+        **({"rows": _lists(partition.rows)} if partition.rows else {}),
     }
     return json.dumps(plain).encode()
 
@@ -151,7 +155,7 @@ def _parsed(path: Path, text: str) -> PartitionFile:
         return PartitionFile(path, _clients(path, content, "client"))
     if type(content["format"]) is not int or content["format"] != FORMAT:
         raise UnusableFileError(f"Expected `format` of {path} to be {FORMAT}, got {content['format']!r:.80}.")
-    known = {"format", "data", "num_examples", "clients", *SETS, "local_test"}
+    known = {"format", "data", "num_examples", "clients", *SETS, "local_test", "rows"}
     if other := [name for name in content if name not in known]:
         raise UnusableFileError(f"Expected {path} to have the fields {', '.join(sorted(known))}, got {other[0]!r:.80}.")
     for name, kind in {"data": str, "num_examples": int, "clients": dict}.items():
@@ -172,7 +176,13 @@ def _parsed(path: Path, text: str) -> PartitionFile:
         raise UnusableFileError(f"Expected `local_test` of {path} to name its clients, got {strangers[0]!r}.")
     sets = {name: _indices(path, content[name], f"the {name} set") for name in SETS if name in content}
     return PartitionFile(
-        path, clients, **sets, local_test=local_test, num_examples=content["num_examples"], content=content["data"]
+        path,
+        clients,
+        sets.get("meta"),
+        sets.get("validation"),
+        local_test,
+        num_examples=content["num_examples"],
+        content=content["data"],
     )
 
 

@@ -34,6 +34,8 @@ class ImageData:
         clients: Who holds each training example, N names, for data that come from natural clients; None: not known.
         val_images: Validation examples that the data bring, of the same kind, or None.
         val_labels: Their labels, or None.
+        rows: Name of a part -> which row of the file, from 0, each of its examples was, where one list held all parts; None:
+            examples are as the data have them.
     """
 
     train_images: Source
@@ -44,6 +46,7 @@ class ImageData:
     clients: Sequence[str] | None = None
     val_images: Source | None = None
     val_labels: Tensor | None = None
+    rows: Mapping[str, Tensor] | None = None
 
     @property
     def parts(self) -> dict[str, tuple[Source, Tensor]]:
@@ -191,7 +194,7 @@ def image_data(loaded: Any) -> ImageData:
     train_labels, test_labels = _labels(parts[1], "train_labels"), _labels(parts[3], "test_labels")
     more: dict[str, Any] = {}
     if isinstance(loaded, ImageData):
-        more["clients"] = _holders(loaded.clients)
+        more = {"clients": _holders(loaded.clients), "rows": loaded.rows}
         if (loaded.val_images is None) != (loaded.val_labels is None):
             raise ValueError("Expected val_images and val_labels to be given both or not at all, got one of them.")
         if loaded.val_images is not None:

@@ -100,7 +100,7 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
 
     clients = listed.clients and [listed.clients[i] for i in chosen["train"].tolist()]
     val = part("val") if len(chosen.get("val", ())) else (None, None)
-    data = ImageData(*part("train"), *part("test"), names, clients, *val)
+    data = ImageData(*part("train"), *part("test"), names, clients, val[0], val[1], chosen)
     check_images(data, f" of {listed.where}")
     return data
 
