@@ -1,5 +1,6 @@
 """Each command of docs/data.md, in its order, on small data of the kind that it speaks of."""
 
+import ast
 import csv
 import json
 import re
@@ -93,6 +94,22 @@ def test_command(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch)
     if "--data.partition_file" in words:
         assert names == json.loads((place / "runs/letter/partition.json").read_text())["clients"]
     assert (written / "clients.csv").exists() == ("--data.local_test_fraction" in words)
+
+
+def test_a_trained_module_predicts_new_photographs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    if not Path("runs/hospitals/final.ckpt").exists():
+        main([*COMMANDS[FOLDERS.index("runs/hospitals")][2:], *SMALL])
+    for number in (1, 2):
+        photograph(place / "new" / f"{number}.jpg", number - 1, np.random.default_rng(number))
+    capsys.readouterr()
+    (code,) = re.findall(r"```python\n(from fedamm_pl import FedAvg\n.*?read_image_files.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["probabilities"].shape == (2, 2)
+    assert set(ast.literal_eval(capsys.readouterr().out)) <= {"healthy", "ill"}
 
 
 def test_the_page_has_a_command_for_each_kind_of_data() -> None:
