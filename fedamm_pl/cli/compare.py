@@ -21,7 +21,8 @@ from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, 
 from fedamm_pl.results.comparison_files import write_results
 from fedamm_pl.terminal import printable, say
 
-STAND_INS = {"algorithm": {"num_classes": 10, "model": "small_cnn"}}
+KNOWN = {"class_counts": [1] * 10, "shot_groups": {"all": [*range(10)]}}
+STAND_INS = {"algorithm": {"num_classes": 10, "model": "small_cnn", "info": KNOWN}}
 """Group -> options with which its class is made to check the others."""
 
 

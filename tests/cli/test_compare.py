@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedamm_pl import algorithms
 from fedamm_pl.cli.main import main
 
 Planned = Callable[..., list[Any]]
@@ -42,6 +43,12 @@ def test_runs_have_whole_configurations(planned: Planned, capsys: pytest.Capture
         assert config["federation"]["local_epochs"] == 5
     assert [run.num_rounds for run in runs] == [3] * 4
     assert capsys.readouterr().out.endswith(f"results in {Path('runs/table')}\n")
+
+
+def test_every_method_may_be_compared(planned: Planned) -> None:
+    fixed = {"class_path": "FedAMM", "families": "fixed"}  # by the shot groups, which the data say
+    runs = planned(methods={**dict.fromkeys(algorithms.__all__), "class-aware": fixed}, seeds=[0])
+    assert len(runs) == len(algorithms.__all__) + 1
 
 
 def test_folder_is_where_it_is_told(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
