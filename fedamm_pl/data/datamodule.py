@@ -64,6 +64,8 @@ class FederatedDataModule(Holdings):
         imbalance_profile: Shape of the tail: exponential, step, or none (all images kept).
         shuffle_ranks: Draw which class is how frequent; without it class 0 is the largest.
         ranks_by_size: The class with the most images stays the largest; for data that are long-tailed already.
+        largest_class: Training examples of the largest class of the tail (n_max), before clients share them; null: what is left of
+            N examples for each of C classes, (N - (m + v) * C) / C.
         num_meta_per_class: Balanced images m a class that the server holds and no client does; 0 for none.
         num_val_per_class: Balanced images a class for validation, taken out of the training set; 0 for none, or for those that
             the data bring.
@@ -107,6 +109,7 @@ class FederatedDataModule(Holdings):
         imbalance_profile: Profile = "exponential",
         shuffle_ranks: bool = False,
         ranks_by_size: bool = False,
+        largest_class: int | None = None,
         num_meta_per_class: int = 10,
         num_val_per_class: int = 0,
         local_test_fraction: float = 0.0,

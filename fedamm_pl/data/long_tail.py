@@ -76,6 +76,7 @@ def long_tail_split(
     profile: Profile = "exponential",
     shuffle_ranks: bool = False,
     ranks_by_size: bool = False,
+    largest_class: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> LongTailSplit:
     """Take the meta set and the validation set out of a training set and give the rest a long tail.
@@ -90,6 +91,7 @@ def long_tail_split(
         profile: The shape of the tail, see :func:`long_tail_counts`.
         shuffle_ranks: Draw which class is how frequent; without it rank = class index.
         ranks_by_size: Rank classes by their own sizes, largest first (ties by index).
+        largest_class: Examples of the class of rank 0; None: (N - (m + v) * C) / C.
         class_names: Names for error messages.
 
     Returns:
@@ -113,6 +115,13 @@ def long_tail_split(
             f"{available[smallest]} for class {name}: lower {' or '.join(f'`{name}`' for name in names)} or leave the class out."
         )
     largest = (len(labels) - taken * num_classes) / num_classes
+    if largest_class is not None:
+        if profile == "none" or not 1 <= largest_class <= available.max() - taken:
+            raise ValueError(
+                f"Expected `largest_class` to be null, or with a tail from 1 to the {available.max() - taken} examples that a "
+                f"class has left, got {largest_class} with imbalance_profile {profile}."
+            )
+        largest = largest_class
     counts = long_tail_counts(num_classes, largest, imbalance_factor, profile)
     if min(counts) < 1:
         raise ValueError(

@@ -101,6 +101,7 @@ def federated_split(
         profile=options["imbalance_profile"],
         shuffle_ranks=options["shuffle_ranks"],
         ranks_by_size=options["ranks_by_size"],
+        largest_class=options["largest_class"],
         class_names=class_names,
     )
     if options["partition"] == "by_client":

@@ -233,3 +233,24 @@ def test_class_smaller_than_its_meta_and_validation_share_is_refused() -> None:
         long_tail_split(labels, 3, rng(), num_meta_per_class=2, num_val_per_class=3)
     with pytest.raises(ValueError, match="Expected `num_val_per_class` to be 0 or more, got -1"):
         long_tail_split(labels, 3, rng(), num_meta_per_class=2, num_val_per_class=-1)
+
+
+def test_the_largest_class_may_be_given() -> None:
+    labels = np.repeat(np.arange(10), 6000)
+    options: dict[str, Any] = {"num_meta_per_class": 10, "num_val_per_class": 50, "largest_class": 1200}
+    split = long_tail_split(labels, 10, np.random.default_rng(0), **options)
+    # int(1200 * 0.01 ** (rank / 9))
+    assert split.class_counts == [1200, 719, 431, 258, 154, 92, 55, 33, 20, 12]
+    assert sum(split.class_counts) == 2974
+    assert (len(split.meta), len(split.validation)) == (100, 500)
+
+
+@pytest.mark.parametrize(("profile", "largest"), [("none", 5), ("exponential", 0), ("step", 99)])
+def test_the_largest_class_is_one_that_there_is(profile: Any, largest: int) -> None:
+    labels = np.repeat(np.arange(4), 100)
+    with pytest.raises(
+        ValueError, match=r"`largest_class` to be null, or with a tail from 1 to the 98 examples .* got"
+    ):
+        long_tail_split(
+            labels, 4, np.random.default_rng(0), num_meta_per_class=2, profile=profile, largest_class=largest
+        )

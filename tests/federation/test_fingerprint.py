@@ -59,6 +59,7 @@ OTHER: dict[str, Any] = {
     "data.imbalance_profile": "step",
     "data.shuffle_ranks": True,
     "data.ranks_by_size": True,
+    "data.largest_class": 20,
     "data.num_meta_per_class": 3,
     "data.num_val_per_class": 2,
     "data.local_test_fraction": 0.2,
