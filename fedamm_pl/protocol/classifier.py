@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedamm_pl.data.sources import ImageInfo
-from fedamm_pl.data.transforms import normalize, standardize
+from fedamm_pl.data.transforms import normalize
 from fedamm_pl.losses import example_losses
 from fedamm_pl.models import build_model, classifier_of, complete_lazy_layers, logits_of
 from fedamm_pl.protocol.descent import LocalDescent, LocalOptimizer
 from fedamm_pl.protocol.measured import MeasuredModule
 from fedamm_pl.protocol.options import check_info, require_range
+from fedamm_pl.protocol.raw_features import RawFeatures
 
 __all__ = ["Classifier", "LocalOptimizer", "require_range"]
 
 
-class Classifier(LocalDescent, MeasuredModule):
+class Classifier(LocalDescent, RawFeatures, MeasuredModule):
     """A classifier that trains in a plain Trainer on batches (images, labels), and measures accuracy by groups of classes.
 
     With an empty ``image_size`` in ``info``, its examples are rows of a table: raw features of shape (B, in_channels), which it
@@ -40,7 +41,6 @@ class Classifier(LocalDescent, MeasuredModule):
         rho: How near that is; null: 0.1 for sam, 0.7 for asam.
 
     Attributes:
-        takes_features: Whether its examples are features, not images.
         memory_format: Layout of the images that the network gets: channels-last for networks that say
             ``channels_last = True``, which compute faster in it; else contiguous. A federation's trainer may set another.
         compiled: A compiled form of the network for plain forward passes, given as ``torch.compile(network)`` or set by a
@@ -81,7 +81,6 @@ class Classifier(LocalDescent, MeasuredModule):
                 raise ValueError(f"Expected `rho` with `local_optimizer` sam or asam, got {rho} with sgd.")
         self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
         self.info: ImageInfo = info or {}
-        self.takes_features = not self.info.get("image_size", [1, 1])
         check_info(self.info, num_classes, in_channels)
         network = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
         if not isinstance(network, nn.Module):
@@ -97,8 +96,8 @@ class Classifier(LocalDescent, MeasuredModule):
         std = torch.tensor(self.info["std"]) if "std" in self.info else torch.ones(in_channels)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        # the buffers take the type of the weights, in which raw features could not be told apart
-        self._statistics = torch.stack([mean, std]).float() if self.takes_features else None
+        if not self.info.get("image_size", [1, 1]):
+            self.take_features(mean, std)
         self.make_measures(num_classes, self.info.get("shot_groups"))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -118,8 +117,8 @@ class Classifier(LocalDescent, MeasuredModule):
         Features are standardised, in float32 or better, and then take the type of the weights; never prepare them twice.
         """
         images = images.to(self.mean.device)
-        if self._statistics is not None:
-            return standardize(images, *self._statistics.to(images.device)).to(self.mean.dtype)
+        if self.takes_features:
+            return self.standardized(images)
         if images.dtype == torch.uint8:
             images = normalize(images, self.mean, self.std)
         return images.to(memory_format=self.memory_format) if images.ndim == 4 else images
@@ -198,16 +197,6 @@ class Classifier(LocalDescent, MeasuredModule):
         return torch.tensor(self.info["class_counts"])
 
     # Training
-
-    def setup(self, stage: str) -> None:
-        """Let a Trainer leave raw features as they are; one of low precision would round them first."""
-        if self._statistics is not None:
-            vars(self.trainer.precision_plugin)["convert_input"] = _unchanged
-
-    def teardown(self, stage: str) -> None:
-        """Let the Trainer treat the batches of other modules as before."""
-        if self._statistics is not None:
-            vars(self.trainer.precision_plugin).pop("convert_input", None)
 
     def on_train_start(self) -> None:
         """Start the sums of the epoch's means."""
@@ -293,7 +282,3 @@ class Classifier(LocalDescent, MeasuredModule):
         """Return class probabilities (B, C) for images or raw features, or for these and labels."""
         images = batch[0] if isinstance(batch, tuple | list) else batch
         return self.forward(images).softmax(1)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch

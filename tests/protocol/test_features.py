@@ -45,6 +45,14 @@ def test_features_are_standardised_before_they_take_the_type_of_the_weights(dtyp
     assert module(raw()).dtype == dtype
 
 
+def test_statistics_go_where_the_module_goes_and_keep_their_type() -> None:
+    module = FedAvg(2, 3, "mlp", info=INFO).to(torch.bfloat16).to("meta")
+    assert module.prepare(raw().to("meta")).device.type == "meta"
+    assert module.takes_features
+    kept = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    assert {(value.device.type, value.dtype) for value in kept} == {("meta", torch.float32)}
+
+
 def test_features_without_statistics_are_taken_as_they_are() -> None:
     module = FedAvg(2, 3, "mlp", info=ImageInfo(image_size=[]))
     assert torch.equal(module.prepare(raw()), raw())
