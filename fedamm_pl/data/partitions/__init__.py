@@ -1,6 +1,5 @@
 """Partitions of a labelled training set over clients, by name: simulated ones, and functions of the user's own."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from fedamm_pl.data.partitions.dirichlet import by_dirichlet_balanced, by_dirich
 from fedamm_pl.data.partitions.local_long_tail import by_local_long_tail
 from fedamm_pl.data.partitions.own import own_partition
 from fedamm_pl.data.partitions.simulated import Labels, by_dirichlet, by_num_classes, by_shards, iid
+from fedamm_pl.hints import similar
 from fedamm_pl.seeding import numpy_generator
 
 NUM_CLIENTS = 20
@@ -41,8 +41,8 @@ def require_partition(name: str, partition_file: str) -> None:
         ValueError: If there is no such partition, or a file too many or too few.
     """
     if name not in (*SIMULATED, *NAMED) and "." not in name:
-        close = difflib.get_close_matches(name, (*SIMULATED, *NAMED), 1)
-        raise ValueError(f"{EXPECTED}, got {name}" + (f"; did you mean {close[0]}?" if close else "."))
+        meant = similar(name, (*SIMULATED, *NAMED))
+        raise ValueError(f"{EXPECTED}, got {name}" + (f"; did you mean {meant}?" if meant else "."))
     if (name == "from_file") != bool(partition_file):
         if not partition_file:
             raise ValueError("Expected `partition_file` to name the file for partition from_file, got none.")
