@@ -3,9 +3,10 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedamm_pl.data.sources.image_data import ImageData, ImageInfo, image_data
+from fedamm_pl.data.sources.image_data import ImageData, ImageInfo
 from fedamm_pl.data.sources.image_folder import read_image_folder
 from fedamm_pl.data.sources.in_memory import (
     CLASS_NAMES,
@@ -18,6 +19,7 @@ from fedamm_pl.data.sources.in_memory import (
 from fedamm_pl.data.sources.list_file import read_list
 from fedamm_pl.data.sources.npz import read_npz
 from fedamm_pl.data.sources.options import ReadOptions, say_unused_share
+from fedamm_pl.data.sources.own_data import image_data
 from fedamm_pl.data.sources.reading import one_line
 from fedamm_pl.data.sources.saved_datasets import is_saved_dataset, read_saved_dataset
 from fedamm_pl.data.sources.tables import ROLES, SUFFIXES, read_table
@@ -47,8 +49,7 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
     other names, the first that exists is taken: ``fashion_mnist_mini`` and ``digits`` from the package; ``<root>/<dataset>.npz``
     (or ``<root>/<dataset>`` where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for
     ``dataset="image_folder"``, ``<root>`` itself, see :func:`read_image_folder`, or as Hugging Face's ``save_to_disk`` leaves
-    it; torchvision's files under ``root``, downloaded
-    on first use.
+    it; torchvision's files under ``root``, downloaded on first use.
 
     Args:
         dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``digits``, ``image_folder``, or the
@@ -72,52 +73,102 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
         if os.path.exists(own := os.path.join(root, f"{dataset}.npz")):
             log.warning("%s of the package is read; %s is not: give it another name", dataset, own)
         return read_shipped(dataset)
-    is_table = dataset.lower().endswith(SUFFIXES)
+    found = _look_for(dataset, root)
+    kind = _kind(found)
+    used = {
+        "table": [*ROLES, *(OF_FILES if options.path_column else [])],
+        "saved": [*OF_FILES, "label_column", "client_column"],
+        **dict.fromkeys(("list", "folder"), OF_FILES),
+    }
+    _require_used(options, dataset, used.get(kind, []))
+    if kind not in used:
+        say_unused_share(options.test_fraction, dataset)
+    match kind:
+        case "table":
+            return read_table(found.place, found.root, options)
+        case "npz":
+            return read_npz(found.npz, CLASS_NAMES.get(dataset))
+        case "list":
+            return read_list(found.place, found.root, options)
+        case "saved":
+            return read_saved_dataset(found.place, options)
+        case "folder":
+            return read_image_folder(found.place, options)
+    return read_torchvision(dataset, found.root)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What there is under a name.
+
+    Attributes:
+        dataset: The name.
+        root: The folder to look in.
+        place: Where a file or folder of this name would be.
+        npz: Where an npz file would be.
+        is_there: Whether something is at ``place``.
+        has_npz: Whether something is at ``npz``.
+        is_saved: Whether ``place`` is a folder as ``save_to_disk`` leaves it.
+        has_images: Whether it is a folder of images.
+        tables: Names of tables whose file has this name.
+    """
+
+    dataset: str
+    root: Path
+    place: Path
+    npz: Path
+    is_there: bool
+    has_npz: bool
+    is_saved: bool
+    has_images: bool
+    tables: list[str]
+
+
+def _look_for(dataset: str, root: str | Path) -> _Found:
     try:
         if "\0" in f"{dataset}{root}":
             raise ValueError("no name may have a null character")
         folder = Path(root).expanduser()
         npz = folder / (dataset if dataset.endswith(".npz") else f"{dataset}.npz")
         place = folder if dataset == "image_folder" else folder / dataset
-        is_there, has_npz, is_saved = place.exists(), npz.exists(), is_saved_dataset(place)
         # under the name of a download, torchvision may have a folder
         has_images = (place / "train").is_dir() or (place.is_dir() and dataset not in DOWNLOADABLE)
         tables = [f"{dataset}{suffix}" for suffix in SUFFIXES if Path(f"{place}{suffix}").exists()]
+        there = place.exists(), npz.exists(), is_saved_dataset(place), has_images
     except (OSError, ValueError, RuntimeError) as error:  # too long, a character that no name may have, an unknown user
         raise ValueError(
             f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} in {str(root)!r:.60} "
             f"({one_line(error):.200})."
         ) from error
-    variables = " (variables such as $HOME are not replaced)" if "$" in str(root) else ""
-    if not is_there and not has_npz and (is_table or dataset.lower().endswith(LIST)):
+    return _Found(dataset, folder, place, npz, *there, tables)
+
+
+def _kind(found: _Found) -> str:
+    """Return what is read of what there is: a table, npz, list, saved or folder; or a download."""
+    dataset, place, folder = found.dataset, found.place, found.root
+    variables = " (variables such as $HOME are not replaced)" if "$" in str(folder) else ""
+    is_table, is_list = dataset.lower().endswith(SUFFIXES), dataset.lower().endswith(LIST)
+    if (is_table or is_list) and not found.is_there and not found.has_npz:
         kind = "table" if is_table else "list"
         raise ValueError(f"Expected `root` to hold the {kind} {place}, got no such file{variables}.")
     if is_table:
-        _require_used(options, dataset, [*ROLES, *(OF_FILES if options.path_column else [])])
-        return read_table(place, folder, options)
-    is_list = is_there and not has_images and dataset.lower().endswith(LIST)
-    if not (is_list or is_saved or has_images or has_npz or dataset in DOWNLOADABLE):
-        meant = [*tables, *([f"`root` {folder.parent}"] if folder.name == dataset and folder.is_dir() else [])]
-        raise ValueError(
-            f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, *SHIPPED])}, the name of a table or list "
-            f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {npz} or {place}/<class>/*.png, got {dataset!r} and no such "
-            f"file{variables}{f'; did you mean {meant[0]}?' if meant else '.'}"
-        )
-    used = OF_FILES if not has_npz and (is_list or is_saved or has_images) else []
-    _require_used(options, dataset, [*used, *(["label_column", "client_column"] if used and is_saved else [])])
-    if has_npz and (is_saved or has_images):
-        log.warning("%s is read; the folder %s is not", npz, place)
-    if not used:
-        say_unused_share(options.test_fraction, dataset)
-    if has_npz:
-        return read_npz(npz, CLASS_NAMES.get(dataset))
-    if is_list:
-        return read_list(place, folder, options)
-    if is_saved:
-        return read_saved_dataset(place, options)
-    if has_images:
-        return read_image_folder(place, options)
-    return read_torchvision(dataset, folder)
+        return "table"
+    if found.has_npz:
+        if found.is_saved or found.has_images:
+            log.warning("%s is read; the folder %s is not", found.npz, place)
+        return "npz"
+    if is_list and not found.has_images:
+        return "list"
+    if found.is_saved or found.has_images:
+        return "saved" if found.is_saved else "folder"
+    if dataset in DOWNLOADABLE:
+        return "download"
+    meant = [*found.tables, *([f"`root` {folder.parent}"] if folder.name == dataset and folder.is_dir() else [])]
+    raise ValueError(
+        f"Expected `dataset` to be one of {', '.join([*DOWNLOADABLE, *SHIPPED])}, the name of a table or list "
+        f"({', '.join([*SUFFIXES, LIST])}), or `root` to hold {found.npz} or {place}/<class>/*.png, got {dataset!r} and no such "
+        f"file{variables}{f'; did you mean {meant[0]}?' if meant else '.'}"
+    )
 
 
 def _require_used(options: ReadOptions, dataset: str, used: Sequence[str]) -> None:

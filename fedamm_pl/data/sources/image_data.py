@@ -1,9 +1,8 @@
 """``ImageData``: a labelled data set of images or features, and what is asked of one."""
 
-import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -17,7 +16,6 @@ BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that reorder the text around them."""
 MAX_NAME = 1000
 """Characters of a class's name; a report reads no longer ones."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class ImageData:
         clients: Who holds each training example, N names, for data that come from natural clients; None: not known.
         val_images: Validation examples that the data bring, of the same kind, or None.
         val_labels: Their labels, or None.
-        rows: Name of a part -> which row of the file, from 0, each of its examples was, where one list held all parts; None:
-            examples are as the data have them.
+        rows: Name of a part -> which row, from 0, each of its examples was in the file that lists them; of several files, one
+            after the other. None: no file lists them.
     """
 
     train_images: Source
@@ -124,6 +122,9 @@ def check_images(data: ImageData, where: str = "") -> None:
         raise ValueError(
             f"Expected clients{where} to be {len(data.train_labels)} names, one a training example, got {len(data.clients)}."
         )
+    sizes = {part: len(labels) for part, (_, labels) in data.parts.items()}
+    if data.rows is not None and (got := {part: len(rows) for part, rows in data.rows.items()}) != sizes:
+        raise ValueError(f"Expected rows{where} to be those of the examples, {sizes}, got {got}.")
     check_names(data.class_names, where)
     absent = (data.train_labels.bincount(minlength=bound) == 0).nonzero().flatten().tolist()
     if absent:
@@ -165,115 +166,6 @@ def check_names(names: Sequence[str], where: str = "") -> None:
         if same in seen:
             raise ValueError(f"Expected class_names{where} to differ, got {name!r} twice.")
         seen.add(same)
-
-
-def image_data(loaded: Any) -> ImageData:
-    """Take the images that somebody's own code has loaded, converted where it is clear what they are.
-
-    Clear are: an :class:`ImageData` or its parts as a tuple in the same order, with or without the names; arrays or tensors of
-    uint8 images, also as (N, H, W), and as (N, H, W, C) with 1 or 3 channels, or of float features (N, D); any other
-    :class:`~fedamm_pl.data.sources.source.Source`; labels as any list, array or tensor of whole numbers, also as a column; names
-    as any list of texts or whole numbers, or None for the numbers of the classes.
-
-    Args:
-        loaded: What the code returned.
-
-    Returns:
-        The images, checked by :func:`check_images`.
-
-    Raises:
-        ValueError: If it is something else. The message names the part, what it is and what is expected.
-    """
-    names = [field.name for field in fields(ImageData)][:5]
-    parts = [getattr(loaded, name) for name in names] if isinstance(loaded, ImageData) else loaded
-    if isinstance(parts, list | tuple) and [len(part) if isinstance(part, tuple) else 0 for part in parts] == [2, 2]:
-        parts = [*parts[0], *parts[1]]  # as Keras returns them
-    if not isinstance(parts, list | tuple) or len(parts) not in (4, 5):
-        raise ValueError(f"Expected `load_images` to return ImageData({', '.join(names)}), got {_kind(loaded)}.")
-    train_images, test_images = _images(parts[0], "train_images"), _images(parts[2], "test_images")
-    train_labels, test_labels = _labels(parts[1], "train_labels"), _labels(parts[3], "test_labels")
-    more: dict[str, Any] = {}
-    if isinstance(loaded, ImageData):
-        more = {"clients": _holders(loaded.clients), "rows": loaded.rows}
-        if (loaded.val_images is None) != (loaded.val_labels is None):
-            raise ValueError("Expected val_images and val_labels to be given both or not at all, got one of them.")
-        if loaded.val_images is not None:
-            more["val_images"] = _images(loaded.val_images, "val_images")
-            more["val_labels"] = _labels(loaded.val_labels, "val_labels")
-    largest = max((int(labels.max()) for labels in (train_labels, test_labels) if labels.numel()), default=-1)
-    class_names = _names(parts[4] if len(parts) == 5 else None, largest + 1)
-    data = ImageData(train_images, train_labels, test_images, test_labels, class_names, **more)
-    check_images(data)
-    return data
-
-
-def _holders(value: Any) -> list[str] | None:
-    if value is None:
-        return None
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise ValueError(f"Expected clients to be names, one a training example, got {_kind(value)}.")
-    listed = value.tolist() if isinstance(value, np.ndarray | Tensor) else list(value)
-    bad = next((i for i, name in enumerate(listed) if not isinstance(name, str | int) or not str(name).strip()), None)
-    if bad is not None:
-        raise ValueError(
-            f"Expected clients to be names, one a training example, got {listed[bad]!r:.60} for example {bad}."
-        )
-    return [str(name) for name in listed]
-
-
-def _images(value: Any, field: str) -> Source:
-    if isinstance(value, np.ndarray) and (value.dtype == np.uint8 or (value.dtype.kind == "f" and value.ndim == 2)):
-        value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
-    if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2:
-        return value.detach().float()
-    if not isinstance(value, Tensor) and isinstance(value, Source) and not isinstance(value, np.ndarray):
-        return value
-    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim not in (3, 4):
-        raise ValueError(
-            f"Expected {field} to be a tensor or array of uint8 of shape (N, C, H, W), got {_kind(value)}: pixels are whole "
-            "numbers from 0 to 255; features are floats of shape (N, D)."
-        )
-    if value.ndim == 3:
-        return value[:, None]
-    if value.shape[3] in (1, 3) and min(value.shape[1:3]) > 4:
-        if field == "train_images":  # the others are of the same kind
-            log.info("images of shape %s are taken for (N, H, W, C), channels last", tuple(value.shape))
-        return value.permute(0, 3, 1, 2).contiguous()
-    return value
-
-
-def _labels(value: Any, field: str) -> Tensor:
-    try:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        if array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]
-        with np.errstate(invalid="ignore"):
-            whole = array.astype(np.int64) if array.dtype.kind in "biuf" and array.ndim == 1 else None
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        whole = None
-    if whole is None or (whole != array).any():
-        raise ValueError(f"Expected {field} to be one whole number an image, got {_kind(value)}.")
-    return torch.from_numpy(whole)
-
-
-def _names(value: Any, num_classes: int) -> list[str]:
-    if value is None:
-        return [str(label) for label in range(num_classes)]
-    listed = value.tolist() if isinstance(value, np.ndarray) else value
-    if not isinstance(listed, list | tuple | range) or not all(
-        isinstance(name, str | int | np.integer) and not isinstance(name, bool) for name in listed
-    ):
-        raise ValueError(f"Expected class_names to be a list of texts, one a class, got {_kind(value)}.")
-    return [str(name) for name in listed]
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    if isinstance(value, list | tuple) and value:
-        kinds = sorted({type(item).__name__ for item in value})
-        return f"a {type(value).__name__} of {len(value)} {' and '.join(kinds)}"
-    return type(value).__name__
 
 
 def require_images(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:

@@ -99,7 +99,8 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
         return subset(listed.images, chosen[name]), numbers[chosen[name]]
 
     clients = listed.clients and [listed.clients[i] for i in chosen["train"].tolist()]
-    val = part("val") if len(chosen.get("val", ())) else (None, None)
+    chosen = {name: rows for name, rows in chosen.items() if len(rows)}
+    val = part("val") if "val" in chosen else (None, None)
     data = ImageData(*part("train"), *part("test"), names, clients, val[0], val[1], chosen)
     check_images(data, f" of {listed.where}")
     return data

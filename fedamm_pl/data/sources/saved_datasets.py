@@ -119,8 +119,9 @@ def read_saved_dataset(folder: Path, options: ReadOptions | None = None) -> Imag
         holders = _clients(splits, options.client_column, pa)
     parts = [part for part, split in splits.items() for _ in range(split.table.num_rows)]
     rows = range(len(labels)) if names is None else _known(labels, len(names), images)
+    stored = torch.tensor(rows, dtype=torch.int64)
     listed = Listed(
-        images.subset(torch.tensor(rows, dtype=torch.int64)),
+        images.subset(stored),
         [labels[row] for row in rows],
         [parts[row] for row in rows] if len(splits) > 1 else None,
         holders and [holders[row] for row in rows],
@@ -128,6 +129,7 @@ def read_saved_dataset(folder: Path, options: ReadOptions | None = None) -> Imag
         lambda i: images.place(rows[i]),
     )
     data = data_set(listed, options.test_fraction, options.seed)
+    data = replace(data, rows={part: stored[mine] for part, mine in (data.rows or {}).items()})
     if names is not None:
         data = replace(data, class_names=[names[int(number)] for number in data.class_names])
         check_names(data.class_names, f" of {folder}")

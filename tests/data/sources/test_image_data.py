@@ -95,6 +95,13 @@ def test_channels_may_be_last_where_that_is_clear_and_it_is_said(caplog: pytest.
     assert image_data(grey).train_images.shape == (12, 1, 6, 8)
 
 
+def test_rows_are_one_an_example() -> None:
+    rows = {"train": torch.arange(12), "test": torch.arange(12, 16)}
+    assert image_data(with_part(rows=rows)).rows == rows
+    with pytest.raises(ValueError, match=r"Expected rows to be those of the examples, .*'test': 4.* got .*'test': 3"):
+        image_data(with_part(rows={**rows, "test": torch.arange(3)}))
+
+
 @pytest.mark.parametrize("shape", [(3, 32, 3), (64, 1, 1), (1, 1, 64), (2, 6, 6), (4, 6, 1)])
 def test_channels_are_first_wherever_they_may_be(shape: tuple[int, int, int], caplog: pytest.LogCaptureFixture) -> None:
     images = with_part(train_images=pixels(12, *shape), test_images=pixels(4, *shape))

@@ -85,6 +85,9 @@ def test_what_datasets_has_saved_is_read(in_memory: bool | None, caplog: pytest.
     assert data.clients == ["n", "s", "n", "s"]
     assert (levels(data, "val"), data.val_labels is not None and data.val_labels.tolist()) == ([20], [1])
     assert (levels(data, "test"), data.test_labels.tolist()) == ([30, 32], [1, 0])
+    assert data.rows is not None
+    assert data.rows["train"].tolist() == [0, 1, 2, 3]
+    assert data.rows["test"].diff().tolist() == [2]  # the row between them has no label
     assert data.train_images.shape == (4, 1, 2, 3)
     assert isinstance(data.train_images, Tensor if in_memory is None else SavedImages)
     assert caplog.messages[:3] == [
