@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib
-import inspect
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from fedamm_pl.cli.config_files import check_config_files, check_values_given
 from fedamm_pl.cli.messages import one_line
-from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED
+from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, parameters_of
 from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump, in_one_line
 from fedamm_pl.files import lock_folder
 from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, plan
@@ -22,8 +21,8 @@ from fedamm_pl.results.comparison_files import write_results
 from fedamm_pl.terminal import printable, say
 
 KNOWN = {"class_counts": [1] * 10, "shot_groups": {"all": [*range(10)]}}
-STAND_INS = {"algorithm": {"num_classes": 10, "model": "small_cnn", "info": KNOWN}}
-"""Group -> options with which its class is made to check the others."""
+STAND_INS = {"algorithm": {"num_classes": 10, "in_channels": 3, "model": "small_cnn", "info": KNOWN}}
+"""Group -> values with which its class, where it takes them, is made to check its options."""
 
 
 def compare(words: Sequence[str]) -> None:
@@ -68,13 +67,12 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
     parser = build_parser()
 
     @cache
-    def check_class(class_path: str, options: str) -> None:
+    def check_class(group: str, class_path: str, options: str) -> None:
         # found now, not in a process of its own hours later; the data are not loaded for it
         module, _, name = class_path.rpartition(".")
         kind, values = getattr(importlib.import_module(module), name), json.loads(options)
-        if (channels := inspect.signature(kind).parameters.get("in_channels")) and channels.default is channels.empty:
-            values["in_channels"] = 3
-        kind(**values)
+        not_taken = STAND_INS.get(group, {}).keys() - parameters_of(kind)
+        kind(**{name: value for name, value in values.items() if name not in not_taken})
 
     def resolve(options: dict[str, Any]) -> tuple[str, int]:
         with in_one_line():
@@ -91,7 +89,7 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
             except TypeError:  # options that are objects are made, and checked, in the run's own process
                 continue
             with in_one_line():
-                check_class(config[group].class_path, text)
+                check_class(group, config[group].class_path, text)
         return dump(parser, config), int(config.federation.num_rounds)
 
     return resolve

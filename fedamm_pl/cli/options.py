@@ -48,7 +48,13 @@ LINKED = {"data": ("seed",), "algorithm": ("num_classes", "in_channels", "info")
 
 
 def options_of(owner: type) -> dict[str, inspect.Parameter]:
-    """Return the options that a class takes, with resolved types; those of its bases where it passes on ``**others``."""
+    """Return the options that a class takes: its parameters without those that others fill in."""
+    hidden = LINKED.get(group_of(owner) or "", ())
+    return {name: parameter for name, parameter in parameters_of(owner).items() if name not in hidden}
+
+
+def parameters_of(owner: type) -> dict[str, inspect.Parameter]:
+    """Return a class's parameters, with resolved types; those of its bases where it passes on ``**others``."""
     found: dict[str, inspect.Parameter] = {}
     for kind in owner.__mro__[:-1]:  # without object
         if "__init__" not in vars(kind):
@@ -64,8 +70,7 @@ def options_of(owner: type) -> dict[str, inspect.Parameter]:
                 found.setdefault(parameter.name, parameter.replace(annotation=annotation))
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
-    hidden = LINKED.get(group_of(owner) or "", ())
-    return {name: parameter for name, parameter in found.items() if name not in hidden}
+    return found
 
 
 def group_of(owner: type) -> str | None:

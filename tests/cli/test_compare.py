@@ -11,6 +11,15 @@ from fedamm_pl import algorithms
 from fedamm_pl.cli.main import main
 
 Planned = Callable[..., list[Any]]
+OWN = """
+from fedamm_pl import FedAvg
+class Fixed(FedAvg):
+    def __init__(self, num_classes: int, model: str = "small_cnn"):
+        super().__init__(num_classes, 1, model)
+class Open(FedAvg):
+    def __init__(self, **others):
+        super().__init__(**others)
+"""
 BASE = {"algorithm": {"model": "small_cnn"}, "federation": {"num_rounds": 3}, "executor": "Processes"}
 
 
@@ -49,6 +58,12 @@ def test_every_method_may_be_compared(planned: Planned) -> None:
     fixed = {"class_path": "FedAMM", "families": "fixed"}  # by the shot groups, which the data say
     runs = planned(methods={**dict.fromkeys(algorithms.__all__), "class-aware": fixed}, seeds=[0])
     assert len(runs) == len(algorithms.__all__) + 1
+
+
+def test_class_of_ones_own_need_not_take_what_the_data_say(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_method.py").write_text(OWN)
+    monkeypatch.syspath_prepend(Path.cwd())
+    assert len(planned(methods={"own_method.Fixed": None, "own_method.Open": {"lr": 0.1}}, seeds=[0])) == 2
 
 
 def test_folder_is_where_it_is_told(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
