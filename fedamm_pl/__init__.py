@@ -1,7 +1,7 @@
 """FedAMM (Long-Tailed Federated Learning via Aggregated Meta Mapping) as PyTorch Lightning modules."""
 
 # ruff: noqa: E402  torchmetrics first, before Lightning imports it
-from fedamm_pl.pyplot import import_torchmetrics
+from fedamm_pl.light_torchmetrics import import_torchmetrics
 
 import_torchmetrics()
 
