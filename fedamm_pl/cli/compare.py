@@ -46,7 +46,7 @@ def compare(words: Sequence[str]) -> None:
         check_folders(runs)
         with lock_folder(folder):
             failed = execute(runs, config.jobs)
-            say("\n" + write_results(folder, runs))
+            say("\n" + write_results(folder, runs, config.reference))
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:  # a full disk; the runs themselves are whole

@@ -42,6 +42,8 @@ class CompareConfig:
     """Folder of the comparison; by default runs/<config name>. What is finished in it is skipped, what was interrupted continues."""
     jobs: int = 1
     """Runs side by side; they share the processor's cores."""
+    reference: str | None = None
+    """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
 
     def __post_init__(self) -> None:
         if not self.methods or not self.seeds or not all(self.grid.values()):
@@ -50,6 +52,10 @@ class CompareConfig:
             )
         if self.jobs < 1:
             raise ValueError(f"Expected `jobs` to be 1 or more, got {self.jobs}.")
+        if self.reference is not None and self.reference not in self.methods:
+            raise ValueError(
+                f"Expected `reference` to be one of `methods`, {', '.join(self.methods)}, got {self.reference}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,26 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from fedamm_pl.files import write_atomically
 from fedamm_pl.results.comparison import PlannedRun
 from fedamm_pl.results.figure_parts import rendered
 from fedamm_pl.results.figures import comparison
+from fedamm_pl.results.paired_figures import forest, rank_diagram
+from fedamm_pl.results.paired_tables import (
+    LEGEND,
+    as_csv_text,
+    difference_cells,
+    rank_cells,
+    rank_legend,
+    shared_seeds,
+)
+from fedamm_pl.results.pairs import Paired, default_reference, pair, rank
 from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, latex_text, markdown_text, row, table
 from fedamm_pl.terminal import as_csv
 
@@ -35,11 +47,46 @@ def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Ite
             yield ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in setting.items()), members
 
 
-def write_results(folder: Path, runs: Sequence[PlannedRun]) -> str:
+def pairs(
+    runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]], reference: str | None = None
+) -> dict[str, Paired]:
+    """Return each setting, as text, and its methods on the seeds that all share; those with a run that failed or diverged are left out.
+
+    Args:
+        runs: All that were planned.
+        found: The rows of those that are finished.
+        reference: The method that the others are compared with.
+    """
+    compared = {}
+    for setting, members in settings(runs, found):
+        values = {name: members[0][name] for name in runs[0].setting}
+        mine = [run for run in runs if run.setting == values]
+        left_out: dict[str, list[str]] = {}
+        for run in mine:
+            summary = run.summary
+            if summary is None or summary.get("diverged"):
+                reason = "diverged" if summary else "is not finished"
+                left_out.setdefault(run.method, []).append(f"seed {run.seed} {reason}")
+        reasons = {method: ", ".join(found) for method, found in left_out.items()}
+        first = reference or default_reference(list(dict.fromkeys(run.method for run in mine)))
+        compared[setting] = pair(members, reasons, first, setting, values)
+    return compared
+
+
+def write_results(folder: Path, runs: Sequence[PlannedRun], reference: str | None = None) -> str:
     """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
 
+    Where methods share seeds, their differences are in results.md and results.tex too, in results_paired.csv, and drawn in
+    results_paired.pdf and .png; their mean ranks over several settings are in results_ranks.pdf and .png. Such files of before that
+    these runs do not give are removed.
+
+    Args:
+        folder: Where.
+        runs: All that were planned.
+        reference: The method that the others are compared with, see :func:`~fedamm_pl.results.pairs.default_reference`.
+
     Returns:
-        The table as Markdown.
+        The tables as Markdown.
 
     Raises:
         OSError: If a table cannot be written. A figure that cannot be drawn or written is a warning.
@@ -54,22 +101,51 @@ def write_results(folder: Path, runs: Sequence[PlannedRun]) -> str:
     summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in runs if run.finished}
     write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
     markdown, latex, panels = [], [], {}
+    compared = pairs(runs, found, reference)
     for setting, members in settings(runs, found):
-        cells = table(members)
-        markdown += (
-            [f"**{markdown_text(setting)}**", "", *as_markdown(cells), ""] if setting else [*as_markdown(cells), ""]
-        )
+        cells, paired = table(members), compared[setting]
+        markdown += [*([f"**{markdown_text(setting)}**", ""] if setting else []), *as_markdown(cells), ""]
         latex += [f"% {latex_text(setting)}", *as_latex(cells), ""]
         panels[setting] = accuracies(members)
+        if paired.differences:
+            differences = difference_cells(paired)
+            markdown += [markdown_text(shared_seeds(paired)), "", *as_markdown(differences), ""]
+            latex += [f"% {latex_text(shared_seeds(paired))}", *as_latex(differences), ""]
+        for note in paired.notes:
+            markdown += [markdown_text(note), ""]
+    shown = {setting: paired for setting, paired in compared.items() if paired.differences}
+    ranks = rank(list(compared.values()))
+    if ranks:
+        markdown += [rank_legend(ranks), "", *as_markdown(rank_cells(ranks)), ""]
+        latex += ["% Mean ranks", *as_latex(rank_cells(ranks)), ""]
+    if shown:
+        markdown += [LEGEND, ""]
     if any(row["uses_meta_set"] for row in found):
         markdown += ["† uses the server's balanced meta set.", ""]
     write_atomically(folder / "results.md", "\n".join(markdown).encode())
     write_atomically(folder / "results.tex", "\n".join(latex).encode())
-    if found:
-        try:
-            figure = comparison(panels)
-            write_atomically(folder / "results.pdf", rendered(figure, "pdf"))
-            write_atomically(folder / "results.png", rendered(figure, "png", dpi=150))
-        except Exception as error:
-            log.warning("%s: the figure is left out (%s: %s)", folder, type(error).__name__, error)
+    if shown:
+        write_atomically(folder / "results_paired.csv", as_csv_text(list(shown.values())).encode())
+    else:
+        (folder / "results_paired.csv").unlink(missing_ok=True)
+    panels_of_pairs = {setting: paired.forest for setting, paired in shown.items()}
+    references = {setting: paired.reference for setting, paired in shown.items()}
+    _draw(folder / "results", (lambda: comparison(panels)) if found else None)
+    _draw(folder / "results_paired", (lambda: forest(panels_of_pairs, references)) if shown else None)
+    _draw(folder / "results_ranks", (lambda: rank_diagram(ranks)) if ranks else None)
     return "\n".join(markdown)
+
+
+def _draw(path: Path, draw: Callable[[], Figure] | None) -> None:
+    """Write a figure as PDF and PNG; remove that of before if there is nothing to draw."""
+    files = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("pdf", "png")}
+    if draw is None:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        return
+    try:
+        figure = draw()
+        write_atomically(files["pdf"], rendered(figure, "pdf"))
+        write_atomically(files["png"], rendered(figure, "png", dpi=150))
+    except Exception as error:
+        log.warning("%s: the figure is left out (%s: %s)", path.parent, type(error).__name__, error)

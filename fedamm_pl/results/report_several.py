@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from fedamm_pl.federation.summary import chosen_on
 from fedamm_pl.results.figures import accuracy_against_bytes, comparison
 from fedamm_pl.results.html import embedded, escaped, folded, gallery, tabular
+from fedamm_pl.results.paired_figures import forest, rank_diagram
+from fedamm_pl.results.paired_tables import LEGEND, difference_cells, rank_cells, rank_legend, shared_seeds
+from fedamm_pl.results.pairs import Paired, Ranks, default_reference, pair, rank
 from fedamm_pl.results.report_one import (
     attempted,
     joined,
@@ -32,7 +35,9 @@ COMPARISON = (
     "small dots are seeds. Methods whose bars overlap are not told apart by these runs."
 )
 BYTES = "The further left a curve rises, the less it costs to be as good; where curves cross, the budget decides."
-LEGEND = (
+FOREST = "Mean differences with their 95 % intervals; small dots are seeds. In the grey band a difference is below half a point."
+RANKED = "Bars join methods that Nemenyi's test at 0.05 does not tell apart."
+METHODS = (
     "Test accuracy in percent, mean ± standard deviation over the seeds. Bold: the highest mean, if there are three seeds or more "
     "of each method and its bar (mean ± standard deviation) lies above all others. {best} † uses the server's balanced examples, "
     "which the others do not have. Unfinished and stopped runs are left out."
@@ -56,6 +61,7 @@ def several(runs: Sequence[Run]) -> tuple[str, str]:
         *methods(runs, names),
         "<h2>Runs</h2>",
         tabular(run_lines(runs, names)),
+        *paired_sections(runs),
         "<h2>Each run</h2>",
         *(
             folded(
@@ -71,16 +77,25 @@ def several(runs: Sequence[Run]) -> tuple[str, str]:
 def labels(runs: Sequence[Run]) -> list[str]:
     """Name runs by their method and by what differs between them; runs of one name differ in their seeds alone."""
     flats = [options(run) for run in runs]
-    names = [
-        name
-        for name in dict.fromkeys(name for flat in flats for name in flat)
-        if name != "algorithm" and not name.startswith(IRRELEVANT)
-    ]
-    differing = [name for name in names if len({repr(flat[name]) for flat in flats if name in flat}) > 1]
+    names = differing(flats)
+    return [joined(run.method, said(flat, names)) for run, flat in zip(runs, flats, strict=True)]
+
+
+def differing(flats: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the options that differ between runs, but for those that make no other experiment."""
+    names = dict.fromkeys(name for flat in flats for name in flat)
     return [
-        joined(run.method, *(f"{name.rpartition('.')[2]} {flat[name]}" for name in differing if name in flat))
-        for run, flat in zip(runs, flats, strict=True)
+        name
+        for name in names
+        if name != "algorithm"
+        and not name.startswith(IRRELEVANT)
+        and len({repr(flat[name]) for flat in flats if name in flat}) > 1
     ]
+
+
+def said(flat: dict[str, Any], names: Sequence[str]) -> str:
+    """Return options of a run in words."""
+    return joined(*(f"{name.rpartition('.')[2]} {flat[name]}" for name in names if name in flat))
 
 
 def seed_of(run: Run) -> str | None:
@@ -118,8 +133,67 @@ def methods(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         return ["<p>None of the runs has finished yet.</p>"]
     figures, missing = attempted(lambda: drawn(runs, names, rows))
     note = [f'<p class="note">{escaped(missing)}</p>'] if missing else []
-    legend = LEGEND.format(best=BEST[" or ".join(sorted({row.get("best_on", "test") for row in rows}))])
+    legend = METHODS.format(best=BEST[" or ".join(sorted({row.get("best_on", "test") for row in rows}))])
     return [tabular(stacked(table(rows))), f'<p class="soft">{legend}</p>', *note, gallery(figures)]
+
+
+def paired_sections(runs: Sequence[Run]) -> list[str]:
+    """Return the differences between methods on the same seeds, a table for each setting of the data, with figures."""
+    found = pairs(runs)
+    shown = {paired.setting: paired for paired in found if paired.differences}
+    parts = []
+    for paired in found:
+        title = f"<p><strong>{escaped(paired.setting)}</strong></p>" if paired.setting else ""
+        body = [f"<p>{escaped(shared_seeds(paired))}</p>", tabular(difference_cells(paired))]
+        notes = [f'<p class="note">{escaped(note)}</p>' for note in paired.notes]
+        parts += [title, *(body if paired.differences else []), *notes] if paired.differences or notes else []
+    if ranks := rank(found):
+        parts += [tabular(rank_cells(ranks)), f'<p class="soft">{escaped(rank_legend(ranks))}</p>']
+    if shown:
+        parts.append(f'<p class="soft">{escaped(LEGEND)}</p>')
+        figures, missing = attempted(lambda: drawn_pairs(shown, ranks))
+        parts += [f'<p class="note">{escaped(missing)}</p>'] if missing else [gallery(figures)]
+    return ["<h2>Paired differences</h2>", *parts] if parts else []
+
+
+def drawn_pairs(shown: dict[str, Paired], ranks: Ranks | None) -> list[str]:
+    """Return the figures of the differences."""
+    panels = {setting: paired.forest for setting, paired in shown.items()}
+    references = {setting: paired.reference for setting, paired in shown.items()}
+    figures = [embedded(forest(panels, references), "Paired differences", FOREST)]
+    return figures + ([embedded(rank_diagram(ranks), "Mean ranks", RANKED)] if ranks else [])
+
+
+def pairs(runs: Sequence[Run]) -> list[Paired]:
+    """Return the methods of each setting of the data on the seeds that all share; other data have other splits.
+
+    Methods with a run that is not finished, was stopped or has diverged, and those with two runs of a seed, are left out.
+    """
+    flats = [options(run) for run in runs]
+    names = differing(flats)
+    settings: dict[str, list[tuple[str, Run]]] = {}
+    for run, flat in zip(runs, flats, strict=True):
+        method = joined(run.method, said(flat, [name for name in names if not name.startswith("data.")]))
+        setting = said(flat, [name for name in names if name.startswith("data.")])
+        settings.setdefault(setting, []).append((method, run))
+    found = []
+    for setting, members in settings.items():
+        left_out: dict[str, list[str]] = {}
+        for (method, seed), times in collections.Counter((method, run.seed) for method, run in members).items():
+            if times > 1 or seed is None:
+                left_out.setdefault(method, []).append("no seed" if seed is None else f"{times} runs of seed {seed}")
+        for method, run in members:
+            if run.summary is None or run.summary["stopped"] or run.summary.get("diverged"):
+                how = "is not finished" if run.summary is None else "stopped" if run.summary["stopped"] else "diverged"
+                left_out.setdefault(method, []).append(f"seed {run.seed} {how}")
+        rows = [
+            row(method, run.seed or 0, {}, {**run.summary, "num_averaged": run.num_averaged})
+            for method, run in members
+            if run.summary is not None and method not in left_out
+        ]
+        first = default_reference([method for method, _ in members])
+        found.append(pair(rows, {name: ", ".join(why) for name, why in left_out.items()}, first, setting))
+    return found
 
 
 def drawn(runs: Sequence[Run], names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:

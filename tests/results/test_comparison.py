@@ -240,10 +240,10 @@ def test_results_have_a_table_for_each_setting(tmp_path: Path) -> None:
     text = write_results(tmp_path, runs)
     assert [title for title, _ in settings(runs, rows(runs))] == ["partition iid", "partition by_shards"]
     assert text == (tmp_path / "results.md").read_text()
-    assert text.count("| FedAvg |") == text.count("| FedProx |") == text.count("| method |") == 2
+    assert text.count("| FedAvg |") == text.count("| FedProx | 2 |") == text.count("| method | seeds |") == 2
     assert "**partition by_shards**" in text
     assert "†" not in text
-    assert (tmp_path / "results.tex").read_text().count(r"\begin{tabular}") == 2
+    assert (tmp_path / "results.tex").read_text().count(r"\begin{tabular}") == 2 * 2
     assert (tmp_path / "results.pdf").stat().st_size > 1000
     assert (tmp_path / "results.png").stat().st_size > 1000
     with (tmp_path / "results.csv").open() as file:
@@ -569,7 +569,8 @@ def test_failing_method_is_reported_and_the_others_are_in_the_table(
     assert "Expected --algorithm.model to be one of" in (tmp_path / "partition_iid/bad/seed_0.log").read_text()
     text = (tmp_path / "results.md").read_text()
     assert "| FedAvg | 1 |" in text
-    assert "bad" not in text
+    assert "| bad |" not in text
+    assert "Left out of the paired differences: bad (seed 0 is not finished)." in text
 
 
 @pytest.mark.parametrize(

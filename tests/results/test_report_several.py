@@ -71,7 +71,7 @@ def test_the_runs_of_many_have_no_figures(
 ) -> None:
     monkeypatch.setattr(Run, "figures", lambda run: pytest.fail("it draws them"))
     text = report(load_all([*six, copied("FedAvg", "avg_2", 2)]))
-    assert len(SOURCE.findall(text)) == 2
+    assert len(SOURCE.findall(text)) == 3
     assert len(Page(text).texts["section"]) == 7
 
 

@@ -1,0 +1,232 @@
+"""Differences between methods on the same seeds: which runs make a pair, and what is known of the differences."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedamm_pl.federation.summary import SHOWN
+from fedamm_pl.results.statistics import (
+    friedman_p,
+    holm,
+    mean_ranks,
+    probability_level,
+    sign_flip_p,
+    signed_rank_p,
+    smallest_p,
+    t_interval,
+)
+from fedamm_pl.results.tables import by_method, titles
+
+LEVEL = 0.5
+"""Points of accuracy below which a mean difference counts as none."""
+ALPHA = 0.05
+LEAST_PAIRS, LEAST_METHODS, LEAST_SETTINGS = 2, 3, 2
+FIGURE = "mean_last_10"
+"""The kind of result that is drawn and ranked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A method minus the reference, in points, over the seeds that all methods share.
+
+    Attributes:
+        values: By seed.
+        mean: Of them.
+        interval: Of the mean, 95 %, by Student's t.
+        p: By sign flips.
+        holm: The same, corrected for the number of methods that are compared with the reference.
+        wilcoxon: By signed ranks, uncorrected.
+        level: Probability that the true mean difference is below half a point.
+    """
+
+    values: list[float]
+    mean: float
+    interval: tuple[float, float]
+    p: float
+    holm: float
+    wilcoxon: float
+    level: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """The methods of a setting on the seeds that all of them share.
+
+    Attributes:
+        setting: In words; empty where there is only one.
+        values: Option -> value of the setting.
+        reference: The method that is subtracted.
+        seeds: Which all methods share.
+        columns: ``kind/group`` of a result, like ``mean_last_10/all`` -> its title.
+        accuracies: ``kind/group`` -> method -> accuracy in percent by seed.
+        differences: ``kind/group`` -> method -> its difference from the reference; empty where there is none to show.
+        notes: Sentences: who is left out, why nothing is shown, how small a p value can be.
+    """
+
+    setting: str
+    values: Mapping[str, Any]
+    reference: str
+    seeds: list[int]
+    columns: dict[str, str]
+    accuracies: dict[str, dict[str, list[float]]]
+    differences: dict[str, dict[str, Difference]]
+    notes: list[str]
+
+    @property
+    def forest(self) -> dict[str, dict[str, Difference]]:
+        """Group -> method -> difference, of the kind of result that is drawn."""
+        return {key.partition("/")[2]: found for key, found in self.differences.items() if key.startswith(FIGURE)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """The mean ranks of methods over several settings, 1 the best.
+
+    Attributes:
+        num_settings: Number of settings.
+        methods: Those of all settings.
+        ranks: Group of classes -> mean rank of each method.
+        friedman: Group of classes -> p value that all methods are alike.
+    """
+
+    num_settings: int
+    methods: list[str]
+    ranks: dict[str, list[float]]
+    friedman: dict[str, float]
+
+
+def pair(
+    rows: Sequence[dict[str, Any]],
+    left_out: Mapping[str, str],
+    reference: str | None = None,
+    setting: str = "",
+    values: Mapping[str, Any] | None = None,
+) -> Paired:
+    """Compare the methods of a setting with one of them, on the seeds that all share.
+
+    Args:
+        rows: One a finished run, see :func:`~fedamm_pl.results.tables.row`.
+        left_out: Method -> why it is compared with none, like "seed 1 failed".
+        reference: The method that is subtracted; None: see :func:`default_reference`.
+        setting: In words.
+        values: Option -> value.
+    """
+    names = list(dict.fromkeys([*(row["method"] for row in rows), *left_out]))
+    first = reference or default_reference(names)
+    members = [row for row in rows if row["method"] not in left_out]
+    methods = {method: {row["seed"]: row for row in mine} for method, mine in by_method(members)}
+    seeds = sorted(set[int].intersection(*(set(mine) for mine in methods.values()))) if methods else []
+    columns = _columns(members)
+    accuracies = {
+        key: {method: [mine[seed][key] for seed in seeds] for method, mine in methods.items()} for key in columns
+    }
+    notes = [f"Left out of the paired differences: {method} ({why})." for method, why in left_out.items()]
+    reason = None
+    if len(names) < 2:
+        notes, reason = [], ""  # nobody expects a difference
+    elif first not in methods:
+        reason = f"No paired differences: {first}, which the others are compared with, is not among the methods with whole runs."
+    elif len(methods) < 2:
+        reason = f"No paired differences: {first} is the only method with whole runs."
+    elif len(seeds) < LEAST_PAIRS:
+        which = f"only {seeds[0]}" if seeds else "none"
+        reason = (
+            f"No paired differences: they take {LEAST_PAIRS} seeds that all methods share, and these share {which}."
+        )
+    shown = reason is None
+    differences = {key: compared(by_name, first) for key, by_name in accuracies.items()} if shown else {}
+    notes += few_seeds(len(seeds), len(methods) - 1) if shown else filter(None, [reason])
+    return Paired(setting, values or {}, first, seeds, columns, accuracies, differences, notes)
+
+
+def default_reference(names: Sequence[str]) -> str:
+    """Return the method that the others are compared with: FedAvg, or the first FedAvg with other options, or the first.
+
+    Example:
+        >>> default_reference(["FedAMM", "FedAvg, lr 0.1", "FedAvg"]), default_reference(["FedAMM", "FedProx"])
+        ('FedAvg', 'FedAMM')
+    """
+    variants = [name for name in names if name.startswith("FedAvg, ")]
+    return "FedAvg" if "FedAvg" in names else [*variants, *names, ""][0]
+
+
+def compared(accuracies: Mapping[str, Sequence[float]], reference: str) -> dict[str, Difference]:
+    """Return method -> its difference from the reference.
+
+    Args:
+        accuracies: Method -> accuracy in percent of each seed, the seeds in the same order.
+        reference: One of the methods.
+    """
+    values = {
+        method: [mine - other for mine, other in zip(found, accuracies[reference], strict=True)]
+        for method, found in accuracies.items()
+        if method != reference
+    }
+    p_values = {method: sign_flip_p(found) for method, found in values.items()}
+    corrected = holm(list(p_values.values()))
+    return {
+        method: Difference(
+            values=found,
+            mean=sum(found) / len(found),
+            interval=t_interval(found),
+            p=p_values[method],
+            holm=correction,
+            wilcoxon=signed_rank_p(found),
+            level=probability_level(found, LEVEL),
+        )
+        for (method, found), correction in zip(values.items(), corrected, strict=True)
+    }
+
+
+def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
+    """Say how small p values can be, where so few seeds cannot make them small.
+
+    Example:
+        >>> print(*few_seeds(3, 1))
+        With 3 seeds no p value can be below 0.25 (2/2^3), however large a difference is: to reach 0.05 takes 6 seeds.
+    """
+    least = smallest_p(num_seeds)
+    if num_compared * least > ALPHA:
+        needed = next(number for number in range(1, 100) if num_compared * smallest_p(number) <= ALPHA)
+        after = f", nor below {min(1, num_compared * least):.2g} after Holm's correction for {num_compared} methods"
+        yield (
+            f"With {num_seeds} seeds no p value can be below {least:.2g} (2/2^{num_seeds}){after if num_compared > 1 else ''}, "
+            f"however large a difference is: to reach {ALPHA} takes {needed} seeds."
+        )
+
+
+def rank(pairs: Sequence[Paired]) -> Ranks | None:
+    """Return the mean ranks of the methods that all settings have, by their means over the seeds.
+
+    None if there are fewer than two settings with paired seeds, or fewer than three such methods: the tests then have nothing to say.
+    """
+    found = [paired for paired in pairs if len(paired.seeds) >= LEAST_PAIRS]
+    keys = [key for key in (found[0].columns if found else ()) if key.startswith(FIGURE)]
+    keys = [key for key in keys if all(key in paired.columns for paired in found)]
+    methods = [
+        name
+        for name in (found[0].accuracies[keys[0]] if keys else ())
+        if all(name in paired.accuracies[keys[0]] for paired in found)
+    ]
+    if len(found) < LEAST_SETTINGS or len(methods) < LEAST_METHODS:
+        return None
+    results = {
+        key.partition("/")[2]: [
+            [sum(paired.accuracies[key][name]) / len(paired.seeds) for name in methods] for paired in found
+        ]
+        for key in keys
+    }
+    return Ranks(
+        len(found),
+        methods,
+        {group: mean_ranks(lines) for group, lines in results.items()},
+        {group: friedman_p(lines) for group, lines in results.items()},
+    )
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    chosen = {row.get("best_on", "test") for row in rows}
+    kinds = titles((row["num_averaged"] for row in rows), chosen)
+    shown = [FIGURE] + (["best"] if chosen == {"validation"} else [])  # the best on the test set is optimistic
+    groups = [name for name in SHOWN.values() if all(f"{FIGURE}/{name}" in row for row in rows)]
+    return {f"{kind}/{name}": f"{name}, {kinds[kind]}" for kind in shown for name in groups}
