@@ -4,20 +4,18 @@ import copy
 import dataclasses
 import hashlib
 import itertools
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fedamm_pl.cores import shared_out, usable_cores
 from fedamm_pl.federation.fingerprint import differences, flatten
-from fedamm_pl.files import NO_FOLLOW, refuse_links, write_atomically
+from fedamm_pl.files import refuse_links, write_atomically
+from fedamm_pl.results.launching import launch
 from fedamm_pl.results.reading import read_config, read_summary
 from fedamm_pl.results.tables import averaged
 from fedamm_pl.terminal import printable, say
@@ -215,7 +213,7 @@ def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
     """
     waiting = [run for run in runs if not run.finished]
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before")
-    running: dict[subprocess.Popen[bytes], tuple[PlannedRun, float]] = {}
+    running: dict[BaseProcess, tuple[PlannedRun, float]] = {}
     failed, done = [], len(runs) - len(waiting)
     try:
         while waiting or running:
@@ -223,10 +221,10 @@ def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
                 run = waiting.pop(0)
                 running[start(run, jobs)] = run, time.monotonic()
             time.sleep(0.1)
-            for process in [process for process in running if process.poll() is not None]:
+            for process in [process for process in running if process.exitcode is not None]:
                 run, began = running.pop(process)
                 done += 1
-                if process.returncode or not run.finished:
+                if process.exitcode or not run.finished:
                     failed.append(run)
                     say(printable(f"[{done}/{len(runs)}] {run}: failed, see {run.log}"))
                     continue
@@ -237,19 +235,13 @@ def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
         for process in running:
             process.terminate()
         for process in running:
-            process.wait()
+            process.join()
     return failed
 
 
-def start(run: PlannedRun, jobs: int) -> "subprocess.Popen[bytes]":
+def start(run: PlannedRun, jobs: int) -> BaseProcess:
     """Start a run in a process of its own."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     path = run.folder.with_name(run.folder.name + ".yaml")
     write_atomically(path, run.config.encode())
-    package = str(Path(__file__).parents[2])
-    threads = str(shared_out(usable_cores(), jobs))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "fedamm_pl.cli.main", "--config", str(path), "--output.dir", str(run.folder)]
-    with open(os.open(run.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return launch(path, run.folder, run.log, jobs)

@@ -5,17 +5,17 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from fedamm_pl import FedAvg, cores
 from fedamm_pl.cli.main import main
-from fedamm_pl.results import comparison
+from fedamm_pl.results import launching
 from fedamm_pl.results.comparison import (
     CompareConfig,
     PlannedRun,
@@ -389,19 +389,39 @@ def test_a_run_is_not_read_through_a_link(name: str, use: Callable[[list[Planned
         use(runs)
 
 
-@pytest.mark.parametrize(("chosen", "expected"), [(None, "3"), ("7", "7")])
+@pytest.mark.parametrize(("chosen", "expected"), [(None, 3), ("7", None)])
 def test_runs_share_the_cores_unless_the_user_has_chosen(
-    chosen: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[dict[str, str]] = []
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: found.append(env))
+    found: list[Any] = []
+    monkeypatch.setattr(launching.CONTEXT, "Process", lambda args, **_: found.append(args) or Mock())
     monkeypatch.setattr(cores, "usable_cores", lambda: 6)
-    monkeypatch.setattr(comparison, "usable_cores", lambda: 6)
+    monkeypatch.setattr(launching, "usable_cores", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     start(a_plan(tmp_path)[0], 2)
-    assert found[0]["OMP_NUM_THREADS"] == expected
+    ((*_, threads, environment),) = found
+    assert (threads, environment.get("OMP_NUM_THREADS")) == (expected, chosen)
+
+
+def test_a_run_has_the_environment_of_now_and_the_threads_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chosen_now.py").write_text(
+        "import os, torch\nraise RuntimeError(f'{os.environ[\"CHOSEN\"]} {torch.get_num_threads()}')"
+    )
+    monkeypatch.setattr(launching, "shared_out", lambda *_: 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("algorithm: chosen_now.Method")
+    for chosen in ("first", "second"):
+        monkeypatch.setenv("CHOSEN", chosen)
+        process = launching.launch(tmp_path / "run.yaml", tmp_path / "run", tmp_path / "run.log", 1)
+        process.join()
+        assert process.exitcode == 2
+    first, second = (tmp_path / "run.log").read_text().splitlines()
+    assert ("first 3" in first, "second 3" in second) == (True, True)
 
 
 # The program.
