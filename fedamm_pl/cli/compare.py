@@ -11,13 +11,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from fedamm_pl.cli.config_files import check_config_files, check_values_given
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, parameters_of
 from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump, in_one_line
-from fedamm_pl.files import lock_folder
-from fedamm_pl.results.comparison import CompareConfig, check_folders, execute, plan
-from fedamm_pl.results.comparison_files import write_results
+from fedamm_pl.files import lock_folder, refuse_links
+from fedamm_pl.results.comparison import PlannedRun, check_folders, execute, plan
+from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
+from fedamm_pl.results.comparison_files import write_results, write_tuning
+from fedamm_pl.results.tuning import METRIC, Trial, Tuning, choose, chosen, options_text, plan_chosen, plan_trials
 from fedamm_pl.terminal import printable, say
 
 KNOWN = {"class_counts": [1] * 10, "shot_groups": {"all": [*range(10)]}}
@@ -40,20 +44,77 @@ def compare(words: Sequence[str]) -> None:
         check_values_given(words)
         parsed = parser.parse_args(words)
         name = Path(str(parsed.config[-1])).stem if parsed.config else "compare"
-        config = CompareConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(CompareConfig)})
+        values = {field.name: parsed[field.name] for field in dataclasses.fields(CompareConfig)}
+        tuned = TuningConfig(**vars(parsed.tuning)) if parsed.tuning else None
+        config, resolve = CompareConfig(**{**values, "tuning": tuned}), resolver()
         folder = Path(os.path.expanduser(config.dir or Path("runs") / name))
-        runs = plan(config, folder, resolver())
-        check_folders(runs)
+        runs, trials = plan(config, folder, resolve), plan_trials(config, folder, resolve)
+        check_before(folder, runs, trials)
         with lock_folder(folder):
-            failed = execute(runs, config.jobs)
-            say("\n" + write_results(folder, runs, config.reference))
+            tuning, failed = tune(trials, config, folder) if config.tuning else (None, [])
+            if tuning:
+                runs = plan_chosen(config, folder, resolve, tuning)
+                check_folders(runs)
+            failed += execute(runs, config.jobs)
+            say("\n" + write_results(folder, runs, config.reference, tuning))
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:  # a full disk; the runs themselves are whole
         fail(f"{error.strerror or error} ({error.filename or folder}); the same command continues")
     say(f"results in {printable(str(folder))}")
     if failed:
-        fail(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(map(str, failed))}")
+        fail(f"{len(failed)} of {len(runs) + len(trials)} runs failed: {'; '.join(map(str, failed))}")
+
+
+def check_before(folder: Path, runs: Sequence[PlannedRun], trials: Sequence[Trial]) -> None:
+    """Check all that can be checked before the first run, and say how many there are where some are for tuning.
+
+    Raises:
+        ValueError: If a folder holds something else, or the data have no validation set to tune on.
+    """
+    tuned = list(dict.fromkeys(trial.method for trial in trials))
+    check_folders([*(trial.run for trial in trials), *(run for run in runs if run.method not in tuned)])
+    if trials:
+        refuse_links(folder)
+        check_validation([trial.run for trial in trials])
+        say(printable(f"{len(trials)} runs to tune {', '.join(tuned)}; then {len(runs)} runs to report"))
+
+
+def check_validation(runs: Sequence[PlannedRun]) -> None:
+    """Check that runs have a validation set. Data are loaded only where no option gives them one, to see whether they bring it.
+
+    Raises:
+        ValueError: If one has none.
+    """
+
+    @cache
+    def check(class_path: str, options: str) -> None:
+        module, _, name = class_path.rpartition(".")
+        found = getattr(importlib.import_module(module), name)(**json.loads(options))
+        found.setup()
+        if not found.has_validation:
+            raise ValueError(
+                "Expected `num_val_per_class` to be 1 or more, or data with a validation set, for `tuning`, got none."
+            )
+
+    for run in runs:
+        data = yaml.safe_load(run.config)["data"]
+        options = {name: value for name, value in data["init_args"].items() if name not in LINKED["data"]}
+        if not options.get("num_val_per_class"):
+            with in_one_line():
+                check(data["class_path"], json.dumps(options))
+
+
+def tune(trials: Sequence[Trial], config: CompareConfig, folder: Path) -> tuple[Tuning, list[PlannedRun]]:
+    """Run what is to be tried, and choose; return also the runs that failed."""
+    assert config.tuning is not None
+    failed = execute([trial.run for trial in trials], config.jobs, METRIC)
+    tuning = choose(trials, config.tuning)
+    write_tuning(folder, tuning)
+    for choice in tuning.choices:
+        place = "".join(f", {name} {value}" for name, value in choice.setting.items())
+        say(printable(f"{choice.method}{place}: {options_text(chosen(choice))}"))
+    return tuning, failed
 
 
 def fail(reason: str) -> NoReturn:
@@ -74,7 +135,17 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
         not_taken = STAND_INS.get(group, {}).keys() - parameters_of(kind)
         kind(**{name: value for name, value in values.items() if name not in not_taken})
 
+    known: dict[str, tuple[str, int]] = {}
+
     def resolve(options: dict[str, Any]) -> tuple[str, int]:
+        anyone = {**options, "seed": 0}  # a run takes 50 ms; its other seeds none
+        key = json.dumps(anyone, default=repr)
+        if key not in known:
+            known[key] = resolved(anyone)
+        text, num_rounds = known[key]
+        return text.replace("seed: 0\n", f"seed: {options['seed']}\n", 1), num_rounds
+
+    def resolved(options: dict[str, Any]) -> tuple[str, int]:
         with in_one_line():
             config = parser.parse_object(options)
         check_values(config)

@@ -1,12 +1,14 @@
 """Methods x seeds x settings on shared splits: planned, run side by side, and the table that a paper would print."""
 
+import collections
 import copy
 import dataclasses
 import hashlib
 import itertools
+import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 
 from fedamm_pl.federation.fingerprint import differences, flatten
 from fedamm_pl.files import refuse_links, write_atomically
+from fedamm_pl.results.comparison_config import CompareConfig
 from fedamm_pl.results.launching import launch
 from fedamm_pl.results.reading import read_config, read_summary
 from fedamm_pl.results.tables import averaged
@@ -22,38 +25,6 @@ from fedamm_pl.terminal import printable, say
 
 MAX_NAME = 100
 """Bytes of a folder's name; a file system takes 255, some of them for endings."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """What is compared, and how it is run."""
-
-    base: dict[str, Any]
-    """Options that all runs share, as in the configuration of a run."""
-    methods: dict[str, dict[str, Any] | None]
-    """Name in the table -> options of the algorithm; class_path may be left out where it is the name."""
-    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
-    """Each is used by all methods: same split, same clients, same initial weights."""
-    grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    """Option like data.partition -> its values; every combination is a setting with a table of its own."""
-    dir: str | None = None
-    """Folder of the comparison; by default runs/<config name>. What is finished in it is skipped, what was interrupted continues."""
-    jobs: int = 1
-    """Runs side by side; they share the processor's cores."""
-    reference: str | None = None
-    """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
-
-    def __post_init__(self) -> None:
-        if not self.methods or not self.seeds or not all(self.grid.values()):
-            raise ValueError(
-                "Expected `methods`, `seeds` and each entry of `grid` to hold something, got one that is empty."
-            )
-        if self.jobs < 1:
-            raise ValueError(f"Expected `jobs` to be 1 or more, got {self.jobs}.")
-        if self.reference is not None and self.reference not in self.methods:
-            raise ValueError(
-                f"Expected `reference` to be one of `methods`, {', '.join(self.methods)}, got {self.reference}."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +65,13 @@ class PlannedRun:
         """Whether it has run to its end."""
         return self.summary is not None
 
+    @property
+    def place(self) -> str:
+        """Its setting and its seed in words."""
+        return ", ".join([*(f"{name} {value}" for name, value in self.setting.items()), f"seed {self.seed}"])
+
     def __str__(self) -> str:
-        return ", ".join(
-            [self.method, *(f"{name} {value}" for name, value in self.setting.items()), f"seed {self.seed}"]
-        )
+        return f"{self.method}, {self.place}"
 
 
 def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]], tuple[str, int]]) -> list[PlannedRun]:
@@ -118,23 +92,42 @@ def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]]
             whole = merged(config.base, {"seed": seed})
             for name, value in setting.items():
                 whole = merged(whole, nested(name, value))
-            options = dict(options or {})
-            shared = whole.pop("algorithm", None) or {}
-            arguments = {**shared.get("init_args", shared), **options.pop("init_args", {})}
-            class_path = options.pop("class_path", method)
-            whole["algorithm"] = {"class_path": class_path, "init_args": {**arguments, **options}}
             try:
+                shared = whole.pop("algorithm", None) or {}
+                arguments, own = flat(shared), flat(options or {})
+                if "init_args" in shared:  # that of a run, whose class is not that of all methods
+                    arguments.pop("class_path", None)
+                class_path = own.pop("class_path", method)
+                whole["algorithm"] = {"class_path": class_path, "init_args": {**arguments, **own}}
                 text, num_rounds = resolve(whole)
             except ValueError as error:
                 raise ValueError(f"{method}: {error}") from error
             parts = [*(f"{name.rpartition('.')[2]}_{value}" for name, value in setting.items()), method, f"seed_{seed}"]
             runs.append(PlannedRun(method, seed, setting, folder.joinpath(*map(file_name, parts)), text, num_rounds))
-    folders = [run.folder for run in runs]
-    if twice := [run for run in runs if folders.count(run.folder) > 1]:
-        raise ValueError(
-            f"Expected methods, seeds and values of the grid to give each run a folder of its own, got two in {twice[0].folder}."
-        )
+    require_own_folders(runs)
     return runs
+
+
+def require_own_folders(runs: Sequence[PlannedRun]) -> None:
+    """Check that no two runs share a folder.
+
+    Raises:
+        ValueError: If two do; the message names it.
+    """
+    counts = collections.Counter(run.folder for run in runs)
+    if twice := [folder for folder, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"Expected methods, seeds and values of the grid to give each run a folder of its own, got two in {twice[0]}."
+        )
+
+
+def settings_of(runs: Iterable[PlannedRun]) -> list[dict[str, Any]]:
+    """Return the settings of runs, in order."""
+    distinct: list[dict[str, Any]] = []
+    for run in runs:
+        if run.setting not in distinct:
+            distinct.append(run.setting)
+    return distinct
 
 
 def merged(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +142,22 @@ def merged(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
         nest = isinstance(value, Mapping) and isinstance(whole.get(name), dict)
         whole[name] = merged(whole[name], value) if nest else value
     return whole
+
+
+def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of an algorithm side by side, those below init_args among them.
+
+    Raises:
+        ValueError: If they are no mapping.
+
+    Example:
+        >>> flat({"class_path": "FedProx", "init_args": {"mu": 0.1}})
+        {'mu': 0.1, 'class_path': 'FedProx'}
+    """
+    inner = options.get("init_args", {}) if isinstance(options, Mapping) else None
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"Expected options of an algorithm to be a mapping, got {options!r:.60}.")
+    return {**inner, **{name: value for name, value in options.items() if name != "init_args"}}
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
@@ -201,12 +210,13 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
             )
 
 
-def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
+def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> list[PlannedRun]:
     """Run what is not finished, some side by side, each in a process of its own; stop all of them if this one is stopped.
 
     Args:
         runs: The runs.
         jobs: How many at a time.
+        metric: Which accuracy to print of those that are done.
 
     Returns:
         The runs that failed; their output is in ``<folder>.log``.
@@ -229,8 +239,10 @@ def execute(runs: Sequence[PlannedRun], jobs: int) -> list[PlannedRun]:
                     say(printable(f"[{done}/{len(runs)}] {run}: failed, see {run.log}"))
                     continue
                 summary, seconds = run.summary or {}, time.monotonic() - began
-                mean, last = summary["mean_last_10"]["test/acc"], averaged([summary.get("num_averaged")])
-                say(printable(f"[{done}/{len(runs)}] {run}: {100 * mean:.1f} (mean of last {last}), {seconds:.0f} s"))
+                mean, last = summary["mean_last_10"].get(metric), averaged([summary.get("num_averaged")])
+                reached = f"{100 * (math.nan if mean is None else mean):.1f}"
+                where = "" if metric == "test/acc" else f"{metric}, "
+                say(printable(f"[{done}/{len(runs)}] {run}: {reached} ({where}mean of last {last}), {seconds:.0f} s"))
     finally:
         for process in running:
             process.terminate()

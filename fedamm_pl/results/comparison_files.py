@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedamm_pl.files import write_atomically
-from fedamm_pl.results.comparison import PlannedRun
+from fedamm_pl.results.comparison import PlannedRun, settings_of
 from fedamm_pl.results.figure_parts import rendered
 from fedamm_pl.results.figures import comparison
 from fedamm_pl.results.paired_figures import forest, rank_diagram
@@ -25,6 +25,8 @@ from fedamm_pl.results.paired_tables import (
 )
 from fedamm_pl.results.pairs import Paired, default_reference, pair, rank
 from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, latex_text, markdown_text, row, table
+from fedamm_pl.results.tuning import Tuning
+from fedamm_pl.results.tuning_tables import tuning_cells, tuning_csv, tuning_legend, tuning_notes
 from fedamm_pl.terminal import as_csv
 
 log = logging.getLogger(__name__)
@@ -37,11 +39,7 @@ def rows(runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
 
 def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield each setting, as text, with its rows."""
-    distinct: list[dict[str, Any]] = []
-    for run in runs:
-        if run.setting not in distinct:
-            distinct.append(run.setting)
-    for setting in distinct:
+    for setting in settings_of(runs):
         members = [row for row in found if all(row[name] == value for name, value in setting.items())]
         if members:
             yield ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in setting.items()), members
@@ -73,7 +71,14 @@ def pairs(
     return compared
 
 
-def write_results(folder: Path, runs: Sequence[PlannedRun], reference: str | None = None) -> str:
+def write_tuning(folder: Path, tuning: Tuning) -> None:
+    """Write tuning.csv."""
+    write_atomically(folder / "tuning.csv", tuning_csv(tuning).encode())
+
+
+def write_results(
+    folder: Path, runs: Sequence[PlannedRun], reference: str | None = None, tuning: Tuning | None = None
+) -> str:
     """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
 
     Where methods share seeds, their differences are in results.md and results.tex too, in results_paired.csv, and drawn in
@@ -84,6 +89,7 @@ def write_results(folder: Path, runs: Sequence[PlannedRun], reference: str | Non
         folder: Where.
         runs: All that were planned.
         reference: The method that the others are compared with, see :func:`~fedamm_pl.results.pairs.default_reference`.
+        tuning: How options of methods were chosen, if they were.
 
     Returns:
         The tables as Markdown.
@@ -98,7 +104,8 @@ def write_results(folder: Path, runs: Sequence[PlannedRun], reference: str | Non
     writer.writerow(map(as_csv, columns))
     writer.writerows([as_csv(row.get(name, "")) for name in columns] for row in found)
     write_atomically(folder / "results.csv", text.getvalue().encode())
-    summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in runs if run.finished}
+    all_runs = [*runs, *(trial.run for trial in (tuning.trials if tuning else ()))]
+    summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in all_runs if run.finished}
     write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
     markdown, latex, panels = [], [], {}
     compared = pairs(runs, found, reference)
@@ -122,6 +129,16 @@ def write_results(folder: Path, runs: Sequence[PlannedRun], reference: str | Non
         markdown += [LEGEND, ""]
     if any(row["uses_meta_set"] for row in found):
         markdown += ["† uses the server's balanced meta set.", ""]
+    if tuning:
+        notes = [tuning_legend(tuning), *tuning_notes(tuning)]
+        markdown += [
+            *as_markdown(tuning_cells(tuning)),
+            "",
+            *(line for note in notes for line in (markdown_text(note), "")),
+        ]
+        latex += ["% Tuning on validation", *as_latex(tuning_cells(tuning)), ""]
+    else:
+        (folder / "tuning.csv").unlink(missing_ok=True)
     write_atomically(folder / "results.md", "\n".join(markdown).encode())
     write_atomically(folder / "results.tex", "\n".join(latex).encode())
     if shown:

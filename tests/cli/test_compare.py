@@ -1,5 +1,7 @@
 """``fedamm compare``: the whole configuration is checked before the first run starts."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ import yaml
 
 from fedamm_pl import algorithms
 from fedamm_pl.cli.main import main
+from fedamm_pl.results.comparison import PlannedRun
+from tests.results.handmade import ACCURACIES, a_summary
 
 Planned = Callable[..., list[Any]]
 OWN = """
@@ -35,7 +39,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
         return runs
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda found, jobs: runs.extend(found) or [])
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda found, *_: runs.extend(found) or [])
     return planned
 
 
@@ -72,6 +76,66 @@ def test_folder_is_where_it_is_told(planned: Planned, capsys: pytest.CaptureFixt
     assert Path("elsewhere/results.csv").exists()
 
 
+VALIDATED = {**BASE, "data": {"num_val_per_class": 5}}
+TUNING = {"seeds": [100], "methods": {"FedAMM": [{"meta_lr": 0.2}, {"meta_lr": 0.3}]}}
+
+
+def made_up(runs: list[PlannedRun], jobs: int, metric: str = "") -> list[PlannedRun]:
+    """Write the summaries of runs; the first to try candidates has failed."""
+    for run in runs[bool(metric) :]:
+        results = {**ACCURACIES, "val/acc": 0.5}
+        run.folder.mkdir(parents=True)
+        (run.folder / "summary.json").write_text(json.dumps(a_summary(final=results, mean_last_10=results)))
+    return runs[: bool(metric)]
+
+
+def test_tuned_methods_run_with_what_was_chosen(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", made_up)
+    with pytest.raises(SystemExit) as stop:
+        planned(base=VALIDATED, tuning=TUNING)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("2 runs to tune FedAMM; then 4 runs to report\nFedAMM: meta_lr 0.3\n")
+    assert (stop.value.code, printed.err) == (1, "fedamm: error: 1 of 6 runs failed: FedAMM: meta_lr 0.2, seed 100\n")
+    assert "Could not be chosen: FedAMM with meta_lr 0.2 (seed 100 failed)." in printed.out
+    assert Path("runs/table/tuning.csv").read_text().count("True") == 1
+    shutil.rmtree("runs/table/FedAMM")
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_: found.extend(runs) or [])
+    found: list[PlannedRun] = []
+    planned(base=VALIDATED, tuning=TUNING)
+    rates = [yaml.safe_load(run.config)["algorithm"]["init_args"].get("meta_lr") for run in found]
+    assert rates == [0.2, 0.3, None, None, 0.3, 0.3]
+
+
+def test_nothing_is_run_where_no_candidate_can_be_chosen(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[int] = []
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_: ran.append(len(runs)) or runs)
+    with pytest.raises(SystemExit) as stop:
+        planned(base=VALIDATED, tuning=TUNING)
+    error = capsys.readouterr().err
+    assert (stop.value.code, ran, error.count("\n")) == (2, [2], 1)
+    assert "candidate of FedAMM whose runs are whole, got none (meta_lr 0.2: seed 100 failed; meta_lr 0.3: " in error
+
+
+def test_data_may_bring_the_validation_set(planned: Planned) -> None:
+    Path("data").mkdir()
+    lines = [f"{row % 7}.5,{row},{row % 2},{part}" for part in ("train", "val", "test") for row in range(40)]
+    Path("data/mine.csv").write_text("\n".join(["a,b,label,part", *lines, ""]))
+    data = {
+        "dataset": "mine.csv",
+        "split_column": "part",
+        "num_clients": 2,
+        "num_meta_per_class": 2,
+        "imbalance_factor": 1,
+    }
+    with pytest.raises(SystemExit):  # it has got as far as to choose among runs that the fixture does not run
+        planned(base={**BASE, "data": data}, tuning=TUNING)
+    assert Path("runs/table/tuning.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -87,6 +151,20 @@ def test_folder_is_where_it_is_told(planned: Planned, capsys: pytest.CaptureFixt
         ({"grid": {"trainer.devices": [3]}}, ["FedAvg: Expected --trainer.devices to be"]),
         ({"jobs": 0}, ["--jobs", "1 or more, got 0"]),
         ({"seed": [0]}, ["unknown option seed; did you mean --seeds?"]),
+        ({"tuning": TUNING}, ["--data.num_val_per_class to be 1 or more, or data with a validation set, for", "got none"]),
+        ({"base": VALIDATED, "tuning": TUNING, "seeds": [100]}, ["`tuning.seeds` to be others than --seeds", "100 in both"]),
+        ({"base": VALIDATED, "tuning": {**TUNING, "methods": {"A": [{}]}}}, ["one of --methods, FedAvg, FedAMM, got A."]),
+        ({"base": VALIDATED, "tuning": {**TUNING, "methods": {"FedAMM": [{"lr": -1}]}}}, ["FedAMM: lr -1: Expected --algorithm.lr to be a number above 0"]),
+        ({"base": VALIDATED, "tuning": {**TUNING, "methods": {"FedAvg": [{"mu": 1}]}}}, ["FedAvg has no option mu"]),
+        ({"base": VALIDATED, "tuning": {**TUNING, "methods": {"FedAMM": [{"lr": 1}, {"lr": 1.0}]}}}, ["lr 1 and lr 1.0, which are the same"]),
+        ({"base": VALIDATED, "tuning": {"seeds": [9]}}, ["required, but not given: --tuning.methods"]),
+        ({"base": VALIDATED, "tuning": {**TUNING, "seed": [9]}}, ["unknown option seed; did you mean --tuning.seeds?"]),
+        ({"base": VALIDATED, "tuning": [1]}, ["--tuning"]),
+        ({"base": VALIDATED, "tuning": {"seeds": ["a"], "methods": {"FedAMM": [{}]}}}, ["Expected --tuning.seeds to be int, got a"]),
+        ({"base": VALIDATED, "tuning": {"seeds": [9], "methods": {"FedAMM": {}}}}, ["Expected --tuning.methods to be list"]),
+        ({"base": VALIDATED, "tuning": {"seeds": [9], "methods": {"FedAMM": [{"init_args": 3}]}}}, ["FedAMM: Expected options of an"]),
+        ({"methods": {"FedAvg": {"init_args": 3}}}, ["FedAvg: Expected options of an algorithm to be a mapping, got {'init_args': 3}"]),
+        ({"base": {"algorithm": "FedAvg"}}, ["FedAvg: Expected options of an algorithm to be a mapping, got 'FedAvg'"]),
     ],
 )  # fmt: skip
 def test_mistake_is_found_before_the_first_run(
@@ -107,5 +185,15 @@ def test_help_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         main(["compare", "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for name in ("--config", "--base", "--methods", "--seeds", "--grid", "--dir", "--jobs", "Runs side by side"):
+    for name in (
+        "--config",
+        "--base",
+        "--methods",
+        "--seeds",
+        "--grid",
+        "--dir",
+        "--jobs",
+        "--tuning",
+        "Runs side by side",
+    ):
         assert name in shown

@@ -633,6 +633,35 @@ def test_a_link_is_one_line_and_starts_nothing(
     assert not list(folder.rglob("*.yaml"))
 
 
+def test_options_are_tuned_and_reported_by_one_command(
+    configuration: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = configuration(
+        tmp_path,
+        methods={"FedAvg": None, "tuned": {"class_path": "FedAvg", "lr": 0.001}},
+        seeds=[0],
+        grid={"data.num_val_per_class": [4]},
+        tuning={"seeds": [7], "methods": {"tuned": [{"lr": 1e-30}, {"lr": 0.2}]}},
+    )
+    main(words)
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "2 runs to tune tuned; then 2 runs to report\n2 runs, 0 finished before\n[1/2] tuned: lr "
+    )
+    assert "(val/acc, mean of last 1)" in printed
+    with (tmp_path / "tuning.csv").open() as file:
+        found = list(csv.DictReader(file))
+    best = max(found, key=lambda row: float(row["val/acc"]))
+    assert [row["chosen"] for row in found] == [str(row is best) for row in found]
+    config = yaml.safe_load((tmp_path / "num_val_per_class_4/tuned/seed_0/config.yaml").read_text())
+    assert config["algorithm"]["init_args"]["lr"] == json.loads(best["options"])["lr"]
+    before = summaries(tmp_path)
+    assert len(before) == 4
+    main(words)
+    assert capsys.readouterr().out.count("2 runs, 2 finished before") == 2
+    assert summaries(tmp_path) == before
+
+
 class Rooted(FedAvg):
     """A method with an option that JSON does not know."""
 

@@ -1,0 +1,66 @@
+"""What is compared, and how: the options of ``fedamm compare``."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningConfig:
+    """How the options of methods are chosen on validation before the runs of the table."""
+
+    seeds: list[int]
+    """Of the runs that try candidates; none of them may be among `seeds`."""
+    methods: dict[str, list[dict[str, Any]]]
+    """Name in `methods` -> candidates: options of the algorithm, each of which goes before the method's own."""
+    per_setting: bool = False
+    """false: one choice for all settings, by the mean over them; true: one for each setting."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.methods:
+            raise ValueError("Expected `tuning.seeds` and `tuning.methods` to hold something, got one that is empty.")
+        if empty := [name for name, candidates in self.methods.items() if not candidates]:
+            raise ValueError(f"Expected `tuning.methods` to give {empty[0]} a candidate or more, got none.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What is compared, and how it is run."""
+
+    base: dict[str, Any]
+    """Options that all runs share, as in the configuration of a run."""
+    methods: dict[str, dict[str, Any] | None]
+    """Name in the table -> options of the algorithm; class_path may be left out where it is the name."""
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
+    """Each is used by all methods: same split, same clients, same initial weights."""
+    grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    """Option like data.partition -> its values; every combination is a setting with a table of its own."""
+    dir: str | None = None
+    """Folder of the comparison; by default runs/<config name>. What is finished in it is skipped, what was interrupted continues."""
+    jobs: int = 1
+    """Runs side by side; they share the processor's cores."""
+    reference: str | None = None
+    """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
+    tuning: TuningConfig | None = None
+    """Candidates for the options of some methods, and seeds to try them with. The best on validation (mean of the last ten evaluations,
+    over these seeds) has the runs of the table. The data need a validation set."""
+
+    def __post_init__(self) -> None:
+        if not self.methods or not self.seeds or not all(self.grid.values()):
+            raise ValueError(
+                "Expected `methods`, `seeds` and each entry of `grid` to hold something, got one that is empty."
+            )
+        if self.jobs < 1:
+            raise ValueError(f"Expected `jobs` to be 1 or more, got {self.jobs}.")
+        if self.reference is not None:
+            self._require_method("`reference` to be", self.reference)
+        if self.tuning:
+            for name in self.tuning.methods:
+                self._require_method("`tuning.methods` to have names that are", name)
+            if both := [seed for seed in self.tuning.seeds if seed in self.seeds]:
+                raise ValueError(
+                    f"Expected `tuning.seeds` to be others than `seeds`, which are reported, got {both[0]} in both."
+                )
+
+    def _require_method(self, what: str, name: str) -> None:
+        if name not in self.methods:
+            raise ValueError(f"Expected {what} one of `methods`, {', '.join(self.methods)}, got {name}.")

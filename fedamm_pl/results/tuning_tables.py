@@ -1,0 +1,72 @@
+"""What was tried and chosen on validation, as a table, as CSV and in words."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+
+from fedamm_pl.results.comparison import settings_of
+from fedamm_pl.results.tables import Cells, averaged, plain
+from fedamm_pl.results.tuning import METRIC, Choice, Tuning, chosen, options_text
+from fedamm_pl.terminal import as_csv
+
+CHOSEN = (
+    "Options chosen on validation: the highest mean over {settings}the seeds {seeds}, which are in no table, of each run's mean of "
+    "its last {last} evaluations of val/acc. Test accuracies are not looked at; but a run whose model diverged, which a run tells by "
+    "the test set, rules its candidate out. {counts}"
+)
+
+
+def tuning_cells(tuning: Tuning) -> Cells:
+    """Return the table of the choices: a line for each method, and for each setting where each has its own."""
+    settings = any(choice.setting for choice in tuning.choices)
+    lines = [["method", *(["setting"] if settings else []), "chosen", "val/acc, %", "candidates", "their range, %"]]
+    for choice in tuning.choices:
+        place = [", ".join(f"{name} {value}" for name, value in choice.setting.items())] if settings else []
+        able = [candidate.accuracy for candidate in choice.candidates if not candidate.faults]
+        figures = [f"{max(able):.1f}", str(len(choice.candidates)), f"{min(able):.1f} to {max(able):.1f}"]
+        lines.append([choice.method, *place, options_text(chosen(choice)), *figures])
+    return plain(lines)
+
+
+def tuning_legend(tuning: Tuning) -> str:
+    """Say how the options were chosen, and on how many configurations."""
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(trial.run.seed for trial in tuning.trials))
+    several = len(settings_of(trial.run for trial in tuning.trials)) > 1
+    settings = "all settings and " if several and not tuning.choices[0].setting else ""
+    summaries = [summary for trial in tuning.trials if (summary := trial.run.summary)]
+    last = averaged(summary.get("num_averaged") for summary in summaries)
+    return CHOSEN.format(seeds=seeds, settings=settings, last=last, counts=counts_text(tuning.choices))
+
+
+def counts_text(choices: list[Choice]) -> str:
+    """Say on how many configurations each method was tuned."""
+    counts = {choice.method: len(choice.candidates) for choice in choices}
+    if len(set(counts.values())) == 1:
+        return f"Tuned on {counts[choices[0].method]} configurations each."
+    each = "; ".join(f"{method} on {count}" for method, count in counts.items())
+    return f"Not tuned on as many configurations each: {each}."
+
+
+def tuning_notes(tuning: Tuning) -> Iterator[str]:
+    """Say which candidates could not be chosen."""
+    for choice in tuning.choices:
+        for candidate in choice.candidates:
+            if candidate.faults:
+                name = f"{choice.method} with {options_text(candidate.options)}"
+                yield f"Could not be chosen: {name} ({'; '.join(candidate.faults)})."
+
+
+def tuning_csv(tuning: Tuning) -> str:
+    """Format the runs that tried candidates as CSV, a row for each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    settings = list(tuning.trials[0].run.setting)
+    writer.writerow(map(as_csv, ["method", *settings, "options", "seed", METRIC, "state", "chosen"]))
+    for trial in tuning.trials:
+        accuracy, fault = trial.result
+        start = [trial.method, *trial.run.setting.values(), json.dumps(trial.options), trial.run.seed]
+        figure = accuracy if math.isfinite(accuracy) else ""
+        writer.writerow(map(as_csv, [*start, figure, fault or "finished", tuning.has_chosen(trial)]))
+    return text.getvalue()
