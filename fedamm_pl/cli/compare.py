@@ -106,9 +106,10 @@ def check_validation(runs: Sequence[PlannedRun]) -> None:
 
 
 def tune(trials: Sequence[Trial], config: CompareConfig, folder: Path) -> tuple[Tuning, list[PlannedRun]]:
-    """Run what is to be tried, and choose; return also the runs that failed."""
+    """Run what is to be tried, and choose; return also the runs that failed, those not among them that stopped by themselves."""
     assert config.tuning is not None
-    failed = execute([trial.run for trial in trials], config.jobs, METRIC)
+    failed = execute([trial.run for trial in trials if not trial.stopped], config.jobs, METRIC)
+    failed = [trial.run for trial in trials if trial.run in failed and not trial.stopped]
     tuning = choose(trials, config.tuning)
     write_tuning(folder, tuning)
     for choice in tuning.choices:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedamm_pl.results.comparison import PlannedRun, flat, plan, require_own_folders, settings_of
 from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
+from fedamm_pl.results.reading import read_summary
 
 FOLDER = "tuning"
 METRIC = "val/acc"
@@ -29,10 +30,15 @@ class Trial:
     run: PlannedRun
 
     @property
+    def stopped(self) -> bool:
+        """Whether it gave up after too many failed rounds: that is the candidate's doing, and another try would only wear it out."""
+        return bool((read_summary(self.run.folder) or {}).get("stopped"))
+
+    @property
     def result(self) -> tuple[float, str]:
         """Validation accuracy in percent, mean of the last ten evaluations, and why it does not count; empty if it does."""
         if (summary := self.run.summary) is None:
-            return math.nan, "failed"
+            return math.nan, "stopped" if self.stopped else "failed"
         value = summary["mean_last_10"].get(METRIC)
         reason = "diverged" if summary.get("diverged") else "has no validation accuracy" if value is None else ""
         return math.nan if value is None else 100 * value, reason
@@ -177,7 +183,7 @@ def options_text(options: Mapping[str, Any]) -> str:
 def choose(trials: Sequence[Trial], config: TuningConfig) -> Tuning:
     """Weigh the candidates of each method by the validation accuracy of their runs.
 
-    A candidate with a run that failed, diverged or has no validation accuracy cannot be chosen: a mean over fewer runs is not
+    A candidate with a run that failed, stopped, diverged or has no validation accuracy cannot be chosen: a mean over fewer runs is not
     comparable.
     """
     results = [(trial, *trial.result) for trial in trials]

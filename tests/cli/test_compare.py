@@ -108,6 +108,27 @@ def test_tuned_methods_run_with_what_was_chosen(
     assert rates == [0.2, 0.3, None, None, 0.3, 0.3]
 
 
+def test_a_candidate_that_stopped_by_itself_is_not_tried_again(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers: list[int] = []
+
+    def stopping(runs: list[PlannedRun], *words: Any) -> list[PlannedRun]:
+        numbers.append(len(runs))
+        failed = made_up([run for run in runs if not run.finished], *words)
+        for run in failed:
+            run.folder.mkdir(parents=True)
+            (run.folder / "summary.json").write_text(json.dumps(a_summary(stopped="3 failed rounds in a row")))
+        return failed
+
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", stopping)
+    planned(base=VALIDATED, tuning=TUNING)
+    assert "Could not be chosen: FedAMM with meta_lr 0.2 (seed 100 stopped)." in capsys.readouterr().out
+    planned(base=VALIDATED, tuning=TUNING)
+    assert "Could not be chosen: FedAMM with meta_lr 0.2 (seed 100 stopped)." in capsys.readouterr().out
+    assert numbers == [2, 4, 1, 4]
+
+
 def test_nothing_is_run_where_no_candidate_can_be_chosen(
     planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,7 +115,7 @@ def test_each_setting_may_have_its_own_choice(tmp_path: Path) -> None:
     ("changes", "fault"),
     [
         ({"diverged": {"round": 2, "reason": "nan"}}, "diverged"),
-        ({"stopped": "3 failed rounds in a row"}, "failed"),
+        ({"stopped": "3 failed rounds in a row"}, "stopped"),
         ({"num_rounds": 2}, "failed"),
         ({"val": None}, "has no validation accuracy"),
     ],
