@@ -9,6 +9,8 @@ from torch.nn import functional
 
 Absent = Literal["mask", "one"]
 """What a class without examples counts as: nothing, it leaves the softmax; or as one example."""
+LEAST_TOTAL = 1e-12
+"""Weights with a smaller sum are not normalised: second derivatives hold 1 / sum^2, which overflows in float32 below 1e-19."""
 
 
 def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -25,21 +27,21 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def normalized_weights(raw: Tensor, total: Tensor | None = None) -> Tensor:
-    """Divide weights by their sum, or leave them as they are if it is 0 (Shu et al., NeurIPS 2019, eq. 4).
+    """Divide weights by their sum, or leave them as they are if it is 0 or nearly so (Shu et al., NeurIPS 2019, eq. 4).
 
     Args:
         raw: Non-negative weights V(l_i) of shape (B,).
         total: The sum, where these are the weights of a part of a batch.
 
     Returns:
-        omega_i = V(l_i) / sum_j V(l_j), shape (B,).
+        omega_i = V(l_i) / sum_j V(l_j), shape (B,); V(l_i) itself where the sum is below ``LEAST_TOTAL``.
 
     Example:
         >>> normalized_weights(torch.tensor([1.0, 3.0]))
         tensor([0.2500, 0.7500])
     """
     total = raw.sum() if total is None else total
-    return raw / torch.where(total == 0, torch.ones_like(total), total)
+    return raw / torch.where(total < LEAST_TOTAL, torch.ones_like(total), total)
 
 
 def weighted_loss(losses: Tensor, raw: Tensor, total: Tensor | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """The three ways to the weight-net gradient agree with each other and with finite differences."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,6 +58,20 @@ def test_modes_agree_with_higher(differentiation: Differentiation, network: str)
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     assert max(value.abs().max() for value in expected.values()) > 1e-4
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [-20.0, -30.0, -45.0, -60.0, -80.0, -110.0])
+@pytest.mark.parametrize("differentiation", ["higher", "functional", "forward"])
+def test_a_weight_net_that_has_gone_to_0_gives_no_nan(differentiation: Differentiation, bias: float) -> None:
+    """Weights from 1e-9 to 1e-48: in float32 the square of their sum is 0 long before they are."""
+    model, weight_net, (images, labels), (meta_images, meta_labels) = make_problem("cnn")
+    nn.init.constant_(weight_net.last.bias, bias)
+    small = model.float(), weight_net.float(), (images.float(), labels), (meta_images.float(), meta_labels)
+    actual, loss = weight_net_gradient(small, differentiation)
+    assert math.isfinite(loss)
+    assert all(value.isfinite().all() for value in actual.values())
+    if bias == -20.0:  # still normalised
+        assert max(value.abs().max() for value in actual.values()) > 1e-4
 
 
 @pytest.mark.parametrize("differentiation", ["higher", "functional", "forward"])
