@@ -56,7 +56,7 @@ def compare(words: Sequence[str]) -> None:
                 runs = plan_chosen(config, folder, resolve, tuning)
                 check_folders(runs)
             failed += execute(runs, config.jobs)
-            say("\n" + write_results(folder, runs, config.reference, tuning))
+            say("\n" + write_results(folder, runs, config.reference, config.groups, tuning))
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:  # a full disk; the runs themselves are whole
@@ -77,7 +77,7 @@ def check_before(folder: Path, runs: Sequence[PlannedRun], trials: Sequence[Tria
     if trials:
         refuse_links(folder)
         check_validation([trial.run for trial in trials])
-        say(printable(f"{len(trials)} runs to tune {', '.join(tuned)}; then {len(runs)} runs to report"))
+        say(f"{len(trials)} tuning runs, then {len(runs)} reported runs")
 
 
 def check_validation(runs: Sequence[PlannedRun]) -> None:

@@ -20,7 +20,7 @@ from fedamm_pl.files import refuse_links, write_atomically
 from fedamm_pl.results.comparison_config import CompareConfig
 from fedamm_pl.results.launching import launch
 from fedamm_pl.results.reading import read_config, read_summary
-from fedamm_pl.results.tables import averaged
+from fedamm_pl.results.tables import averaged, in_groups
 from fedamm_pl.terminal import printable, say
 
 MAX_NAME = 100
@@ -86,15 +86,16 @@ def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]]
         ValueError: If a run's options are wrong, or two runs would share a folder.
     """
     runs = []
+    methods = [name for _, members in in_groups(config.methods, config.groups) for name in members]
     for values in itertools.product(*config.grid.values()):
         setting = dict(zip(config.grid, values, strict=True))
-        for (method, options), seed in itertools.product(config.methods.items(), config.seeds):
+        for method, seed in itertools.product(methods, config.seeds):
             whole = merged(config.base, {"seed": seed})
             for name, value in setting.items():
                 whole = merged(whole, nested(name, value))
             try:
                 shared = whole.pop("algorithm", None) or {}
-                arguments, own = flat(shared), flat(options or {})
+                arguments, own = flat(shared), flat(config.methods[method] or {})
                 if "init_args" in shared:  # that of a run, whose class is not that of all methods
                     arguments.pop("class_path", None)
                 class_path = own.pop("class_path", method)

@@ -40,6 +40,9 @@ class CompareConfig:
     """Runs side by side; they share the processor's cores."""
     reference: str | None = None
     """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
+    groups: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Title -> some of `methods`, like those that need the same privileges. Tables and figures show them below their titles, in this
+    order, and those in no group last. Who leads, and mean ranks, are then told within each group only."""
     tuning: TuningConfig | None = None
     """Candidates for the options of some methods, and seeds to try them with. The best on validation (mean of the last ten evaluations,
     over these seeds) has the runs of the table. The data need a validation set."""
@@ -53,6 +56,15 @@ class CompareConfig:
             raise ValueError(f"Expected `jobs` to be 1 or more, got {self.jobs}.")
         if self.reference is not None:
             self._require_method("`reference` to be", self.reference)
+        grouped = [name for members in self.groups.values() for name in members]
+        for name in grouped:
+            self._require_method("`groups` to hold", name)
+            if grouped.count(name) > 1:
+                raise ValueError(f"Expected `groups` to hold each method once, got {name} twice.")
+        if empty := [title for title, members in self.groups.items() if not members or not title]:
+            raise ValueError(
+                f"Expected `groups` to have titles and to hold methods, got {empty[0]!r}, which lacks one."
+            )
         if self.tuning:
             for name in self.tuning.methods:
                 self._require_method("`tuning.methods` to have names that are", name)

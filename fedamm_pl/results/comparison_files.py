@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from fedamm_pl.results.paired_tables import (
     LEGEND,
     as_csv_text,
     difference_cells,
+    group_notes,
     rank_cells,
     rank_legend,
     shared_seeds,
 )
-from fedamm_pl.results.pairs import Paired, default_reference, pair, rank
-from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, latex_text, markdown_text, row, table
+from fedamm_pl.results.pairs import Paired, default_reference, pair, rank_within
+from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, in_groups, latex_text, markdown_text, row, table
 from fedamm_pl.results.tuning import Tuning
 from fedamm_pl.results.tuning_tables import tuning_cells, tuning_csv, tuning_legend, tuning_notes
 from fedamm_pl.terminal import as_csv
@@ -32,9 +33,16 @@ from fedamm_pl.terminal import as_csv
 log = logging.getLogger(__name__)
 
 
-def rows(runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
-    """Return the rows of the finished runs."""
-    return [row(run.method, run.seed, run.setting, summary) for run in runs if (summary := run.summary)]
+def rows(runs: Sequence[PlannedRun], groups: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of the finished runs, with the titles of their methods' groups if there are some."""
+    titles = {
+        name: title for title, members in in_groups((run.method for run in runs), groups or {}) for name in members
+    }
+    return [
+        ({"group": titles[run.method]} if groups else {}) | row(run.method, run.seed, run.setting, summary)
+        for run in runs
+        if (summary := run.summary)
+    ]
 
 
 def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -77,7 +85,11 @@ def write_tuning(folder: Path, tuning: Tuning) -> None:
 
 
 def write_results(
-    folder: Path, runs: Sequence[PlannedRun], reference: str | None = None, tuning: Tuning | None = None
+    folder: Path,
+    runs: Sequence[PlannedRun],
+    reference: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    tuning: Tuning | None = None,
 ) -> str:
     """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
 
@@ -89,6 +101,7 @@ def write_results(
         folder: Where.
         runs: All that were planned.
         reference: The method that the others are compared with, see :func:`~fedamm_pl.results.pairs.default_reference`.
+        groups: Title -> methods: so tables and figures show them.
         tuning: How options of methods were chosen, if they were.
 
     Returns:
@@ -97,7 +110,7 @@ def write_results(
     Raises:
         OSError: If a table cannot be written. A figure that cannot be drawn or written is a warning.
     """
-    found = rows(runs)
+    found = rows(runs, groups)
     columns = dict.fromkeys(name for row in found for name in row)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -110,25 +123,27 @@ def write_results(
     markdown, latex, panels = [], [], {}
     compared = pairs(runs, found, reference)
     for setting, members in settings(runs, found):
-        cells, paired = table(members), compared[setting]
+        cells, paired = table(members, groups), compared[setting]
         markdown += [*([f"**{markdown_text(setting)}**", ""] if setting else []), *as_markdown(cells), ""]
         latex += [f"% {latex_text(setting)}", *as_latex(cells), ""]
         panels[setting] = accuracies(members)
         if paired.differences:
-            differences = difference_cells(paired)
+            differences = difference_cells(paired, groups)
             markdown += [markdown_text(shared_seeds(paired)), "", *as_markdown(differences), ""]
             latex += [f"% {latex_text(shared_seeds(paired))}", *as_latex(differences), ""]
         for note in paired.notes:
             markdown += [markdown_text(note), ""]
     shown = {setting: paired for setting, paired in compared.items() if paired.differences}
-    ranks = rank(list(compared.values()))
+    ranks = rank_within(list(compared.values()), groups)
     if ranks:
-        markdown += [rank_legend(ranks), "", *as_markdown(rank_cells(ranks)), ""]
+        markdown += [markdown_text(rank_legend(ranks)), "", *as_markdown(rank_cells(ranks)), ""]
         latex += ["% Mean ranks", *as_latex(rank_cells(ranks)), ""]
     if shown:
         markdown += [LEGEND, ""]
     if any(row["uses_meta_set"] for row in found):
         markdown += ["† uses the server's balanced meta set.", ""]
+    for note in group_notes(compared, groups or {}, ranks) if found else ():
+        markdown += [markdown_text(note), ""]
     if tuning:
         notes = [tuning_legend(tuning), *tuning_notes(tuning)]
         markdown += [
@@ -147,8 +162,8 @@ def write_results(
         (folder / "results_paired.csv").unlink(missing_ok=True)
     panels_of_pairs = {setting: paired.forest for setting, paired in shown.items()}
     references = {setting: paired.reference for setting, paired in shown.items()}
-    _draw(folder / "results", (lambda: comparison(panels)) if found else None)
-    _draw(folder / "results_paired", (lambda: forest(panels_of_pairs, references)) if shown else None)
+    _draw(folder / "results", (lambda: comparison(panels, groups)) if found else None)
+    _draw(folder / "results_paired", (lambda: forest(panels_of_pairs, references, groups)) if shown else None)
     _draw(folder / "results_ranks", (lambda: rank_diagram(ranks)) if ranks else None)
     return "\n".join(markdown)
 

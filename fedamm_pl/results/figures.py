@@ -1,16 +1,15 @@
 """Figures: data in, matplotlib Figure out. Nothing here opens a window or touches matplotlib's global state."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import nn
 
@@ -19,10 +18,10 @@ from fedamm_pl.results.figure_parts import (
     CLEAR,
     FADING,
     MANY,
-    MEDIUM,
     NAMED,
     NATS,
     PERCENT,
+    Style,
     as_array,
     draw_band,
     draw_class_bars,
@@ -31,7 +30,6 @@ from fedamm_pl.results.figure_parts import (
     draw_line,
     draw_means,
     draw_seeds,
-    drawable,
     group_members,
     group_styles,
     label_axes,
@@ -42,6 +40,7 @@ from fedamm_pl.results.figure_parts import (
     set_round_axis,
     style_of,
 )
+from fedamm_pl.results.method_panels import method_panels
 
 
 def weight_curves(weight_nets: Mapping[str, Sequence[nn.Module]], largest_loss: float = 10.0) -> Figure:
@@ -63,34 +62,24 @@ def weight_curves(weight_nets: Mapping[str, Sequence[nn.Module]], largest_loss: 
     return figure
 
 
-def comparison(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Figure:
+def comparison(
+    panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], groups: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
     """Draw the accuracy of methods: a panel for each setting and group of classes, a line for each method.
 
     Args:
         panels: Setting -> group (all, many, ...) -> method -> accuracy of each seed, in percent.
+        groups: Title -> methods, where they are shown in groups.
 
     Returns:
         A figure with the seeds as small dots, and mean and standard deviation as a large mark with a bar.
     """
-    methods = list(dict.fromkeys(name for groups in panels.values() for group in groups.values() for name in group))
-    styles = group_styles(list(dict.fromkeys(name for setting in panels.values() for name in setting)))
-    width = 2 + 2.2 * len(styles)
-    titles = {setting: textwrap.wrap(drawable(setting), int(11 * (width - 2))) for setting in panels}
-    height = (0.9 + 0.22 * len(methods)) * len(panels) + 0.17 * sum(map(len, titles.values()))
-    figure, flat = new_figure(width, height, len(panels), len(styles), sharey=True)
-    cells = [(setting, group) for setting in panels for group in styles]
-    for index, (axes, (setting, group)) in enumerate(zip(flat, cells, strict=True)):
-        for line, method in enumerate(methods):
-            draw_seeds(axes, line, as_array(panels[setting].get(group, {}).get(method, ())), styles[group])
-        above = titles[setting] if index % len(styles) == 0 else []
-        if above:  # over the whole row: its title only keeps the room, lest the layout widens the first panel
-            place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "in_layout": False}
-            axes.annotate("\n".join(above), (0, 1), (0, 18), fontsize=MEDIUM + 1, weight="bold", va="bottom", **place)
-        label_axes(axes, "\n" * len(above) + group, PERCENT if index >= len(cells) - len(styles) else "", "")
-        axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_yticks(range(len(methods)), list(map(drawable, methods)))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-    return figure
+
+    def draw(axes: Axes, lines: Mapping[int, Sequence[float]], style: Style) -> None:
+        for line, values in lines.items():
+            draw_seeds(axes, line, as_array(values), style)
+
+    return method_panels(panels, groups, draw, PERCENT, (0.9, 0.22))
 
 
 def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], class_names: Sequence[str] = ()) -> Figure:

@@ -2,11 +2,11 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fedamm_pl.results.pairs import ALPHA, Paired, Ranks
+from fedamm_pl.results.pairs import ALPHA, LEAST_METHODS, LEAST_PAIRS, Paired, Ranks
 from fedamm_pl.results.statistics import critical_difference
-from fedamm_pl.results.tables import Cells, plain
+from fedamm_pl.results.tables import Cells, heading, in_groups, plain
 from fedamm_pl.terminal import as_csv
 
 HEAD = ("95 % interval", "p", "p, Holm", "p, Wilcoxon", "within 0.5")
@@ -19,20 +19,28 @@ LEGEND = (
 RANKS = (
     "Mean ranks of the methods over {settings} settings, 1 the best, by their means over the seeds. Friedman: p value that all are "
     "alike, which takes settings for independent; it is rough for fewer than ten. Two methods differ by Nemenyi's test at 0.05 where "
-    "their mean ranks are {difference:.2f} apart."
+    "their mean ranks are {difference} apart."
 )
+WITHIN = "They are within each group: methods of other groups do not count."
 
 
-def difference_cells(paired: Paired) -> Cells:
-    """Return the table of the differences: a block of lines for each result and group, a line for each method."""
+def difference_cells(paired: Paired, groups: Mapping[str, Sequence[str]] | None = None) -> Cells:
+    """Return the table of the differences: a block of lines for each result and group of classes, a line for each method.
+
+    Args:
+        paired: The differences.
+        groups: Title -> methods; each result then has a block for each.
+    """
     lines: list[Sequence[tuple[str, bool]]] = [*plain([["method", f"minus {paired.reference}", *HEAD]])]
     for key, found in paired.differences.items():
-        lines.append([(paired.columns[key], True), *[("", False)] * (1 + len(HEAD))])
-        for method, difference in found.items():
-            low, high = difference.interval
-            figures = [f"{difference.mean:+.1f}", f"{low:+.1f} to {high:+.1f}"]
-            chances = [p_text(p) for p in (difference.p, difference.holm, difference.wilcoxon)]
-            lines += plain([[method, *figures, *chances, f"{difference.level:.2f}"]])
+        for title, methods in in_groups(found, groups or {}):
+            lines.append(heading(f"{paired.columns[key]}: {title}" if title else paired.columns[key], len(lines[0])))
+            for method in methods:
+                difference = found[method]
+                low, high = difference.interval
+                figures = [f"{difference.mean:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+                chances = [p_text(p) for p in (difference.p, difference.holm, difference.wilcoxon)]
+                lines += plain([[method, *figures, *chances, f"{difference.level:.2f}"]])
     return lines
 
 
@@ -46,18 +54,44 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def rank_cells(ranks: Ranks) -> Cells:
-    """Return the table of the mean ranks: a line for each method, and one for Friedman's test."""
-    lines = [["method", *ranks.ranks]]
-    for index, method in enumerate(ranks.methods):
-        lines.append([method, *(f"{found[index]:.2f}" for found in ranks.ranks.values())])
-    return plain([*lines, ["Friedman, p", *map(p_text, ranks.friedman.values())]])
+def rank_cells(ranks: Mapping[str, Ranks]) -> Cells:
+    """Return the table of the mean ranks: a line for each method, and one for Friedman's test.
+
+    Args:
+        ranks: Title of a group -> the ranks in it; a single one without a title if there are no groups.
+    """
+    lines: list[Sequence[tuple[str, bool]]] = [*plain([["method", *next(iter(ranks.values())).ranks]])]
+    for title, mine in ranks.items():
+        lines += [heading(title, len(lines[0]))] if title else []
+        for index, method in enumerate(mine.methods):
+            lines += plain([[method, *(f"{found[index]:.2f}" for found in mine.ranks.values())]])
+        lines += plain([["Friedman, p", *map(p_text, mine.friedman.values())]])
+    return lines
 
 
-def rank_legend(ranks: Ranks) -> str:
-    """Say what the mean ranks are."""
-    difference = critical_difference(len(ranks.methods), ranks.num_settings, ALPHA)
-    return RANKS.format(settings=ranks.num_settings, difference=difference)
+def rank_legend(ranks: Mapping[str, Ranks]) -> str:
+    """Say what the mean ranks are; see :func:`rank_cells`."""
+    differences = []
+    for title, mine in ranks.items():
+        difference = critical_difference(len(mine.methods), mine.num_settings, ALPHA)
+        differences.append(f"{difference:.2f}" + (f" ({title})" if title else ""))
+    within = f" {WITHIN}" if any(ranks) else ""
+    return RANKS.format(settings=next(iter(ranks.values())).num_settings, difference=", ".join(differences)) + within
+
+
+def group_notes(
+    pairs: Mapping[str, Paired], groups: Mapping[str, Sequence[str]], ranks: Mapping[str, Ranks]
+) -> Iterator[str]:
+    """Say what groups of methods mean for the tables, and which of them have no mean ranks."""
+    if groups:
+        yield "Bold figures lead within their group: methods of different groups are not ranked against each other."
+    methods = dict.fromkeys(name for paired in pairs.values() for found in paired.accuracies.values() for name in found)
+    unranked = [title for title, _ in in_groups(methods, groups) if title not in ranks]
+    if groups and unranked and len(pairs) > 1:
+        yield (
+            f"Without mean ranks: {'; '.join(unranked)}. They take {LEAST_METHODS} methods of a group with whole runs in all settings, "
+            f"and {LEAST_PAIRS} seeds that all methods share."
+        )
 
 
 def shared_seeds(paired: Paired) -> str:

@@ -1,7 +1,7 @@
 """Differences between methods on the same seeds: which runs make a pair, and what is known of the differences."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedamm_pl.federation.summary import SHOWN
@@ -15,7 +15,7 @@ from fedamm_pl.results.statistics import (
     smallest_p,
     t_interval,
 )
-from fedamm_pl.results.tables import by_method, titles
+from fedamm_pl.results.tables import by_method, in_groups, titles
 
 LEVEL = 0.5
 """Points of accuracy below which a mean difference counts as none."""
@@ -195,10 +195,14 @@ def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
         )
 
 
-def rank(pairs: Sequence[Paired]) -> Ranks | None:
+def rank(pairs: Sequence[Paired], among: Collection[str] | None = None) -> Ranks | None:
     """Return the mean ranks of the methods that all settings have, by their means over the seeds.
 
     None if there are fewer than two settings with paired seeds, or fewer than three such methods: the tests then have nothing to say.
+
+    Args:
+        pairs: Those of each setting.
+        among: Methods that are ranked, and count; None: all.
     """
     found = [paired for paired in pairs if len(paired.seeds) >= LEAST_PAIRS]
     keys = [key for key in (found[0].columns if found else ()) if key.startswith(FIGURE)]
@@ -206,7 +210,7 @@ def rank(pairs: Sequence[Paired]) -> Ranks | None:
     methods = [
         name
         for name in (found[0].accuracies[keys[0]] if keys else ())
-        if all(name in paired.accuracies[keys[0]] for paired in found)
+        if all(name in paired.accuracies[keys[0]] for paired in found) and (among is None or name in among)
     ]
     if len(found) < LEAST_SETTINGS or len(methods) < LEAST_METHODS:
         return None
@@ -222,6 +226,18 @@ def rank(pairs: Sequence[Paired]) -> Ranks | None:
         {group: mean_ranks(lines) for group, lines in results.items()},
         {group: friedman_p(lines) for group, lines in results.items()},
     )
+
+
+def rank_within(pairs: Sequence[Paired], groups: Mapping[str, Sequence[str]] | None = None) -> dict[str, Ranks]:
+    """Return the title of each group -> the mean ranks in it, see :func:`rank`; without groups of all methods, without a title.
+
+    Args:
+        pairs: Those of each setting.
+        groups: Title -> methods. A group that cannot be ranked is left out.
+    """
+    methods = dict.fromkeys(name for paired in pairs for found in paired.accuracies.values() for name in found)
+    ranks = {title: rank(pairs, members) for title, members in in_groups(methods, groups or {})}
+    return {title: found for title, found in ranks.items() if found}
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from fedamm_pl.results.figures import accuracy_against_bytes, comparison
 from fedamm_pl.results.html import embedded, escaped, folded, gallery, tabular
 from fedamm_pl.results.paired_figures import forest, rank_diagram
 from fedamm_pl.results.paired_tables import LEGEND, difference_cells, rank_cells, rank_legend, shared_seeds
-from fedamm_pl.results.pairs import Paired, Ranks, default_reference, pair, rank
+from fedamm_pl.results.pairs import Paired, Ranks, default_reference, pair, rank_within
 from fedamm_pl.results.report_one import (
     attempted,
     joined,
@@ -147,7 +147,7 @@ def paired_sections(runs: Sequence[Run]) -> list[str]:
         body = [f"<p>{escaped(shared_seeds(paired))}</p>", tabular(difference_cells(paired))]
         notes = [f'<p class="note">{escaped(note)}</p>' for note in paired.notes]
         parts += [title, *(body if paired.differences else []), *notes] if paired.differences or notes else []
-    if ranks := rank(found):
+    if ranks := rank_within(found):
         parts += [tabular(rank_cells(ranks)), f'<p class="soft">{escaped(rank_legend(ranks))}</p>']
     if shown:
         parts.append(f'<p class="soft">{escaped(LEGEND)}</p>')
@@ -156,7 +156,7 @@ def paired_sections(runs: Sequence[Run]) -> list[str]:
     return ["<h2>Paired differences</h2>", *parts] if parts else []
 
 
-def drawn_pairs(shown: dict[str, Paired], ranks: Ranks | None) -> list[str]:
+def drawn_pairs(shown: dict[str, Paired], ranks: dict[str, Ranks]) -> list[str]:
     """Return the figures of the differences."""
     panels = {setting: paired.forest for setting, paired in shown.items()}
     references = {setting: paired.reference for setting, paired in shown.items()}

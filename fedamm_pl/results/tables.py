@@ -29,6 +29,8 @@ LATEX = str.maketrans(
         "†": r"$\dagger$",
     }
 )
+OTHERS = "others"
+"""Title of the methods in no group."""
 MARKDOWN = re.compile(r"[\\`|<>&*\[\]$~]|(?<!\w)_|_(?!\w)")
 
 
@@ -74,6 +76,29 @@ def row(method: str, seed: int, setting: Mapping[str, Any], summary: Mapping[str
     return found | {name: summary[name] for name in COUNTS}
 
 
+def in_groups(methods: Iterable[str], groups: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]:
+    """Return each group's title and those of its methods that there are; all methods without a title if there are no groups.
+
+    Example:
+        >>> in_groups(["a", "b", "c"], {"late": ["c"], "early": ["a"]})
+        [('late', ['c']), ('early', ['a']), ('others', ['b'])]
+        >>> in_groups(["a", "b"], {})
+        [('', ['a', 'b'])]
+    """
+    names = list(methods)
+    if not groups:
+        return [("", names)]
+    rest = [name for name in names if not any(name in members for members in groups.values())]
+    whole = {**groups, OTHERS: [*groups.get(OTHERS, ()), *rest]}
+    found = [(title, [name for name in members if name in names]) for title, members in whole.items()]
+    return [(title, members) for title, members in found if members]
+
+
+def heading(title: str, width: int) -> Sequence[tuple[str, bool]]:
+    """Return the line above a block of a table that has so many columns."""
+    return [(title, True), *[("", False)] * (width - 1)]
+
+
 def by_method(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the rows of each method, in order."""
     names = dict.fromkeys(row["method"] for row in rows)
@@ -89,24 +114,27 @@ def accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Cells:
-    """Return the table of the methods.
+def table(rows: Sequence[dict[str, Any]], groups: Mapping[str, Sequence[str]] | None = None) -> Cells:
+    """Return the table of the methods, in groups if there are some: title -> methods.
 
-    Accuracies are mean ± standard deviation over the seeds. The best of a column is bold where its bar overlaps no other's, see
-    :func:`~fedamm_pl.results.statistics.leader`.
+    Accuracies are mean ± standard deviation over the seeds. The best of a column, or of a group in it, is bold where its bar
+    overlaps no other's, see :func:`~fedamm_pl.results.statistics.leader`.
     """
     names = [name for name in SHOWN.values() if all(f"final/{name}" in row for row in rows)]
     kinds = titles((row["num_averaged"] for row in rows), (row.get("best_on", "test") for row in rows))
     columns = {f"{kind}/{name}": f"{name}, {title}" for kind, title in kinds.items() for name in names}
-    groups = by_method(rows)
-    lines = [[(title, False) for title in ("method", "seeds", *columns.values(), *COSTS.values())]]
-    best = {column: leader([[row[column] for row in mine] for _, mine in groups]) for column in columns}
-    for index, (method, mine) in enumerate(groups):
-        line = [(method + (" †" if mine[0]["uses_meta_set"] else ""), False), (str(len(mine)), False)]
-        line += [(mean_and_deviation([row[column] for row in mine]), best[column] == index) for column in columns]
-        line.append((f"{mean(row['bytes_per_round'] for row in mine) / 1e6:.2f}", False))
-        line.append((f"{mean(row['seconds_per_round'] for row in mine):.2f}", False))
-        lines.append(line)
+    found = dict(by_method(rows))
+    lines: list[Sequence[tuple[str, bool]]] = [*plain([["method", "seeds", *columns.values(), *COSTS.values()]])]
+    for title, methods in in_groups(found, groups or {}):
+        lines += [heading(title, len(lines[0]))] if title else []
+        best = {column: leader([[row[column] for row in found[name]] for name in methods]) for column in columns}
+        for index, method in enumerate(methods):
+            mine = found[method]
+            line = [(method + (" †" if mine[0]["uses_meta_set"] else ""), False), (str(len(mine)), False)]
+            line += [(mean_and_deviation([row[column] for row in mine]), best[column] == index) for column in columns]
+            line.append((f"{mean(row['bytes_per_round'] for row in mine) / 1e6:.2f}", False))
+            line.append((f"{mean(row['seconds_per_round'] for row in mine):.2f}", False))
+            lines.append(line)
     return lines
 
 
@@ -120,7 +148,7 @@ def stacked(cells: Cells) -> Cells:
         order = [*start, *(index for index, text in enumerate(head) if text.endswith(ends)), *costs]
         if not found:
             found.append([(head[index].removesuffix(ends), False) for index in order])
-        found.append([(title, True), *[("", False)] * (len(order) - 1)])
+        found.append(heading(title, len(order)))
         found += [[line[index] for index in order] for line in cells[1:]]
     return found
 

@@ -70,6 +70,11 @@ def test_class_of_ones_own_need_not_take_what_the_data_say(planned: Planned, mon
     assert len(planned(methods={"own_method.Fixed": None, "own_method.Open": {"lr": 0.1}}, seeds=[0])) == 2
 
 
+def test_runs_follow_the_groups(planned: Planned) -> None:
+    runs = planned(groups={"with images": ["FedAMM"]})
+    assert [run.method for run in runs] == ["FedAMM"] * 2 + ["FedAvg"] * 2
+
+
 def test_folder_is_where_it_is_told(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
     planned("--dir", "elsewhere")
     assert capsys.readouterr().out.endswith("results in elsewhere\n")
@@ -96,7 +101,7 @@ def test_tuned_methods_run_with_what_was_chosen(
     with pytest.raises(SystemExit) as stop:
         planned(base=VALIDATED, tuning=TUNING)
     printed = capsys.readouterr()
-    assert printed.out.startswith("2 runs to tune FedAMM; then 4 runs to report\nFedAMM: meta_lr 0.3\n")
+    assert printed.out.startswith("2 tuning runs, then 4 reported runs\nFedAMM: meta_lr 0.3\n")
     assert (stop.value.code, printed.err) == (1, "fedamm: error: 1 of 6 runs failed: FedAMM: meta_lr 0.2, seed 100\n")
     assert "Could not be chosen: FedAMM with meta_lr 0.2 (seed 100 failed)." in printed.out
     assert Path("runs/table/tuning.csv").read_text().count("True") == 1
@@ -172,6 +177,9 @@ def test_data_may_bring_the_validation_set(planned: Planned) -> None:
         ({"grid": {"trainer.devices": [3]}}, ["FedAvg: Expected --trainer.devices to be"]),
         ({"jobs": 0}, ["--jobs", "1 or more, got 0"]),
         ({"seed": [0]}, ["unknown option seed; did you mean --seeds?"]),
+        ({"groups": {"a": ["FedAvg"], "b": ["FedAvg"]}}, ["Expected --groups to hold each method once, got FedAvg twice."]),
+        ({"groups": {"a": ["FedProx"]}}, ["Expected --groups to hold one of --methods, FedAvg, FedAMM, got FedProx."]),
+        ({"groups": {"a": "FedAvg"}}, ["Expected --groups to be"]),
         ({"tuning": TUNING}, ["--data.num_val_per_class to be 1 or more, or data with a validation set, for", "got none"]),
         ({"base": VALIDATED, "tuning": TUNING, "seeds": [100]}, ["`tuning.seeds` to be others than --seeds", "100 in both"]),
         ({"base": VALIDATED, "tuning": {**TUNING, "methods": {"A": [{}]}}}, ["one of --methods, FedAvg, FedAMM, got A."]),

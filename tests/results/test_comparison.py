@@ -645,9 +645,7 @@ def test_options_are_tuned_and_reported_by_one_command(
     )
     main(words)
     printed = capsys.readouterr().out
-    assert printed.startswith(
-        "2 runs to tune tuned; then 2 runs to report\n2 runs, 0 finished before\n[1/2] tuned: lr "
-    )
+    assert printed.startswith("2 tuning runs, then 2 reported runs\n2 runs, 0 finished before\n[1/2] tuned: lr ")
     assert "(val/acc, mean of last 1)" in printed
     with (tmp_path / "tuning.csv").open() as file:
         found = list(csv.DictReader(file))

@@ -130,8 +130,8 @@ def test_ranks_are_of_the_methods_that_all_settings_have() -> None:
     assert (found.num_settings, found.methods) == (3, ["FedProx", "FedAvg", "Moon"])
     assert found.ranks == {"all": [1, 2, 3], "few": [1, 2, 3]}  # means 62, 60, 59.7
     assert found.friedman["all"] == pytest.approx(0.0498, abs=1e-4)  # exp(-3)
-    assert [text for text, _ in rank_cells(found)[1]] == ["FedProx", "1.00", "1.00"]
-    assert [text for text, _ in rank_cells(found)[-1]] == ["Friedman, p", "0.050", "0.050"]
+    assert [text for text, _ in rank_cells({"": found})[1]] == ["FedProx", "1.00", "1.00"]
+    assert [text for text, _ in rank_cells({"": found})[-1]] == ["Friedman, p", "0.050", "0.050"]
 
 
 def test_two_methods_or_one_setting_have_no_ranks() -> None:
@@ -163,8 +163,8 @@ def test_diagram_of_ranks_has_names_ranks_and_its_layout() -> None:
     methods = [f"MetaFineTune † {index}" for index in range(16)]
     spread = [1.0 + index for index in range(16)]
     figures = {
-        "wide": rank_diagram(Ranks(40, methods, {"all": spread, "few": [8.5] * 16}, {"all": 1e-9, "few": 1.0})),
-        "narrow": rank_diagram(Ranks(2, methods[:3], {"all": spread[:3]}, {"all": 0.135})),
+        "wide": rank_diagram({"": Ranks(40, methods, {"all": spread, "few": [8.5] * 16}, {"all": 1e-9, "few": 1.0})}),
+        "narrow": rank_diagram({"": Ranks(2, methods[:3], {"all": spread[:3]}, {"all": 0.135})}),
     }
     check_layout(figures)
     texts = [text.get_text() for text in figures["wide"].axes[0].texts]
