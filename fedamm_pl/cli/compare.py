@@ -63,7 +63,8 @@ def compare(words: Sequence[str]) -> None:
         fail(f"{error.strerror or error} ({error.filename or folder}); the same command continues")
     say(f"results in {printable(str(folder))}")
     if failed:
-        fail(f"{len(failed)} of {len(runs) + len(trials)} runs failed: {'; '.join(map(str, failed))}")
+        what = "failed" if config.jobs else "are not finished"
+        fail(f"{len(failed)} of {len(runs) + len(trials)} runs {what}: {'; '.join(map(str, failed))}")
 
 
 def check_before(folder: Path, runs: Sequence[PlannedRun], trials: Sequence[Trial]) -> None:
@@ -110,6 +111,8 @@ def tune(trials: Sequence[Trial], config: CompareConfig, folder: Path) -> tuple[
     assert config.tuning is not None
     failed = execute([trial.run for trial in trials if not trial.stopped], config.jobs, METRIC)
     failed = [trial.run for trial in trials if trial.run in failed and not trial.stopped]
+    if failed and not config.jobs:
+        raise ValueError(f"Expected all {len(trials)} runs for tuning to be finished, got {len(failed)} that are not.")
     tuning = choose(trials, config.tuning)
     write_tuning(folder, tuning)
     for choice in tuning.choices:

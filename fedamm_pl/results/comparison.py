@@ -216,14 +216,16 @@ def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> 
 
     Args:
         runs: The runs.
-        jobs: How many at a time.
+        jobs: How many at a time; 0: none at all.
         metric: Which accuracy to print of those that are done.
 
     Returns:
-        The runs that failed; their output is in ``<folder>.log``.
+        The runs that failed, or were not to be run; the output of a run is in ``<folder>.log``.
     """
     waiting = [run for run in runs if not run.finished]
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before")
+    if not jobs:
+        return waiting
     running: dict[BaseProcess, tuple[PlannedRun, float]] = {}
     failed, done = [], len(runs) - len(waiting)
     try:

@@ -37,7 +37,7 @@ class CompareConfig:
     dir: str | None = None
     """Folder of the comparison; by default runs/<config name>. What is finished in it is skipped, what was interrupted continues."""
     jobs: int = 1
-    """Runs side by side; they share the processor's cores."""
+    """Runs side by side; they share the processor's cores. 0: run nothing, write the tables of what is finished."""
     reference: str | None = None
     """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
     groups: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -52,8 +52,8 @@ class CompareConfig:
             raise ValueError(
                 "Expected `methods`, `seeds` and each entry of `grid` to hold something, got one that is empty."
             )
-        if self.jobs < 1:
-            raise ValueError(f"Expected `jobs` to be 1 or more, got {self.jobs}.")
+        if self.jobs < 0:
+            raise ValueError(f"Expected `jobs` to be 0 or more, got {self.jobs}.")
         if self.reference is not None:
             self._require_method("`reference` to be", self.reference)
         grouped = [name for members in self.groups.values() for name in members]

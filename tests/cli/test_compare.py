@@ -175,7 +175,7 @@ def test_data_may_bring_the_validation_set(planned: Planned) -> None:
         ({"grid": {"executor.num_workers": [0]}}, ["num_workers"]),
         ({"grid": {"data.imbalance_factor": [2]}}, ["FedAvg: Expected --data.imbalance_factor to be in (0, 1], got 2.0."]),
         ({"grid": {"trainer.devices": [3]}}, ["FedAvg: Expected --trainer.devices to be"]),
-        ({"jobs": 0}, ["--jobs", "1 or more, got 0"]),
+        ({"jobs": -1}, ["--jobs", "0 or more, got -1"]),
         ({"seed": [0]}, ["unknown option seed; did you mean --seeds?"]),
         ({"groups": {"a": ["FedAvg"], "b": ["FedAvg"]}}, ["Expected --groups to hold each method once, got FedAvg twice."]),
         ({"groups": {"a": ["FedProx"]}}, ["Expected --groups to hold one of --methods, FedAvg, FedAMM, got FedProx."]),

@@ -149,9 +149,16 @@ def test_empty_comparisons_are_refused(empty: Options) -> None:
         planned(**empty)
 
 
-def test_no_jobs_are_refused() -> None:
-    with pytest.raises(ValueError, match="Expected `jobs` to be 1 or more, got 0"):
-        planned(jobs=0)
+def test_fewer_jobs_than_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="Expected `jobs` to be 0 or more, got -1"):
+        planned(jobs=-1)
+
+
+def test_without_jobs_nothing_is_run(tmp_path: Path) -> None:
+    done, *others = runs = a_plan(tmp_path)
+    finished(done)
+    assert execute(runs, 0) == others
+    assert not any(run.log.exists() for run in runs)
 
 
 def test_merged_and_nested_leave_their_arguments_alone() -> None:
@@ -605,7 +612,7 @@ def test_failing_method_is_reported_and_the_others_are_in_the_table(
         ({"grid": {"data.partitions": ["iid"]}}, r"partition"),
         ({"grid": {"data.partition": ["iid", "by_magic"]}}, r"by_magic"),
         ({"methods": {}}, r"--methods|`methods`|methods"),
-        ({"jobs": 0}, r"jobs.*got 0"),
+        ({"jobs": -1}, r"jobs.*got -1"),
         ({"job": 2}, r"job"),
     ],
 )

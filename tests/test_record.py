@@ -1,0 +1,116 @@
+"""``scripts/record.py``: tables follow from the record of a comparison, and nothing that differs passes."""
+
+import importlib.util
+import io
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from fedamm_pl.cli.main import main
+
+BASE = {
+    "data": {"dataset": "digits", "num_clients": 2, "num_val_per_class": 2},
+    "algorithm": {"model": "mlp"},
+    "federation": {"num_rounds": 1},
+    "trainer": {"accelerator": "cpu", "precision": "32-true"},
+    "logger": False,
+    "output": {"progress": "none", "figures": False},
+}
+CONTENT: dict[str, Any] = {
+    "base": BASE,
+    "methods": {"FedAvg": {"lr": 0.1}, "tuned": {"class_path": "FedAvg"}},
+    "seeds": [0],
+    "tuning": {"seeds": [1], "methods": {"tuned": [{"lr": 0.01}, {"lr": 0.1}]}},
+}
+
+
+@pytest.fixture(scope="module")
+def record() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / "record.py"
+    spec = importlib.util.spec_from_file_location("record", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, record: ModuleType) -> tuple[Path, Path, Path]:
+    """The record of a small comparison, its file and its table."""
+    folder = tmp_path_factory.mktemp("record")
+    (folder / "small.yaml").write_text(yaml.safe_dump(CONTENT, sort_keys=False))
+    main(["compare", "--config", str(folder / "small.yaml"), "--dir", str(folder / "runs")])
+    assert record.pack(folder / "runs", folder / "small.tar.xz") == 4
+    return folder / "small.tar.xz", folder / "small.yaml", folder / "runs" / "results.md"
+
+
+def checked(record: ModuleType, monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["record.py", "check", *map(str, paths)])
+    record.main()
+
+
+def test_the_tables_follow_from_the_record(
+    packed: tuple[Path, Path, Path],
+    record: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checked(record, monkeypatch, *packed)
+    assert capsys.readouterr().out == f"{packed[2]} follows from {packed[0]}\n"
+
+
+def test_the_same_runs_give_the_same_record(
+    packed: tuple[Path, Path, Path], record: ModuleType, tmp_path: Path
+) -> None:
+    record.pack(packed[2].parent, tmp_path / "again.tar.xz")
+    assert (tmp_path / "again.tar.xz").read_bytes() == packed[0].read_bytes()
+
+
+def test_another_figure_in_the_table_is_seen(
+    packed: tuple[Path, Path, Path], record: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = packed[2].read_text()
+    (tmp_path / "table.md").write_text(text.replace("FedAvg | 1 |", "FedAvg | 2 |"))
+    assert (tmp_path / "table.md").read_text() != text
+    with pytest.raises(SystemExit, match=r"\n-\| FedAvg \| 2 "):
+        checked(record, monkeypatch, packed[0], packed[1], tmp_path / "table.md")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"seeds": [0, 2]}, "2 of 6 runs are not finished: FedAvg, seed 2; tuned, seed 2\n"),
+        (
+            {"tuning": {**CONTENT["tuning"], "seeds": [1, 3]}},
+            "all 4 runs for tuning to be finished, got 2 that are not.\n",
+        ),
+        ({"base": {**BASE, "federation": {"num_rounds": 2}}}, "got one with other options: federation.num_rounds"),
+    ],
+)
+def test_a_record_of_other_runs_is_refused(
+    changes: dict[str, object],
+    reason: str,
+    packed: tuple[Path, Path, Path],
+    record: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**CONTENT, **changes}, sort_keys=False))
+    with pytest.raises(SystemExit) as refused:
+        checked(record, monkeypatch, packed[0], tmp_path / "small.yaml", packed[2])
+    assert refused.value.code
+    assert reason in capsys.readouterr().err
+
+
+def test_files_that_lead_out_of_the_folder_are_refused(record: ModuleType, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bad.tar.xz", "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("../config.yaml"), io.BytesIO())
+    with pytest.raises(SystemExit, match=r"alone, got '../config.yaml'"):
+        record.tables(tmp_path / "bad.tar.xz", tmp_path / "none.yaml")
