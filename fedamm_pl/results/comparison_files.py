@@ -25,7 +25,17 @@ from fedamm_pl.results.paired_tables import (
     shared_seeds,
 )
 from fedamm_pl.results.pairs import Paired, default_reference, pair, rank_within
-from fedamm_pl.results.tables import accuracies, as_latex, as_markdown, in_groups, latex_text, markdown_text, row, table
+from fedamm_pl.results.tables import (
+    accuracies,
+    as_latex,
+    as_markdown,
+    in_groups,
+    latex_text,
+    markdown_text,
+    over_settings,
+    row,
+    table,
+)
 from fedamm_pl.results.tuning import Tuning
 from fedamm_pl.results.tuning_tables import tuning_cells, tuning_csv, tuning_legend, tuning_notes
 from fedamm_pl.terminal import as_csv
@@ -67,16 +77,40 @@ def pairs(
     for setting, members in settings(runs, found):
         values = {name: members[0][name] for name in runs[0].setting}
         mine = [run for run in runs if run.setting == values]
-        left_out: dict[str, list[str]] = {}
-        for run in mine:
-            summary = run.summary
-            if summary is None or summary.get("diverged"):
-                reason = "diverged" if summary else "is not finished"
-                left_out.setdefault(run.method, []).append(f"seed {run.seed} {reason}")
-        reasons = {method: ", ".join(found) for method, found in left_out.items()}
+        reasons = {method: ", ".join(found) for method, found in _left_out(mine, "seed {run.seed}").items()}
         first = reference or default_reference(list(dict.fromkeys(run.method for run in mine)))
         compared[setting] = pair(members, reasons, first, setting, values)
     return compared
+
+
+def over_all(
+    runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]], reference: str | None = None
+) -> tuple[list[dict[str, Any]], Paired] | None:
+    """Return the rows averaged over the settings, and their differences; None where there is one setting, or a setting has none.
+
+    Args:
+        runs: All that were planned.
+        found: The rows of those that are finished.
+        reference: The method that the others are compared with.
+    """
+    blocks = [members for _, members in settings(runs, found)]
+    if not 1 < len(settings_of(runs)) == len(blocks):
+        return None
+    members = over_settings(blocks, runs[0].setting)
+    reasons = {method: ", ".join(places) for method, places in _left_out(runs, "{run.place}").items()}
+    first = reference or default_reference(list(dict.fromkeys(run.method for run in runs)))
+    return members, pair(members, reasons, first, f"mean over the {len(blocks)} settings")
+
+
+def _left_out(runs: Sequence[PlannedRun], place: str) -> dict[str, list[str]]:
+    """Return method -> which of its runs cannot be compared, and why."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        summary = run.summary
+        if summary is None or summary.get("diverged"):
+            reason = "diverged" if summary else "is not finished"
+            found.setdefault(run.method, []).append(f"{place.format(run=run)} {reason}")
+    return found
 
 
 def write_tuning(folder: Path, tuning: Tuning) -> None:
@@ -122,8 +156,12 @@ def write_results(
     write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
     markdown, latex, panels = [], [], {}
     compared = pairs(runs, found, reference)
-    for setting, members in settings(runs, found):
-        cells, paired = table(members, groups), compared[setting]
+    ranks = rank_within(list(compared.values()), groups)
+    blocks = [(members, compared[setting]) for setting, members in settings(runs, found)]
+    if overall := over_all(runs, found, reference):
+        blocks.append(overall)
+    for members, paired in blocks:
+        cells, setting = table(members, groups), paired.setting
         markdown += [*([f"**{markdown_text(setting)}**", ""] if setting else []), *as_markdown(cells), ""]
         latex += [f"% {latex_text(setting)}", *as_latex(cells), ""]
         panels[setting] = accuracies(members)
@@ -133,8 +171,7 @@ def write_results(
             latex += [f"% {latex_text(shared_seeds(paired))}", *as_latex(differences), ""]
         for note in paired.notes:
             markdown += [markdown_text(note), ""]
-    shown = {setting: paired for setting, paired in compared.items() if paired.differences}
-    ranks = rank_within(list(compared.values()), groups)
+    shown = {paired.setting: paired for _, paired in blocks if paired.differences}
     if ranks:
         markdown += [markdown_text(rank_legend(ranks)), "", *as_markdown(rank_cells(ranks)), ""]
         latex += ["% Mean ranks", *as_latex(rank_cells(ranks)), ""]

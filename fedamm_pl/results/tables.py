@@ -99,6 +99,35 @@ def heading(title: str, width: int) -> Sequence[tuple[str, bool]]:
     return [(title, True), *[("", False)] * (width - 1)]
 
 
+def over_settings(settings: Sequence[Sequence[dict[str, Any]]], options: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the rows of the runs, method and seed, that all settings have, averaged over the settings.
+
+    Args:
+        settings: The rows of each setting.
+        options: Those that tell settings apart; they are left out.
+
+    Example:
+        >>> first, second = ({"alpha": alpha, "method": "FedAvg", "seed": 0, "final/all": 60 + alpha} for alpha in (1, 2))
+        >>> over_settings([[first], [second]], ["alpha"])
+        [{'method': 'FedAvg', 'seed': 0, 'final/all': 61.5}]
+    """
+    runs = [{(row["method"], row["seed"]): row for row in rows} for rows in settings]
+    shared = [[found[run] for found in runs] for run in runs[0] if all(run in found for found in runs)]
+    averages: list[dict[str, Any]] = []
+    for rows in shared:
+        found: dict[str, Any] = {}
+        for name in rows[0].keys() - {*options}:
+            values = [row.get(name) for row in rows]
+            if len({*values}) == 1:
+                found[name] = values[0]
+            elif name == "num_averaged":
+                found[name] = None
+            elif len(numbers := [value for value in values if isinstance(value, int | float)]) == len(rows):
+                found[name] = mean(numbers)
+        averages.append({name: found[name] for name in rows[0] if name in found})
+    return averages
+
+
 def by_method(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the rows of each method, in order."""
     names = dict.fromkeys(row["method"] for row in rows)

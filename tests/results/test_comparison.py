@@ -247,10 +247,11 @@ def test_results_have_a_table_for_each_setting(tmp_path: Path) -> None:
     text = write_results(tmp_path, runs)
     assert [title for title, _ in settings(runs, rows(runs))] == ["partition iid", "partition by_shards"]
     assert text == (tmp_path / "results.md").read_text()
-    assert text.count("| FedAvg |") == text.count("| FedProx | 2 |") == text.count("| method | seeds |") == 2
+    assert text.count("| FedAvg |") == text.count("| FedProx | 2 |") == text.count("| method | seeds |") == 3
     assert "**partition by_shards**" in text
+    assert "**mean over the 2 settings**" in text
     assert "†" not in text
-    assert (tmp_path / "results.tex").read_text().count(r"\begin{tabular}") == 2 * 2
+    assert (tmp_path / "results.tex").read_text().count(r"\begin{tabular}") == 3 * 2
     assert (tmp_path / "results.pdf").stat().st_size > 1000
     assert (tmp_path / "results.png").stat().st_size > 1000
     with (tmp_path / "results.csv").open() as file:
@@ -267,7 +268,7 @@ def test_grid_may_hold_lists(tmp_path: Path) -> None:
     runs = a_plan(tmp_path, grid={"trainer.devices": [[0], [1]]})
     for run in runs:
         finished(run)
-    assert write_results(tmp_path, runs).count("| FedAvg |") == 2
+    assert write_results(tmp_path, runs).count("| FedAvg |") == 3
 
 
 def test_folders_with_other_options_are_refused(tmp_path: Path) -> None:
@@ -502,7 +503,7 @@ def test_comparison_runs_everything_on_shared_splits(compared: Path) -> None:
     assert len(set(starts.values())) == 2
     text = (compared / "results.md").read_text()
     assert "**partition iid**" in text
-    assert text.count("| prox | 2 |") == 2
+    assert text.count("| prox | 2 |") == 3
     for name in ("results.csv", "results.md", "results.tex", "results.pdf", "results.png"):
         assert (compared / name).stat().st_size > 0
 

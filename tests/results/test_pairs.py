@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fedamm_pl.results.comparison import CompareConfig, PlannedRun, plan
-from fedamm_pl.results.comparison_files import write_results
+from fedamm_pl.results.comparison_files import over_all, write_results
+from fedamm_pl.results.comparison_files import rows as finished_rows
 from fedamm_pl.results.paired_figures import forest, rank_diagram
 from fedamm_pl.results.paired_tables import difference_cells, rank_cells
 from fedamm_pl.results.pairs import Paired, Ranks, compared, default_reference, few_seeds, pair, rank
@@ -203,22 +205,57 @@ FOUND = {"FedAvg": [0.60, 0.61], "FedProx": [0.62, 0.64], "Moon": [0.5, 0.5]}
 def test_a_comparison_says_prints_and_draws_differences_and_ranks(tmp_path: Path) -> None:
     runs = a_comparison(tmp_path, FOUND, grid={"data.partition": ["iid", "by_shards"]})
     text = write_results(tmp_path, runs)
-    assert text.count("Paired differences from FedAvg, over the seeds 0, 1.") == 2
-    assert text.count("| FedProx | +2.5 | -3.9 to +8.9 | 0.500 | 1.000 | 0.500 | 0.03 |") == 2  # ± 12.706 · 0.5
-    assert text.count("With 2 seeds no p value can be below 0.5") == 2
+    assert text.count("Paired differences from FedAvg, over the seeds 0, 1.") == 3
+    assert text.count("| FedProx | +2.5 | -3.9 to +8.9 | 0.500 | 1.000 | 0.500 | 0.03 |") == 3  # ± 12.706 · 0.5
+    assert text.count("With 2 seeds no p value can be below 0.5") == 3
     assert "| FedProx | 1.00 |" in text
     assert "Mean ranks of the methods over 2 settings" in text
     assert text.count("All of it speaks of further seeds on the same data") == 1
     with (tmp_path / "results_paired.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["data.partition"] for line in lines] == ["iid"] * 2 + ["by_shards"] * 2
-    assert [line["method"] for line in lines] == ["FedProx", "Moon"] * 2
+    assert [line["data.partition"] for line in lines] == ["iid"] * 2 + ["by_shards"] * 2 + [""] * 2
+    assert [line["method"] for line in lines] == ["FedProx", "Moon"] * 3
     assert float(lines[0]["difference"]) == pytest.approx(2.5)
     assert float(lines[0]["p_holm"]) == 1.0
     assert r"FedProx & +2.5 & -3.9 to +8.9" in (tmp_path / "results.tex").read_text()
     for name in ("results_paired", "results_ranks"):
         for kind in ("pdf", "png"):
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
+
+
+def test_the_mean_over_settings_is_that_of_each_seed(tmp_path: Path) -> None:
+    runs = a_comparison(tmp_path, FOUND, grid={"data.partition": ["iid", "by_shards"]})
+    for run in runs:
+        if run.method == "FedProx" and run.setting["data.partition"] == "iid":
+            shutil.copy(run.folder.parent.parent / "Moon" / run.folder.name / "summary.json", run.folder)
+    members, paired = over_all(runs, finished_rows(runs)) or ([], None)
+    assert {(row["method"], row["seed"]): row["mean_last_10/all"] for row in members} == pytest.approx(
+        {
+            ("FedAvg", 0): 60.0,
+            ("FedAvg", 1): 61.0,
+            ("FedProx", 0): 56.0,  # (50 + 62) / 2
+            ("FedProx", 1): 57.0,
+            ("Moon", 0): 50.0,
+            ("Moon", 1): 50.0,
+        }
+    )
+    assert paired is not None
+    assert paired.differences["mean_last_10/all"]["FedProx"].values == pytest.approx([-4.0, -4.0])
+    (runs[-1].folder / "summary.json").unlink()
+    members, paired = over_all(runs, finished_rows(runs)) or ([], None)
+    assert sum(row["method"] == "Moon" for row in members) == 1
+    assert paired is not None
+    assert paired.notes[0] == (
+        "Left out of the paired differences: Moon (data.partition by_shards, seed 1 is not finished)."
+    )
+
+
+def test_one_setting_has_no_mean_over_settings(tmp_path: Path) -> None:
+    runs = a_comparison(tmp_path, FOUND, grid={"data.partition": ["iid"]})
+    assert over_all(runs, finished_rows(runs)) is None
+    (first, *_) = runs = a_comparison(tmp_path / "two", FOUND, grid={"data.partition": ["iid", "by_shards"]})
+    half = [row for row in finished_rows(runs) if row["data.partition"] == first.setting["data.partition"]]
+    assert over_all(runs, half) is None
 
 
 def test_unfinished_and_diverged_methods_are_named_and_in_no_pair(tmp_path: Path) -> None:
