@@ -134,3 +134,27 @@ def test_the_shipped_variants_are_of_the_same_runs(tmp_path: Path, monkeypatch: 
         rest.append([{**config, "algorithm": None, "output": None} for config in configs])
     assert len(rest[1]) == 4 * 3 * 2
     assert all(config in rest[0] for config in rest[1])
+
+
+@pytest.mark.parametrize("data", ["letter", "fashion_mnist"])
+def test_the_centralised_comparisons_have_one_client_ten_seeds_and_the_five_methods(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Any] = []
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, jobs: planned.extend(runs) or [])
+    main(["compare", "--config", str(CONFIGS / f"protocol/centralised_{data}.yaml"), "--dir", str(tmp_path)])
+    configs = [yaml.safe_load(run.config) for run in planned]
+    methods = [config["algorithm"]["class_path"].rpartition(".")[2] for config in configs]
+    assert {name: methods.count(name) for name in methods} == {
+        "FedAvg": 10,
+        "MetaFineTune": 10,
+        "FedAMM": 20,
+        "LogitAdjusted": 10,
+    }
+    options = [config["data"]["init_args"] for config in configs]
+    assert {(of["num_clients"], of["partition"], of["num_meta_per_class"]) for of in options} == {(1, "iid", 10)}
+    mapped = [
+        config["algorithm"]["init_args"] for config in configs if config["algorithm"]["class_path"].endswith("FedAMM")
+    ]
+    assert {(of["meta_update"], of["meta_interval"]) for of in mapped} == {("synchronous", 1)}
+    assert [of.get("families") for of in mapped].count("fixed") == 10
