@@ -21,6 +21,7 @@ BASE = {
     "logger": False,
     "output": {"progress": "none", "figures": False},
 }
+RECORDS = Path(__file__).parents[1] / "docs" / "protocol"
 CONTENT: dict[str, Any] = {
     "base": BASE,
     "methods": {"FedAvg": {"lr": 0.1}, "tuned": {"class_path": "FedAvg"}},
@@ -107,6 +108,16 @@ def test_a_record_of_other_runs_is_refused(
         checked(record, monkeypatch, packed[0], tmp_path / "small.yaml", packed[2])
     assert refused.value.code
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
+def test_the_recorded_tables_follow_from_the_records(
+    path: Path, record: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = path.name.partition(".")[0]
+    config = RECORDS.parent.parent / f"configs/protocol/{name}.yaml"
+    checked(record, monkeypatch, path, config, RECORDS / f"{name}.md")
+    assert capsys.readouterr().out.endswith(f"{name}.md follows from {path}\n")
 
 
 def test_files_that_lead_out_of_the_folder_are_refused(record: ModuleType, tmp_path: Path) -> None:
