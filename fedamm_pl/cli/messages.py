@@ -5,13 +5,12 @@ import re
 
 from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, offered, options_of
 from fedamm_pl.hints import similar
-from fedamm_pl.results.comparison_config import TuningConfig
 from fedamm_pl.terminal import printable
 
 RENAMED = {"output_dir": "--output.dir", "seed": "--seed", "logger": "--logger"}
 """Parameters of the library that are called otherwise here."""
-NESTED: dict[type | None, str] = {TuningConfig: "tuning"}
-"""Class of an option that has options of its own -> its name."""
+NESTED = {"TuningConfig": "tuning"}
+"""Name of the class of an option that has options of its own -> that option. By name: to import it would import all of `results`."""
 POSITIONAL = {"runs": "RUN"}
 """What is given without the name of an option, as the help calls it."""
 UNION = re.compile(
@@ -38,7 +37,7 @@ def reworded(message: str, owner: type | None) -> str:
     options = option_names(owner)
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
     if missing := re.match(r"the following arguments are required: (.*)", message):
-        first = f"--{NESTED[owner]}." if owner in NESTED else "--"
+        first = f"--{nested}." if (nested := NESTED.get(getattr(owner, "__name__", ""))) else "--"
         return f"required, but not given: {', '.join(POSITIONAL.get(name, first + name) for name in missing[1].split(', '))}"
     if unknown := re.search(r"(?:Option|accept option) '([\w.]+)'|unrecognized arguments: (.*)", message):
         return unknown_option(unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-"), owner)
@@ -83,7 +82,7 @@ def option_names(owner: type | None = None) -> dict[str, str]:
 
 def option_of(owner: type, name: str) -> str:
     """Return how a parameter of a class is given."""
-    if group := NESTED.get(owner) or group_of(owner):
+    if group := NESTED.get(owner.__name__) or group_of(owner):
         return f"--{group}.{name}"
     return f"--{name}" if dataclasses.is_dataclass(owner) else f"{name} of {owner.__name__}"
 
