@@ -125,3 +125,24 @@ def test_files_that_lead_out_of_the_folder_are_refused(record: ModuleType, tmp_p
         archive.addfile(tarfile.TarInfo("../config.yaml"), io.BytesIO())
     with pytest.raises(SystemExit, match=r"alone, got '../config.yaml'"):
         record.tables(tmp_path / "bad.tar.xz", tmp_path / "none.yaml")
+
+
+def test_the_first_table_of_the_readme_is_that_of_the_record() -> None:
+    text = (RECORDS / "tables.md").read_text()
+    lines = text[text.index("**mean over the 6 settings**") :].splitlines()
+    cells = [[cell.strip(" *†") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    head = cells[0]
+    accuracies = {line[0]: dict(zip(head, line, strict=True)) for line in cells if len(line) == len(head) and line[1]}
+    paired: dict[str, str] = {}
+    for method, difference, interval, *_ in (line for line in cells if len(line) == 7 and line[1]):
+        paired.setdefault(method, f"{difference} ({interval})")  # all, mean of last 10 comes first
+    readme = (RECORDS.parents[1] / "README.md").read_text()
+    table = readme[readme.index("| | all | few | all minus tuned FedAvg") :].split("\n\n")[0].splitlines()[2:]
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if "**" not in line]
+    assert len(shown) == len(accuracies) - 2 == 7  # without the headings and the line below them
+    for method, everything, few, difference, _ in shown:
+        assert everything == accuracies[method]["all, mean of last 10"]
+        assert few == accuracies[method]["few, mean of last 10"]
+        assert difference == ("" if method == "FedAvg, tuned" else paired[method])
+    results = (RECORDS.parent / "results.md").read_text()
+    assert all(line in results for line in table)
