@@ -8,10 +8,14 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
+from fedamm_pl.cli.compare import resolver
 from fedamm_pl.cli.main import main
 from fedamm_pl.cli.options import OFFERED
 from fedamm_pl.cli.parser import build_parser
 from fedamm_pl.data.datamodule import FederatedDataModule
+from fedamm_pl.results.comparison import plan
+from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
+from fedamm_pl.results.tuning import plan_trials
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml") if not path.name.startswith("compare"))
@@ -158,3 +162,21 @@ def test_the_centralised_comparisons_have_one_client_ten_seeds_and_the_five_meth
     ]
     assert {(of["meta_update"], of["meta_interval"]) for of in mapped} == {("synchronous", 1)}
     assert [of.get("families") for of in mapped].count("fixed") == 10
+
+
+@pytest.mark.parametrize(("name", "num_candidates", "num_trials"), [("tables", 8, 6), ("fashion_mnist", 6, 2)])
+def test_the_protocol_tunes_all_methods_as_much_and_groups_them_all(
+    name: str, num_candidates: int, num_trials: int, tmp_path: Path
+) -> None:
+    content = yaml.safe_load((CONFIGS / f"protocol/{name}.yaml").read_text())
+    config = CompareConfig(**{**content, "tuning": TuningConfig(**content["tuning"])})
+    assert config.tuning is not None
+    assert set(config.tuning.methods) == {method for method in config.methods if method.endswith(", tuned")}
+    assert config.groups is not None
+    assert sorted(name for names in config.groups.values() for name in names) == sorted(config.methods)
+    resolve = resolver()
+    runs, trials = plan(config, tmp_path, resolve), plan_trials(config, tmp_path, resolve)
+    assert len(trials) == len(config.tuning.methods) * num_candidates * num_trials
+    assert {run.seed for run in runs} == set(range(10))
+    data = [yaml.safe_load(run.config)["data"]["init_args"] for run in runs + [trial.run for trial in trials]]
+    assert all(options["num_val_per_class"] and options["num_meta_per_class"] == 10 for options in data)
