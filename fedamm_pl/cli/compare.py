@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 import yaml
 
 from fedamm_pl.cli.config_files import check_config_files, check_values_given
+from fedamm_pl.cli.launching import execute
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, parameters_of
 from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump, in_one_line
 from fedamm_pl.files import lock_folder, refuse_links
-from fedamm_pl.results.comparison import PlannedRun, check_folders, execute, plan
+from fedamm_pl.results.comparison import PlannedRun, check_folders, plan
 from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
 from fedamm_pl.results.comparison_files import write_results, write_tuning
 from fedamm_pl.results.tuning import METRIC, Trial, Tuning, choose, chosen, options_text, plan_chosen, plan_trials
@@ -142,7 +143,7 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
     known: dict[str, tuple[str, int]] = {}
 
     def resolve(options: dict[str, Any]) -> tuple[str, int]:
-        anyone = {**options, "seed": 0}  # a run takes 50 ms; its other seeds none
+        anyone = {**options, "seed": 0}  # checked once for all seeds: it takes 50 ms
         key = json.dumps(anyone, default=repr)
         if key not in known:
             known[key] = resolved(anyone)

@@ -139,14 +139,23 @@ def deferred_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """Keep garbage collections from looking through what was imported, over and over: FedAMM with ``higher`` needs one a round."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespace, text: str, folder: Path) -> None:
     """Run a federation, with what the command line adds: log, progress, the closing table, one line for an error."""
     orchestrator.callbacks += callbacks(loggers, config, text, folder)
     try:
         say(describe(orchestrator))
         write_atomically(folder / "config.yaml", text.encode())
-        gc.freeze()  # what was imported stays: collections need not look through it, which takes them a quarter of a second
-        with logging_redirect_tqdm([logging.getLogger("fedamm_pl")]), silent_writers():
+        with logging_redirect_tqdm([logging.getLogger("fedamm_pl")]), silent_writers(), quick_collections():
             history = orchestrator.run()
     except (FederationError, UnusableFileError) as error:  # of images, some are decoded in the middle of the run
         fail(str(error), folder)

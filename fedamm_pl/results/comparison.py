@@ -5,23 +5,18 @@ import copy
 import dataclasses
 import hashlib
 import itertools
-import math
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedamm_pl.federation.fingerprint import differences, flatten
-from fedamm_pl.files import refuse_links, write_atomically
+from fedamm_pl.files import refuse_links
 from fedamm_pl.results.comparison_config import CompareConfig
-from fedamm_pl.results.launching import launch
 from fedamm_pl.results.reading import read_config, read_summary
-from fedamm_pl.results.tables import averaged, in_groups
-from fedamm_pl.terminal import printable, say
+from fedamm_pl.results.tables import in_groups
 
 MAX_NAME = 100
 """Bytes of a folder's name; a file system takes 255, some of them for endings."""
@@ -209,54 +204,3 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
                 f"Expected {run.folder} to hold the run {run}, got one with other options: {'; '.join(differing)}. "
                 "Choose another `dir`, or the old options."
             )
-
-
-def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> list[PlannedRun]:
-    """Run what is not finished, some side by side, each in a process of its own; stop all of them if this one is stopped.
-
-    Args:
-        runs: The runs.
-        jobs: How many at a time; 0: none at all.
-        metric: Which accuracy to print of those that are done.
-
-    Returns:
-        The runs that failed, or were not to be run; the output of a run is in ``<folder>.log``.
-    """
-    waiting = [run for run in runs if not run.finished]
-    say(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before")
-    if not jobs:
-        return waiting
-    running: dict[BaseProcess, tuple[PlannedRun, float]] = {}
-    failed, done = [], len(runs) - len(waiting)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                running[start(run, jobs)] = run, time.monotonic()
-            time.sleep(0.1)
-            for process in [process for process in running if process.exitcode is not None]:
-                run, began = running.pop(process)
-                done += 1
-                if process.exitcode or not run.finished:
-                    failed.append(run)
-                    say(printable(f"[{done}/{len(runs)}] {run}: failed, see {run.log}"))
-                    continue
-                summary, seconds = run.summary or {}, time.monotonic() - began
-                mean, last = summary["mean_last_10"].get(metric), averaged([summary.get("num_averaged")])
-                reached = f"{100 * (math.nan if mean is None else mean):.1f}"
-                where = "" if metric == "test/acc" else f"{metric}, "
-                say(printable(f"[{done}/{len(runs)}] {run}: {reached} ({where}mean of last {last}), {seconds:.0f} s"))
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
-    return failed
-
-
-def start(run: PlannedRun, jobs: int) -> BaseProcess:
-    """Start a run in a process of its own."""
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    path = run.folder.with_name(run.folder.name + ".yaml")
-    write_atomically(path, run.config.encode())
-    return launch(path, run.folder, run.log, jobs)

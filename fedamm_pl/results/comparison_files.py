@@ -24,7 +24,7 @@ from fedamm_pl.results.paired_tables import (
     rank_legend,
     shared_seeds,
 )
-from fedamm_pl.results.pairs import Paired, default_reference, pair, rank_within
+from fedamm_pl.results.pairs import Paired, Ranks, default_reference, pair, rank_within
 from fedamm_pl.results.tables import (
     accuracies,
     as_latex,
@@ -145,64 +145,73 @@ def write_results(
         OSError: If a table cannot be written. A figure that cannot be drawn or written is a warning.
     """
     found = rows(runs, groups)
-    columns = dict.fromkeys(name for row in found for name in row)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(as_csv, columns))
-    writer.writerows([as_csv(row.get(name, "")) for name in columns] for row in found)
-    write_atomically(folder / "results.csv", text.getvalue().encode())
+    write_atomically(folder / "results.csv", _csv_text(found).encode())
     all_runs = [*runs, *(trial.run for trial in (tuning.trials if tuning else ()))]
     summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in all_runs if run.finished}
     write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
-    markdown, latex, panels = [], [], {}
+    if not tuning:
+        (folder / "tuning.csv").unlink(missing_ok=True)
     compared = pairs(runs, found, reference)
     ranks = rank_within(list(compared.values()), groups)
     blocks = [(members, compared[setting]) for setting, members in settings(runs, found)]
     if overall := over_all(runs, found, reference):
         blocks.append(overall)
-    for members, paired in blocks:
-        cells, setting = table(members, groups), paired.setting
-        markdown += [*([f"**{markdown_text(setting)}**", ""] if setting else []), *as_markdown(cells), ""]
-        latex += [f"% {latex_text(setting)}", *as_latex(cells), ""]
-        panels[setting] = accuracies(members)
-        if paired.differences:
-            differences = difference_cells(paired, groups)
-            markdown += [markdown_text(shared_seeds(paired)), "", *as_markdown(differences), ""]
-            latex += [f"% {latex_text(shared_seeds(paired))}", *as_latex(differences), ""]
-        for note in paired.notes:
-            markdown += [markdown_text(note), ""]
     shown = {paired.setting: paired for _, paired in blocks if paired.differences}
-    if ranks:
-        markdown += [markdown_text(rank_legend(ranks)), "", *as_markdown(rank_cells(ranks)), ""]
-        latex += ["% Mean ranks", *as_latex(rank_cells(ranks)), ""]
-    if shown:
-        markdown += [LEGEND, ""]
-    if any(row["uses_meta_set"] for row in found):
-        markdown += ["† uses the server's balanced meta set.", ""]
-    for note in group_notes(compared, groups or {}, ranks) if found else ():
-        markdown += [markdown_text(note), ""]
+    markdown, latex = _tables(blocks, ranks, groups)
+    notes = [LEGEND] if shown else []
+    notes += ["† uses the server's balanced meta set."] if any(row["uses_meta_set"] for row in found) else []
+    notes += group_notes(compared, groups or {}, ranks) if found else []
+    markdown += [line for note in notes for line in (markdown_text(note), "")]
     if tuning:
-        notes = [tuning_legend(tuning), *tuning_notes(tuning)]
-        markdown += [
-            *as_markdown(tuning_cells(tuning)),
-            "",
-            *(line for note in notes for line in (markdown_text(note), "")),
-        ]
-        latex += ["% Tuning on validation", *as_latex(tuning_cells(tuning)), ""]
-    else:
-        (folder / "tuning.csv").unlink(missing_ok=True)
+        cells, notes = tuning_cells(tuning), [tuning_legend(tuning), *tuning_notes(tuning)]
+        markdown += [*as_markdown(cells), "", *(line for note in notes for line in (markdown_text(note), ""))]
+        latex += ["% Tuning on validation", *as_latex(cells), ""]
     write_atomically(folder / "results.md", "\n".join(markdown).encode())
     write_atomically(folder / "results.tex", "\n".join(latex).encode())
     if shown:
         write_atomically(folder / "results_paired.csv", as_csv_text(list(shown.values())).encode())
     else:
         (folder / "results_paired.csv").unlink(missing_ok=True)
+    panels = {paired.setting: accuracies(members) for members, paired in blocks}
     panels_of_pairs = {setting: paired.forest for setting, paired in shown.items()}
     references = {setting: paired.reference for setting, paired in shown.items()}
     _draw(folder / "results", (lambda: comparison(panels, groups)) if found else None)
     _draw(folder / "results_paired", (lambda: forest(panels_of_pairs, references, groups)) if shown else None)
     _draw(folder / "results_ranks", (lambda: rank_diagram(ranks)) if ranks else None)
     return "\n".join(markdown)
+
+
+def _csv_text(found: Sequence[dict[str, Any]]) -> str:
+    columns = dict.fromkeys(name for row in found for name in row)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(as_csv, columns))
+    writer.writerows([as_csv(row.get(name, "")) for name in columns] for row in found)
+    return text.getvalue()
+
+
+def _tables(
+    blocks: Sequence[tuple[list[dict[str, Any]], Paired]],
+    ranks: Mapping[str, Ranks],
+    groups: Mapping[str, Sequence[str]] | None,
+) -> tuple[list[str], list[str]]:
+    """Return the tables of each setting and the mean ranks, as lines of Markdown and of LaTeX."""
+    markdown: list[str] = []
+    latex: list[str] = []
+    for members, paired in blocks:
+        cells, setting = table(members, groups), paired.setting
+        markdown += [*([f"**{markdown_text(setting)}**", ""] if setting else []), *as_markdown(cells), ""]
+        latex += [f"% {latex_text(setting)}", *as_latex(cells), ""]
+        if paired.differences:
+            differences = difference_cells(paired, groups)
+            markdown += [markdown_text(shared_seeds(paired)), "", *as_markdown(differences), ""]
+            latex += [f"% {latex_text(shared_seeds(paired))}", *as_latex(differences), ""]
+        for note in paired.notes:
+            markdown += [markdown_text(note), ""]
+    if ranks:
+        markdown += [markdown_text(rank_legend(ranks)), "", *as_markdown(rank_cells(ranks)), ""]
+        latex += ["% Mean ranks", *as_latex(rank_cells(ranks)), ""]
+    return markdown, latex
 
 
 def _draw(path: Path, draw: Callable[[], Figure] | None) -> None:

@@ -113,18 +113,20 @@ def over_settings(settings: Sequence[Sequence[dict[str, Any]]], options: Iterabl
     """
     runs = [{(row["method"], row["seed"]): row for row in rows} for rows in settings]
     shared = [[found[run] for found in runs] for run in runs[0] if all(run in found for found in runs)]
-    averages: list[dict[str, Any]] = []
+    apart, averages = {*options}, list[dict[str, Any]]()
     for rows in shared:
         found: dict[str, Any] = {}
-        for name in rows[0].keys() - {*options}:
+        for name in rows[0]:
             values = [row.get(name) for row in rows]
+            if name in apart:
+                continue
             if len({*values}) == 1:
                 found[name] = values[0]
             elif name == "num_averaged":
                 found[name] = None
             elif len(numbers := [value for value in values if isinstance(value, int | float)]) == len(rows):
                 found[name] = mean(numbers)
-        averages.append({name: found[name] for name in rows[0] if name in found})
+        averages.append(found)
     return averages
 
 

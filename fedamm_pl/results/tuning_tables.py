@@ -12,9 +12,9 @@ from fedamm_pl.results.tuning import METRIC, Choice, Tuning, chosen, options_tex
 from fedamm_pl.terminal import as_csv
 
 CHOSEN = (
-    "Options chosen on validation: the highest mean over {settings}the seeds {seeds}, which are in no table, of each run's mean of "
-    "its last {last} evaluations of val/acc. Test accuracies are not looked at; but a run whose model diverged, which a run tells by "
-    "the test set, rules its candidate out. {counts}"
+    "Options chosen on validation: the highest mean of val/acc, over {settings}{seeds}, and over the last {last} evaluations of each "
+    "run. Test accuracies play no part, except that a run counts as diverged by what it does on the test set, and its candidate is then "
+    "ruled out. {counts}"
 )
 
 
@@ -32,7 +32,12 @@ def tuning_cells(tuning: Tuning) -> Cells:
 
 def tuning_legend(tuning: Tuning) -> str:
     """Say how the options were chosen, and on how many configurations."""
-    seeds = ", ".join(str(seed) for seed in dict.fromkeys(trial.run.seed for trial in tuning.trials))
+    found = [str(seed) for seed in dict.fromkeys(trial.run.seed for trial in tuning.trials)]
+    seeds = (
+        f"seed {found[0]}, which is in no table"
+        if len(found) == 1
+        else f"seeds {', '.join(found)}, which are in no table"
+    )
     several = len(settings_of(trial.run for trial in tuning.trials)) > 1
     settings = "all settings and " if several and not tuning.choices[0].setting else ""
     summaries = [summary for trial in tuning.trials if (summary := trial.run.summary)]

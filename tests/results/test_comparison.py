@@ -14,18 +14,17 @@ import pytest
 import yaml
 
 from fedamm_pl import FedAvg, cores
+from fedamm_pl.cli import launching
+from fedamm_pl.cli.launching import execute, start
 from fedamm_pl.cli.main import main
-from fedamm_pl.results import launching
 from fedamm_pl.results.comparison import (
     CompareConfig,
     PlannedRun,
     check_folders,
-    execute,
     file_name,
     merged,
     nested,
     plan,
-    start,
 )
 from fedamm_pl.results.comparison_files import rows, settings, write_results
 from tests.results.handmade import a_summary
@@ -397,6 +396,13 @@ def test_a_run_is_not_read_through_a_link(name: str, use: Callable[[list[Planned
         use(runs)
 
 
+@pytest.fixture
+def forks() -> None:
+    """The process that runs are forked from, before a test changes the environment: other tests fork from it too."""
+    launching.forkserver.ensure_running()
+
+
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(("chosen", "expected"), [(None, 3), ("7", None)])
 def test_runs_share_the_cores_unless_the_user_has_chosen(
     chosen: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -413,6 +419,7 @@ def test_runs_share_the_cores_unless_the_user_has_chosen(
     assert (threads, environment.get("OMP_NUM_THREADS")) == (expected, chosen)
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_run_has_the_environment_of_now_and_the_threads_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

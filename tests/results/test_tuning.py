@@ -149,8 +149,8 @@ def test_results_say_what_was_tried_and_chosen(tmp_path: Path) -> None:
     text = write_results(tmp_path, runs, tuning=tuning)
     assert "| avg | lr 0.3 | 60.5 | 2 | 55.5 to 60.5 |" in text
     assert "| amm | no change | 50.5 | 2 | 50.5 to 50.5 |" in text
-    assert "the highest mean over all settings and the seeds 100, 101, which are in no table" in text
-    assert "mean of its last 3 evaluations of val/acc" in text
+    assert "the highest mean of val/acc, over all settings and seeds 100, 101, which are in no table" in text
+    assert "over the last 3 evaluations of each run" in text
     assert "Tuned on 2 configurations each." in text
     assert r"avg & lr 0.3 & 60.5 & 2" in (tmp_path / "results.tex").read_text()
     with (tmp_path / "tuning.csv").open() as file:

@@ -1,0 +1,134 @@
+"""Runs of a comparison side by side, each in a process of its own, forked from one that has imported the package already."""
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver, get_all_start_methods, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedamm_pl.cli.program import run_program
+from fedamm_pl.cli.run import run
+from fedamm_pl.cores import shared_out, usable_cores
+from fedamm_pl.files import NO_FOLLOW, write_atomically
+from fedamm_pl.results.comparison import PlannedRun
+from fedamm_pl.results.tables import averaged
+from fedamm_pl.terminal import printable, say
+
+FORKS = "forkserver" in get_all_start_methods()
+"""Whether the system knows such forks; on Windows each run imports everything anew."""
+CONTEXT: Any = get_context("forkserver" if FORKS else "spawn")
+
+
+def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> list[PlannedRun]:
+    """Run what is not finished, some side by side, each in a process of its own; stop all of them if this one is stopped.
+
+    Args:
+        runs: The runs.
+        jobs: How many at a time; 0: none at all.
+        metric: Which accuracy to print of those that are done.
+
+    Returns:
+        The runs that failed, or were not to be run; the output of a run is in ``<folder>.log``.
+    """
+    waiting = [planned for planned in runs if not planned.finished]
+    say(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before")
+    if not jobs:
+        return waiting
+    running: dict[BaseProcess, tuple[PlannedRun, float]] = {}
+    failed, done = [], len(runs) - len(waiting)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                planned = waiting.pop(0)
+                running[start(planned, jobs)] = planned, time.monotonic()
+            time.sleep(0.1)
+            for process in [process for process in running if process.exitcode is not None]:
+                planned, began = running.pop(process)
+                done += 1
+                if process.exitcode or not planned.finished:
+                    failed.append(planned)
+                    say(printable(f"[{done}/{len(runs)}] {planned}: failed, see {planned.log}"))
+                    continue
+                summary, seconds = planned.summary or {}, time.monotonic() - began
+                mean, last = summary["mean_last_10"].get(metric), averaged([summary.get("num_averaged")])
+                reached = f"{100 * (math.nan if mean is None else mean):.1f}"
+                where = "" if metric == "test/acc" else f"{metric}, "
+                say(
+                    printable(
+                        f"[{done}/{len(runs)}] {planned}: {reached} ({where}mean of last {last}), {seconds:.0f} s"
+                    )
+                )
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+    return failed
+
+
+def start(planned: PlannedRun, jobs: int) -> BaseProcess:
+    """Start a run in a process of its own."""
+    planned.folder.parent.mkdir(parents=True, exist_ok=True)
+    path = planned.folder.with_name(planned.folder.name + ".yaml")
+    write_atomically(path, planned.config.encode())
+    return launch(path, planned.folder, planned.log, jobs)
+
+
+def launch(config: Path, folder: Path, log: Path, jobs: int) -> BaseProcess:
+    """Start a run.
+
+    Args:
+        config: Its configuration.
+        folder: Where it writes.
+        log: File to which its output is added.
+        jobs: How many such runs share the cores.
+
+    Raises:
+        OSError: If the log cannot be written, or is a link.
+    """
+    os.close(_opened(log))
+    if FORKS:
+        with _package_on_path():
+            CONTEXT.set_forkserver_preload(["fedamm_pl.cli.launching"])
+            forkserver.ensure_running()
+    threads = None if "OMP_NUM_THREADS" in os.environ else shared_out(usable_cores(), jobs)
+    arguments = (str(config), str(folder), log, threads, dict(os.environ))
+    process: BaseProcess = CONTEXT.Process(target=_run, args=arguments, name=str(folder))
+    process.start()
+    return process
+
+
+def _run(config: str, folder: str, log: Path, threads: int | None, environment: dict[str, str]) -> None:
+    output = _opened(log)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    os.close(output)
+    os.environ.clear()
+    os.environ.update(environment)  # the process that was forked may be older than some of it
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    run_program(run, ["--config", config, "--output.dir", folder])
+
+
+def _opened(log: Path) -> int:
+    return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666)
+
+
+@contextlib.contextmanager
+def _package_on_path() -> Iterator[None]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), before]))
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
