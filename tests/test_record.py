@@ -1,7 +1,9 @@
 """``scripts/record.py``: tables follow from the record of a comparison, and nothing that differs passes."""
 
+import csv
 import importlib.util
 import io
+import json
 import sys
 import tarfile
 from pathlib import Path
@@ -146,3 +148,56 @@ def test_the_first_table_of_the_readme_is_that_of_the_record() -> None:
         assert difference == ("" if method == "FedAvg, tuned" else paired[method])
     results = (RECORDS.parent / "results.md").read_text()
     assert all(line in results for line in table)
+
+
+def test_the_figures_that_the_readme_and_the_results_name_are_those_of_the_record(tmp_path: Path) -> None:
+    with tarfile.open(RECORDS / "tables.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    config = RECORDS.parent.parent / "configs/protocol/tables.yaml"
+    main(["compare", "--config", str(config), "--dir", str(tmp_path), "--jobs", "0", "--reference", "FedAvg"])
+    tried: dict[tuple[str, str], list[float]] = {}
+    with (tmp_path / "tuning.csv").open() as file:
+        for line in csv.DictReader(file):
+            options = ", ".join(f"{value}" for value in json.loads(line["options"]).values())
+            tried.setdefault((line["method"].split(",")[0], options), []).append(float(line["val/acc"]))
+    reached = {candidate: f"{sum(found) / 6:.1f}" for candidate, found in tried.items() if len(found) == 6}
+    named = {
+        ("FedAvg", "0.03"): "75.7",
+        ("FedAvg", "0.1"): "83.3",
+        ("FedAvg", "0.2"): "84.5",
+        ("FedAMM", "0.03, 0.1, flat"): "78.6",
+        ("FedAMM", "0.03, 1.0, flat"): "82.3",
+        ("FedAMM", "0.1, 0.01, flat"): "83.8",
+        ("FedAMM", "0.1, 0.1, flat"): "84.4",
+        ("FedAMM", "0.1, 1.0, flat"): "71.3",
+        ("FedAMM", "0.2, 0.1, flat"): "84.0",
+        ("FedAMM", "0.2, 1.0, flat"): "64.8",
+    }
+    assert {candidate: reached[candidate] for candidate in named} == named
+    readme, results = ((RECORDS.parents[1] / name).read_text() for name in ("README.md", "docs/results.md"))
+    assert all(figure in results for figure in named.values())
+    assert all(figure in readme for figure in ("75.7", "82.3", "84.5", "84.4"))
+    with (tmp_path / "results_paired.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["result"] == "mean_last_10"]
+    untuned = {line["group"]: line for line in lines if line["method"] == "FedAMM" and not line["data.dataset"]}
+    figures = [f"{float(untuned['all'][name]):.1f}" for name in ("difference", "low", "high")]
+    assert [*figures, f"{float(untuned['few']['difference']):.1f}"] == ["0.8", "0.5", "1.1", "1.6"]
+    assert "0.8 points ahead of FedAvg (0.5 to 1.1; few-shot classes 1.6)" in " ".join(readme.split())
+
+
+def test_the_last_column_of_the_readmes_table_counts_tables(tmp_path: Path) -> None:
+    with tarfile.open(RECORDS / "tables.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    config = RECORDS.parent.parent / "configs/protocol/tables.yaml"
+    main(["compare", "--config", str(config), "--dir", str(tmp_path), "--jobs", "0"])
+    counts: dict[str, list[int]] = {}
+    with (tmp_path / "results_paired.csv").open() as file:
+        for line in csv.DictReader(file):
+            if (line["result"], line["group"]) == ("mean_last_10", "all") and line["data.dataset"]:
+                place = 1 if float(line["p_holm"]) >= 0.05 else 0 if float(line["difference"]) > 0 else 2
+                counts.setdefault(line["method"], [0, 0, 0])[place] += 1
+    readme = (RECORDS.parents[1] / "README.md").read_text()
+    table = readme[readme.index("| | all | few | all minus tuned FedAvg") :].split("\n\n")[0].splitlines()
+    for method, (ahead, level, behind) in counts.items():
+        (row,) = (row for row in table if row.startswith(f"| {method} |"))
+        assert row.endswith(f"| {ahead} / {level} / {behind} |")
