@@ -49,7 +49,7 @@ def tables(record: Path, config: Path) -> str:
     """
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "runs"
-        with tarfile.open(record) as archive:
+        with tarfile.open(record, "r:xz") as archive:
             for entry in archive:
                 if not entry.isfile() or Path(entry.name).name not in KEPT or ".." in Path(entry.name).parts:
                     sys.exit(f"Expected {record} to hold {' and '.join(KEPT)} alone, got {entry.name!r}.")
@@ -78,7 +78,10 @@ def main() -> None:
         count = pack(options.folder, options.record)
         print(f"{count} runs, {options.record.stat().st_size / 1e6:.2f} MB: {options.record}")
         return
-    found, expected = tables(options.record, options.config), options.table.read_text()
+    try:
+        found, expected = tables(options.record, options.config), options.table.read_text()
+    except (OSError, tarfile.TarError) as error:
+        sys.exit(f"record.py: error: {error}")
     if found != expected:
         lines = difflib.unified_diff(
             expected.splitlines(), found.splitlines(), str(options.table), "record", lineterm=""

@@ -122,6 +122,15 @@ def test_the_recorded_tables_follow_from_the_records(
     assert capsys.readouterr().out.endswith(f"{name}.md follows from {path}\n")
 
 
+def test_a_record_that_is_not_there_or_no_record_is_one_line(
+    packed: tuple[Path, Path, Path], record: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "text.tar.xz").write_text("no archive")
+    for name, reason in (("none.tar.xz", "No such file or directory"), ("text.tar.xz", "not an lzma file")):
+        with pytest.raises(SystemExit, match=rf"^record.py: error: [^\n]*{reason}[^\n]*$"):
+            checked(record, monkeypatch, tmp_path / name, *packed[1:])
+
+
 def test_files_that_lead_out_of_the_folder_are_refused(record: ModuleType, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "bad.tar.xz", "w:xz") as archive:
         archive.addfile(tarfile.TarInfo("../config.yaml"), io.BytesIO())

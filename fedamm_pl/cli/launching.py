@@ -54,7 +54,9 @@ def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> 
                 done += 1
                 if process.exitcode or not planned.finished:
                     failed.append(planned)
-                    say(printable(f"[{done}/{len(runs)}] {planned}: failed, see {planned.log}"))
+                    say(
+                        printable(f"[{done}/{len(runs)}] {planned}: failed, see {planned.log}{last_words(planned.log)}")
+                    )
                     continue
                 summary, seconds = planned.summary or {}, time.monotonic() - began
                 mean, last = summary["mean_last_10"].get(metric), averaged([summary.get("num_averaged")])
@@ -71,6 +73,13 @@ def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> 
         for process in running:
             process.join()
     return failed
+
+
+def last_words(log: Path) -> str:
+    """Return the last line of a run's output in brackets, which says why it failed; empty if there is none."""
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    found = [line for line in lines if line.strip()]
+    return f" ({found[-1].strip():.300})" if found else ""
 
 
 def start(planned: PlannedRun, jobs: int) -> BaseProcess:

@@ -396,6 +396,13 @@ def test_a_run_is_not_read_through_a_link(name: str, use: Callable[[list[Planned
         use(runs)
 
 
+def test_a_failed_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, *_ = a_plan(tmp_path)  # its configuration has no data
+    assert execute([run], 1) == [run]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"\[1/1\] FedAvg, seed 0: failed, see \S+seed_0\.log \(fedamm: error: .+\)", line)
+
+
 @pytest.fixture
 def forks() -> None:
     """The process that runs are forked from, before a test changes the environment: other tests fork from it too."""
