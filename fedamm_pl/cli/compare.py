@@ -57,7 +57,7 @@ def compare(words: Sequence[str]) -> None:
                 runs = plan_chosen(config, folder, resolve, tuning)
                 check_folders(runs)
             failed += execute(runs, config.jobs)
-            say("\n" + write_results(folder, runs, config.reference, config.groups, tuning))
+            say("\n" + write_results(folder, runs, config.reference, config.groups, tuning, config.budget))
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:  # a full disk; the runs themselves are whole

@@ -52,6 +52,42 @@ def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any
     return {"final": final, "best": best, "mean_last_10": mean}
 
 
+def curve(history: Sequence[Mapping[str, float]], spent: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the accuracies of the evaluated rounds and the bytes exchanged until then, from which a part of a run is summarised.
+
+    Args:
+        history: A row for each evaluated round.
+        spent: Rows with ``round`` and ``bytes`` so far; a round that it lacks is left out.
+
+    Returns:
+        ``round``, ``bytes``, and each accuracy of a table -> its value in each evaluated round.
+    """
+    so_far = {row["round"]: row["bytes"] for row in spent}
+    rows = [row for row in history if row["round"] in so_far]
+    names = [name for name in (*SHOWN, "val/acc") if all(name in row for row in rows)] if rows else []
+    spent_then = {"round": [row["round"] for row in rows], "bytes": [so_far[row["round"]] for row in rows]}
+    return spent_then | {name: [row[name] for row in rows] for name in names}
+
+
+def within(summary: Mapping[str, Any], budget: float) -> dict[str, Any] | None:
+    """Return the summary of a run as if it had ended with the last evaluation before which it had exchanged so many bytes.
+
+    Args:
+        summary: The content of its summary.json, with its ``curve``.
+        budget: Bytes.
+
+    Returns:
+        The same with the accuracies, ``num_averaged`` and ``num_rounds`` of that part; None if there is no evaluation in it after round 0.
+    """
+    columns = summary["curve"]
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    part = [row for row in rows if row["bytes"] <= budget]
+    if not part or part[-1]["round"] == 0:
+        return None
+    spent = {"num_averaged": num_averaged(part), "num_rounds": int(part[-1]["round"])}
+    return {**summary, **summarize(part), **spent}
+
+
 def beside(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return metric -> short name for what a table shows beside those of :func:`short_names`, in order."""
     return {metric: name for metric, name in BESIDE.items() if metric in metrics}

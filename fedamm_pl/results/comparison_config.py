@@ -1,7 +1,9 @@
 """What is compared, and how: the options of ``fedamm compare``."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
+
+Budget = Literal["rounds", "bytes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,10 @@ class CompareConfig:
     """Runs side by side; they share the processor's cores. 0: run nothing, write the tables of what is finished."""
     reference: str | None = None
     """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
+    budget: Budget = "rounds"
+    """What all methods may spend: the same rounds, or the same bytes, those of the cheapest method with the same setting and seed.
+    With `bytes`, a run counts up to the last evaluation within that; files are called results_bytes, and the curves of accuracy
+    against bytes are drawn. Change it with `jobs` 0 when all runs are finished."""
     groups: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Title -> some of `methods`, like those that need the same privileges. Tables and figures show them below their titles, in this
     order, and those in no group last. Who leads, and mean ranks, are then told within each group only."""

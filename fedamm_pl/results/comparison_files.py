@@ -11,9 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedamm_pl.files import write_atomically
+from fedamm_pl.results.budget import Summaries, at_equal_bytes, byte_curves, rounds_note
 from fedamm_pl.results.comparison import PlannedRun, settings_of
+from fedamm_pl.results.comparison_config import Budget
 from fedamm_pl.results.figure_parts import rendered
-from fedamm_pl.results.figures import comparison
+from fedamm_pl.results.figures import accuracy_against_bytes, comparison
 from fedamm_pl.results.paired_figures import forest, rank_diagram
 from fedamm_pl.results.paired_tables import (
     LEGEND,
@@ -43,16 +45,31 @@ from fedamm_pl.terminal import as_csv
 log = logging.getLogger(__name__)
 
 
-def rows(runs: Sequence[PlannedRun], groups: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of the finished runs, with the titles of their methods' groups if there are some."""
+def rows(
+    runs: Sequence[PlannedRun], groups: Mapping[str, Sequence[str]] | None = None, budget: Budget = "rounds"
+) -> list[dict[str, Any]]:
+    """Return the rows of the finished runs, with the titles of their methods' groups if there are some.
+
+    Raises:
+        ValueError: If the runs cannot be compared at the same bytes, see :func:`~fedamm_pl.results.budget.at_equal_bytes`.
+    """
+    found = finished(runs)
+    if equal := budget == "bytes":
+        found = at_equal_bytes(found)
     titles = {
         name: title for title, members in in_groups((run.method for run in runs), groups or {}) for name in members
     }
     return [
-        ({"group": titles[run.method]} if groups else {}) | row(run.method, run.seed, run.setting, summary)
-        for run in runs
-        if (summary := run.summary)
+        ({"group": titles[run.method]} if groups else {})
+        | row(run.method, run.seed, run.setting, summary)
+        | ({"num_rounds": summary["num_rounds"]} if equal else {})
+        for run, summary in found
     ]
+
+
+def finished(runs: Sequence[PlannedRun]) -> Summaries:
+    """Return the finished runs with their summaries."""
+    return [(run, summary) for run in runs if (summary := run.summary)]
 
 
 def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -124,6 +141,7 @@ def write_results(
     reference: str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     tuning: Tuning | None = None,
+    budget: Budget = "rounds",
 ) -> str:
     """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
 
@@ -137,15 +155,18 @@ def write_results(
         reference: The method that the others are compared with, see :func:`~fedamm_pl.results.pairs.default_reference`.
         groups: Title -> methods: so tables and figures show them.
         tuning: How options of methods were chosen, if they were.
+        budget: What all methods may spend. With bytes, the files are called results_bytes, and accuracy against bytes is drawn in
+            results_bytes_curves.pdf and .png.
 
     Returns:
         The tables as Markdown.
 
     Raises:
+        ValueError: If the runs cannot be compared at the same bytes.
         OSError: If a table cannot be written. A figure that cannot be drawn or written is a warning.
     """
-    found = rows(runs, groups)
-    write_atomically(folder / "results.csv", _csv_text(found).encode())
+    found, stem = rows(runs, groups, budget), "results_bytes" if budget == "bytes" else "results"
+    write_atomically(folder / f"{stem}.csv", _csv_text(found).encode())
     all_runs = [*runs, *(trial.run for trial in (tuning.trials if tuning else ()))]
     summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in all_runs if run.finished}
     write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
@@ -161,23 +182,27 @@ def write_results(
     notes = [LEGEND] if shown else []
     notes += ["† uses the server's balanced meta set."] if any(row["uses_meta_set"] for row in found) else []
     notes += group_notes(compared, groups or {}, ranks) if found else []
+    notes += [rounds_note(found)] if found and budget == "bytes" else []
     markdown += [line for note in notes for line in (markdown_text(note), "")]
     if tuning:
         cells, notes = tuning_cells(tuning), [tuning_legend(tuning), *tuning_notes(tuning)]
         markdown += [*as_markdown(cells), "", *(line for note in notes for line in (markdown_text(note), ""))]
         latex += ["% Tuning on validation", *as_latex(cells), ""]
-    write_atomically(folder / "results.md", "\n".join(markdown).encode())
-    write_atomically(folder / "results.tex", "\n".join(latex).encode())
+    write_atomically(folder / f"{stem}.md", "\n".join(markdown).encode())
+    write_atomically(folder / f"{stem}.tex", "\n".join(latex).encode())
     if shown:
-        write_atomically(folder / "results_paired.csv", as_csv_text(list(shown.values())).encode())
+        write_atomically(folder / f"{stem}_paired.csv", as_csv_text(list(shown.values())).encode())
     else:
-        (folder / "results_paired.csv").unlink(missing_ok=True)
+        (folder / f"{stem}_paired.csv").unlink(missing_ok=True)
     panels = {paired.setting: accuracies(members) for members, paired in blocks}
     panels_of_pairs = {setting: paired.forest for setting, paired in shown.items()}
     references = {setting: paired.reference for setting, paired in shown.items()}
-    _draw(folder / "results", (lambda: comparison(panels, groups)) if found else None)
-    _draw(folder / "results_paired", (lambda: forest(panels_of_pairs, references, groups)) if shown else None)
-    _draw(folder / "results_ranks", (lambda: rank_diagram(ranks)) if ranks else None)
+    _draw(folder / stem, (lambda: comparison(panels, groups)) if found else None)
+    _draw(folder / f"{stem}_paired", (lambda: forest(panels_of_pairs, references, groups)) if shown else None)
+    _draw(folder / f"{stem}_ranks", (lambda: rank_diagram(ranks)) if ranks else None)
+    if budget == "bytes":
+        curves = byte_curves(finished(runs))
+        _draw(folder / f"{stem}_curves", (lambda: accuracy_against_bytes(curves)) if curves else None)
     return "\n".join(markdown)
 
 

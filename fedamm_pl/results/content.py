@@ -54,6 +54,10 @@ MEMBERS = all_of(items(whole(), MAX_CLASSES))
 SEEN = nullable(items(nullable(number(-1e9, 1e9)), MAX_CLASSES))
 LONG = text(MAX_TEXT)
 HARDWARE: Kind = lambda value: (whole() if isinstance(value, int) else text())(value)  # noqa: E731
+CURVE = fields(
+    {"round": items(whole(MAX_ROUNDS), MAX_ROUNDS), "bytes": items(AMOUNT, MAX_ROUNDS)},
+    dict.fromkeys((*SHOWN, "val/acc"), items(SHARE, MAX_ROUNDS)),
+)
 
 SUMMARY = fields(
     {
@@ -89,6 +93,7 @@ SUMMARY = fields(
         "versions": all_of(text()),
         "hardware": all_of(HARDWARE),
         "command": LONG,
+        "curve": CURVE,
     },
 )
 ROUND = fields(
@@ -123,6 +128,10 @@ def check_summary(content: Any) -> None:
     for kind in KINDS:
         if lacking := sorted(shown - content[kind].keys()):
             raise FieldError(f"lacks {', '.join(lacking)}", kind)
+    curve = content.get("curve", {"round": []})
+    for name, values in curve.items():
+        _check_length(f"curve.{name}", values, "curve.round", curve["round"])
+    _check_rising("curve.round", curve["round"])
     _check_groups(content)
 
 

@@ -1,5 +1,6 @@
 """Figures: data in, matplotlib Figure out. Nothing here opens a window or touches matplotlib's global state."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from fedamm_pl.results.figure_parts import (
     draw_line,
     draw_means,
     draw_seeds,
+    drawable,
     group_members,
     group_styles,
     label_axes,
@@ -265,25 +267,34 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def accuracy_against_bytes(curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]) -> Figure:
+def accuracy_against_bytes(panels: Mapping[str, Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]]) -> Figure:
     """Draw the accuracy that is reached with so many bytes, the mean over the seeds with a band of their range.
 
     Args:
-        curves: Label -> bytes so far and accuracy in [0, 1] of each seed, both of shape (n,). Seeds of different
+        panels: Setting -> label -> bytes so far and accuracy in [0, 1] of each seed, both of shape (n,). Seeds of different
             lengths have no mean and are drawn one by one.
     """
-    seeds = {label: [(as_array(x), 100 * as_array(y)) for x, y in pairs] for label, pairs in curves.items()}
-    most = max((x.max(initial=0) for pairs in seeds.values() for x, _ in pairs), default=0.0)
-    unit, scale = ("GB", 1e9) if most >= 1e9 else ("MB", 1e6)
-    figure, (axes,) = new_figure(6.5, 3.6 + 0.07 * len(seeds))
-    handles: list[Artist] = []
-    for index, (label, pairs) in enumerate(seeds.items()):
-        if len({len(x) for x, _ in pairs}) == 1:
-            x = np.mean([x for x, _ in pairs], 0) / scale
-            handles += [draw_band(axes, x, np.stack([y for _, y in pairs]), style_of(index), label)]
-        else:
-            handles += [draw_line(axes, x / scale, y, style_of(index), label=label, linewidth=1) for x, y in pairs][:1]
-    axes.set(xlim=(0, None), ylim=(0, None))
-    label_axes(axes, "Test accuracy against communication", f"exchanged by all clients so far ({unit})", PERCENT)
-    draw_legend(figure, handles)
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    columns = min(len(panels), 2)
+    height = 3.6 * math.ceil(len(panels) / columns) + 0.07 * len(labels)
+    figure, flat = new_figure(6.5 if columns == 1 else 9, height, math.ceil(len(panels) / columns), columns)
+    handles: dict[str, Artist] = {}
+    for axes, (setting, curves) in zip(flat, panels.items(), strict=False):
+        seeds = {label: [(as_array(x), 100 * as_array(y)) for x, y in pairs] for label, pairs in curves.items()}
+        most = max((x.max(initial=0) for pairs in seeds.values() for x, _ in pairs), default=0.0)
+        unit, scale = ("GB", 1e9) if most >= 1e9 else ("MB", 1e6)
+        for label, pairs in seeds.items():
+            style = style_of(labels.index(label))
+            if len({len(x) for x, _ in pairs}) == 1:
+                x = np.mean([x for x, _ in pairs], 0) / scale
+                drawn = [draw_band(axes, x, np.stack([y for _, y in pairs]), style, label)]
+            else:
+                drawn = [draw_line(axes, x / scale, y, style, label=label, linewidth=1) for x, y in pairs]
+            handles |= dict(zip([label], drawn, strict=False))
+        axes.set(xlim=(0, None), ylim=(0, None))
+        title = drawable(setting) or "Test accuracy against communication"
+        label_axes(axes, title, f"exchanged by all clients so far ({unit})", PERCENT)
+    for axes in flat[len(panels) :]:
+        axes.set_axis_off()
+    draw_legend(figure, list(handles.values()))
     return figure

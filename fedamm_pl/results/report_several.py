@@ -200,7 +200,7 @@ def drawn(runs: Sequence[Run], names: Sequence[str], rows: Sequence[dict[str, An
     """Return the figures of the methods."""
     figures = [embedded(comparison({"": accuracies(rows)}), "Methods", COMPARISON)]
     if curves := byte_curves(runs, names):
-        figures.append(embedded(accuracy_against_bytes(curves), "Accuracy against bytes", BYTES))
+        figures.append(embedded(accuracy_against_bytes({"": curves}), "Accuracy against bytes", BYTES))
     return figures
 
 

@@ -91,7 +91,7 @@ def across_runs(num_methods: int, num_settings: int = 1) -> dict[str, Figure]:
     curves = {method: [(4e8 * rounds, generator.random(30)) for _ in range(3)] for method in methods}
     return {
         "comparison": comparison(panels),
-        "accuracy_against_bytes": accuracy_against_bytes(curves),
+        "accuracy_against_bytes": accuracy_against_bytes({"": curves}),
         "weight_curves": weight_curves({method: [WeightNet()] for method in methods}),
     }
 

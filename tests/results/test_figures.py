@@ -182,7 +182,7 @@ def test_confusion_is_in_percent_of_rows() -> None:
 
 def test_bytes_have_the_mean_and_the_range_of_seeds() -> None:
     sent = [1e6, 5e6]
-    figure = accuracy_against_bytes({"FedAvg": [(sent, [0.2, 0.4]), (sent, [0.4, 0.5])], "one": [(sent, [0, 1])]})
+    figure = accuracy_against_bytes({"": {"FedAvg": [(sent, [0.2, 0.4]), (sent, [0.4, 0.5])], "one": [(sent, [0, 1])]}})
     (axes,) = figure.axes
     drawn = lines(axes)
     assert list(drawn["FedAvg"].get_xdata()) == [1, 5]
@@ -194,7 +194,7 @@ def test_bytes_have_the_mean_and_the_range_of_seeds() -> None:
 
 
 def test_seeds_of_different_lengths_are_single_lines() -> None:
-    figure = accuracy_against_bytes({"FedAvg": [([1e9, 2e9], [0.2, 0.4]), ([1e9], [0.4])], "none": []})
+    figure = accuracy_against_bytes({"": {"FedAvg": [([1e9, 2e9], [0.2, 0.4]), ([1e9], [0.4])], "none": []}})
     (axes,) = figure.axes
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2], [1]]
     assert legend(figure) == ["FedAvg"]

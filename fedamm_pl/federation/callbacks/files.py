@@ -20,7 +20,7 @@ from fedamm_pl.federation.callbacks.clients_file import ClientsCSV
 from fedamm_pl.federation.checkpoint import load_checkpoint, save_checkpoint, saved_rounds
 from fedamm_pl.federation.fingerprint import versions
 from fedamm_pl.federation.run import Run
-from fedamm_pl.federation.summary import best_is, num_averaged, summarize, validated
+from fedamm_pl.federation.summary import best_is, curve, num_averaged, summarize, validated
 from fedamm_pl.files import append_whole, write_atomically
 from fedamm_pl.version import __version__
 
@@ -207,6 +207,7 @@ def summary(run: Run) -> dict[str, Any]:
     them, which is more where several train at once; both without round 0. ``failed_clients``, ``refused_updates``,
     ``failed_rounds`` and ``resumes`` are counts over the whole run; ``diverged`` says when the global model was first seen
     to have diverged, ``stopped`` why the run ended before its time, ``ended`` why a callback ended it well; null where none did.
+    ``curve`` are the evaluated rounds, see :func:`~fedamm_pl.federation.summary.curve`.
     """
     state, data, info = run.state, run.data, run.data.info
     rounds, fits = max(state.round_num, 1), max(state.clients_total, 1)
@@ -247,6 +248,7 @@ def summary(run: Run) -> dict[str, Any]:
         },
         "versions": {"fedamm_pl": __version__, **versions()},
         "command": shlex.join(["python", *sys.argv]),
+        "curve": curve(state.history, state.diagnostics),
     }
 
 

@@ -1,0 +1,60 @@
+"""Methods compared at the same bytes: each run up to what the cheapest method of its setting and seed exchanges in all."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedamm_pl.federation.summary import within
+from fedamm_pl.results.comparison import PlannedRun
+from fedamm_pl.results.tables import by_method
+
+Summaries = Sequence[tuple[PlannedRun, dict[str, Any]]]
+"""Finished runs with the contents of their summary.json."""
+
+
+def at_equal_bytes(found: Summaries) -> Summaries:
+    """Return the runs summarised up to the last evaluation within the bytes of the cheapest run with the same setting and seed.
+
+    Raises:
+        ValueError: If a run does not tell its bytes, or has no evaluation within them; the message names it.
+    """
+    totals: dict[str, list[float]] = {}
+    for run, summary in found:
+        if not summary.get("curve", {}).get("bytes"):
+            raise ValueError(
+                f"Expected all runs to tell their bytes in summary.json for `budget` bytes, got {run} without them. An earlier "
+                f"version has made it: remove {run.folder} to run it again, or use `budget` rounds."
+            )
+        totals.setdefault(run.place, []).append(summary["curve"]["bytes"][-1])
+    cut = []
+    for run, summary in found:
+        budget = min(totals[run.place])
+        if (part := within(summary, budget)) is None:
+            raise ValueError(
+                f"Expected all runs to be evaluated within {budget / 1e6:.2f} MB, which the cheapest method exchanges in all, for "
+                f"`budget` bytes, got {run}, which is not. Use a smaller `federation.eval_interval`, or `budget` rounds."
+            )
+        cut.append((run, part))
+    return cut
+
+
+def rounds_note(rows: Sequence[dict[str, Any]]) -> str:
+    """Say in how many rounds the methods have exchanged the same bytes, on average over rows of :func:`at_equal_bytes`."""
+    rounds = [f"{name} {mean(row['num_rounds'] for row in mine):.1f}" for name, mine in by_method(rows)]
+    return (
+        "At the same bytes: each run counts up to its last evaluation within the bytes that the cheapest method exchanges in all its "
+        f"rounds with the same setting and seed. Rounds until then, mean: {', '.join(rounds)}."
+    )
+
+
+def byte_curves(found: Summaries) -> dict[str, dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]]:
+    """Return setting -> method -> bytes so far and test accuracy of each of its runs."""
+    panels: dict[str, dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]] = {}
+    for run, summary in found:
+        setting = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in run.setting.items())
+        curve = {name: np.array(values, dtype=np.float64) for name, values in summary["curve"].items()}
+        panels.setdefault(setting, {}).setdefault(run.method, []).append((curve["bytes"], curve["test/acc"]))
+    return panels
