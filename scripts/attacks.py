@@ -88,10 +88,12 @@ class AttackedRunner(Runner):
         self.attack = attack
         self.environment = honest.environment
 
-    def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept) -> Iterator[Outcome]:
+    def run(
+        self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept, meanwhile: Callable[[], None] | None = None
+    ) -> Iterator[Outcome]:
         """Train the client of each task, see :class:`Runner`."""
         seeds = {task.client_id: derive_seed(task.seed, "attack") for task in tasks}
-        for outcome in self.honest.run(broadcast, tasks, kept):
+        for outcome in self.honest.run(broadcast, tasks, kept, meanwhile):
             if self.attack and isinstance(outcome, ClientResult) and outcome.client_id in ATTACKERS:
                 payload = self.attack(outcome.payload, broadcast.payload, seeds[outcome.client_id])
                 outcome = dataclasses.replace(outcome, payload=sound(payload))

@@ -132,14 +132,22 @@ class Runner(ABC):
 
     environment: dict[str, Any]
 
+    @property
+    def busy(self) -> tuple[int, int]:
+        """How many workers train a client or start, and how many there are; this process is none."""
+        return 0, 0
+
     @abstractmethod
-    def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept) -> Iterator[Outcome]:
+    def run(
+        self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept, meanwhile: Callable[[], None] | None = None
+    ) -> Iterator[Outcome]:
         """Train the client of each task.
 
         Args:
             broadcast: What the server sends to all of them.
             tasks: Which clients.
             kept: What each kept to itself; asked when the client is given out.
+            meanwhile: Called once, while the first clients train if they do so elsewhere; what it raises ends the round.
 
         Yields:
             One result for each task, or why there is none, in the order of the tasks, whatever finishes first. No more than
@@ -167,6 +175,11 @@ class Executor(ABC):
     @property
     def together(self) -> int:
         """How many clients train as one program, whose time is that of all of them."""
+        return 1
+
+    @property
+    def workers_here(self) -> int:
+        """How many processes of this machine compute at once."""
         return 1
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """One client after the other, in this process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fedamm_pl.federation.executors.base import Executor, Kept, Outcome, Runner, RunSpec
 from fedamm_pl.federation.executors.worker import Worker
@@ -26,8 +26,12 @@ class SequentialRunner(Runner):
         self._worker = Worker(spec)
         self.environment = self._worker.environment
 
-    def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept) -> Iterator[Outcome]:
+    def run(
+        self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept, meanwhile: Callable[[], None] | None = None
+    ) -> Iterator[Outcome]:
         """Train the client of each task, see :class:`Runner`."""
+        if meanwhile:
+            meanwhile()
         self._worker.begin(broadcast)
         for task in tasks:
             yield self._worker.train(task, kept(task.client_id))

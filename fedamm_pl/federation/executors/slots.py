@@ -1,8 +1,9 @@
 """The loop of executors with several workers: who trains what, in which order it comes out, and what happens to the dead."""
 
+import bisect
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -56,17 +57,19 @@ def run_on_slots(
     broadcast: Broadcast,
     tasks: Sequence[ClientTask],
     kept: Kept,
+    meanwhile: Callable[[], None] | None = None,
     *,
     timeout: float | None = None,
     start_timeout: float | None = None,
     max_retries: int = 1,
     names: Sequence[str] = (),
+    size: Callable[[ClientTask], int] = lambda task: 0,
 ) -> Iterator[Outcome]:
     """Train the client of each task, see :meth:`Runner.run`.
 
     One client is in flight in a worker, so a dead worker or a client that is out of time costs no other client. Such a
     client is trained again, with the same seed, up to ``max_retries`` times; then it is lost. At most as many tasks are given
-    out beyond the one yielded last as twice the number of workers.
+    out beyond the one yielded last as twice the number of workers; of those that may be, the longest is the next.
 
     Args:
         slots: The workers.
@@ -74,20 +77,23 @@ def run_on_slots(
         broadcast: What the server sends to all clients.
         tasks: Which clients.
         kept: What each kept to itself.
+        meanwhile: Called once, when all workers have a client.
         timeout: Seconds a client may take; None: for ever.
         start_timeout: Seconds a worker may take to start; None: for ever.
         max_retries: How often a client is trained again whose worker died or whose time was over.
         names: Of all clients, for the log.
+        size: How long a task is, in any unit; of equals the first is taken first.
 
     Raises:
         WorkerLostError: If three workers in a row die, or do not start in time, before they train anybody.
     """
-    waiting, window = deque(enumerate(tasks)), 2 * len(slots)
+    waiting, window = list(enumerate(tasks)), 2 * len(slots)  # in order
     running: dict[int, tuple[int, ClientTask, float]] = {}  # slot -> index of the task, task, when it was given out
     starting = {place: time.monotonic() for place, slot in enumerate(slots) if not slot.ready}  # slot -> since when
     done: dict[int, Outcome] = {}
     attempts: Counter[int] = Counter()
     failed_starts = following = 0
+    calls = [meanwhile] if meanwhile else []
 
     def lose(place: int, reason: str) -> None:
         """Replace a worker; train its client again, or give it up."""
@@ -104,22 +110,29 @@ def run_on_slots(
         if attempts[index] <= max_retries:
             name = shown_client(task.client_id, names)
             log.warning("round %d: client %s is trained again: %s", broadcast.round_num, name, reason)
-            waiting.appendleft((index, task))
+            bisect.insort(waiting, (index, task), key=lambda entry: entry[0])
             return
         times = f" ({attempts[index]} times)" if attempts[index] > 1 else ""
         done[index] = ClientFailure(task.client_id, "lost", reason + times)
 
     try:
+        while calls and not tasks:
+            calls.pop()()
         while following < len(tasks):
             for place, slot in enumerate(slots):
                 if slot.ready and waiting and waiting[0][0] < following + window:
-                    index, task = waiting.popleft()
+                    near = [entry for entry in waiting[:window] if entry[0] < following + window]
+                    index, task = max(near, key=lambda entry: size(entry[1]))  # the first of equals
+                    waiting.remove((index, task))
                     running[place] = index, task, time.monotonic()
                     try:
                         slot.send(broadcast, task, kept(task.client_id))
                     except EOFError as error:  # it died while it was idle: that is not the client's fault
-                        waiting.appendleft(running.pop(place)[:2])
+                        del running[place]
+                        bisect.insort(waiting, (index, task), key=lambda entry: entry[0])
                         lose(place, str(error))
+            while calls:
+                calls.pop()()
             due = [given + timeout - time.monotonic() for *_, given in running.values()] if timeout else []
             due += [since + start_timeout - time.monotonic() for since in starting.values()] if start_timeout else []
             busy = [slot for place, slot in enumerate(slots) if place in running or not slot.ready]

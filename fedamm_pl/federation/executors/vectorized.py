@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,8 +106,12 @@ class VectorizedRunner(Runner):
         self.fault: str | None = None  # why clients that could ask at once did not
         self.environment = {**self._worker.environment, "clients": f"{group_size} side by side"}
 
-    def run(self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept) -> Iterator[Outcome]:
+    def run(
+        self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept, meanwhile: Callable[[], None] | None = None
+    ) -> Iterator[Outcome]:
         """Train the client of each task, see :class:`Runner`."""
+        if meanwhile:
+            meanwhile()
         self._worker.begin(broadcast)
         if broadcast.local_epochs == 0:  # nobody trains
             yield from (self._worker.train(task, kept(task.client_id)) for task in tasks)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fedamm_pl import FedAMM
 from fedamm_pl.data import ImageData
 from fedamm_pl.data.client import BatchLoader, ClientData
-from fedamm_pl.federation.executors import processes
+from fedamm_pl.federation.executors import worker
 from fedamm_pl.protocol.codec import encode
 from fedamm_pl.protocol.messages import ClientTask, State
 from fedamm_pl.protocol.session import ClientSession
@@ -96,9 +97,9 @@ class Obedient(FedAMM):
         self.session.kept = {"rounds": self.session.kept.get("rounds", torch.tensor(0)) + 1}
         payload = super().client_payload()
         if self.turn(SENDS_JUNK):
-            processes.encode = lambda outcome: b"\x1b[31mjunk"
+            worker.encode = lambda outcome: b"\x1b[31mjunk"
         if self.turn(SENDS_ANOTHER_KIND):
-            processes.encode = lambda outcome: encode(ClientTask(STRUCK, 0))
+            worker.encode = lambda outcome: encode(ClientTask(STRUCK, 0))
         return {**payload, "model.conv1.weight": torch.empty(3, device="meta")} if self.turn(UNSENDABLE) else payload
 
     def tallies(self) -> State:
@@ -148,11 +149,16 @@ class _Broken:
         raise OSError("no second batch")
 
 
+def elsewhere() -> bool:
+    """Whether this is a worker's process."""
+    return multiprocessing.parent_process() is not None or Path(sys.argv[0]).name == "default_worker.py"  # Ray's
+
+
 class AbsentElsewhere(TinyData):
     """Data that are on this machine only, so to speak."""
 
     def load_images(self) -> ImageData:
-        if multiprocessing.parent_process() is not None:
+        if elsewhere():
             raise FileNotFoundError("Expected data,\n got none")
         return super().load_images()
 
@@ -162,7 +168,7 @@ class OtherElsewhere(TinyData):
 
     def load_images(self) -> ImageData:
         images = super().load_images()
-        images.train_images[0, 0, 0, 0] += multiprocessing.parent_process() is not None
+        images.train_images[0, 0, 0, 0] += elsewhere()
         return images
 
 

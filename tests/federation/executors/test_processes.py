@@ -225,7 +225,7 @@ def test_workers_that_differ_are_refused_by_what_differs(monkeypatch: pytest.Mon
         ready = True
 
         def __init__(self, content: bytes, place: int) -> None:
-            self.place, self.pipe = place, open(os.devnull)  # noqa: SIM115
+            self.place, self.name, self.pipe = place, f"worker {place}", open(os.devnull)  # noqa: SIM115
 
         def started(self) -> dict[str, Any]:
             return {"content_hash": data.content_hash, "threads": 1, "torch": "2.9" if self.place < 2 else "2.8"}

@@ -110,6 +110,57 @@ def test_order_is_that_of_the_tasks_whatever_finishes_first(world: World) -> Non
     assert clients(run(world, 8, 3)) == list(range(8))
 
 
+@pytest.mark.parametrize("num_clients", [0, 1, 8])
+def test_what_is_to_be_done_meanwhile_is_done_once_when_all_workers_have_a_client(
+    num_clients: int, world: World
+) -> None:
+    sent: list[int] = []
+    assert clients(run(world, num_clients, 2, meanwhile=lambda: sent.append(len(world.sent)))) == list(
+        range(num_clients)
+    )
+    assert sent == [min(num_clients, 2)]
+
+
+def test_what_is_raised_meanwhile_ends_the_round_and_stops_who_has_begun(world: World) -> None:
+    def meanwhile() -> None:
+        raise KeyError("over")
+
+    with pytest.raises(KeyError, match="over"):
+        clients(run(world, 8, 2, meanwhile=meanwhile))
+    assert (len(world.sent), world.starts) == (2, 2)
+
+
+def test_a_client_whose_result_has_come_while_the_server_was_busy_is_not_out_of_time(world: World) -> None:
+    def meanwhile() -> None:
+        world.now += 100.0
+
+    assert clients(run(world, 4, 2, timeout=5.0, meanwhile=meanwhile)) == [0, 1, 2, 3]
+
+
+def test_the_longest_of_those_that_may_be_given_out_is_next(world: World) -> None:
+    lengths = [1, 2, 9, 3, 3, 8, 5, 1]
+    world.fate = lambda client, attempt: (lengths[client], "done")
+    found = clients(run(world, 8, 1, size=lambda task: lengths[task.client_id]))
+    assert found == list(range(8))
+    assert [task.client_id for task in world.sent] == [
+        1,
+        0,
+        2,
+        3,
+        5,
+        4,
+        6,
+        7,
+    ]  # of two at a time, as the first is awaited
+
+
+def test_longest_first_ends_sooner_than_in_order(world: World) -> None:
+    lengths = [1.0, 1.0, 1.0, 4.0]  # in order, the longest would train alone at the end
+    world.fate = lambda client, attempt: (lengths[client], "done")
+    assert clients(run(world, 4, 2, size=lambda task: int(lengths[task.client_id]))) == [0, 1, 2, 3]
+    assert world.now == 4.0
+
+
 def test_no_task_gives_no_outcome(world: World) -> None:
     assert clients(run(world, 0)) == []
 
