@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fedamm_pl.federation.checks import check_compiles, check_fit, check_options
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.evaluation import Evaluator
 from fedamm_pl.federation.executors import Executor, Runner, RunSpec, Sequential
-from fedamm_pl.federation.executors.base import Kept, copied
+from fedamm_pl.federation.executors.base import Kept, Outcome, copied
 from fedamm_pl.federation.intake import Intake, RoundFailedError, require_sound
 from fedamm_pl.federation.personal import PersonalEvaluation
 from fedamm_pl.federation.run import Run
@@ -33,7 +34,7 @@ from fedamm_pl.federation.stopwatch import Stopwatch
 from fedamm_pl.federation.store import ClientStore, FileStore, MemoryStore, RoundKept
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.files import lock_folder
-from fedamm_pl.protocol.messages import ClientResult, ClientTask
+from fedamm_pl.protocol.messages import Broadcast, ClientResult, ClientTask
 from fedamm_pl.protocol.module import FederatedModule
 from fedamm_pl.seeding import derive_seed
 
@@ -44,6 +45,10 @@ History = list[dict[str, float]]
 
 class FederationError(RuntimeError):
     """A run ended before its last round because too many rounds in a row failed."""
+
+
+class RunOverError(Exception):
+    """The round before was the last: this one is dropped."""
 
 
 class Orchestrator:
@@ -105,6 +110,9 @@ class Orchestrator:
         self._personal = {name: value.cpu() for name, value in module.personal_state().items()}
         self._store: ClientStore = MemoryStore()
         self._opened: tuple[Run, Runner] | None = None
+        self._owed: Callable[[], None] | None = (
+            None  # the end of the round before, where it waits for the next one to begin
+        )
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Run]:
@@ -124,13 +132,14 @@ class Orchestrator:
                 self._store = FileStore(self.output_dir / "clients")
             with quiet():
                 runner = stack.enter_context(self.executor.open(self.spec()))
-            workers = getattr(self.executor, "num_workers", 1)
-            if self.trainer.kind == "cpu" and (found := too_many(runner.environment["threads"], workers)):
+            workers = self.executor.workers_here
+            if self.trainer.kind == "cpu" and workers and (found := too_many(runner.environment["threads"], workers)):
                 remedy = "num_workers and threads_per_worker" if workers > 1 else "torch.set_num_threads"
                 log.warning("%s, and is slow for it: OMP_NUM_THREADS or %s set fewer", found, remedy)
             run = Run(
                 self.config, self.seed, self.server.module, self.data, self.trainer, self.state, runner.environment
             )
+            run.busy = lambda: runner.busy
             if self.output_dir is not None:
                 run.output_dir = self.output_dir
                 run.resume(self._store)
@@ -159,7 +168,7 @@ class Orchestrator:
             assert self._opened is not None
             if self.state.stopped and self.state.round_num < self.config.num_rounds:  # a new chance
                 self.state.stopped, self.state.failed_in_a_row = None, 0
-            self._whole = self.state.copy()
+            self._whole, self._owed = self.state.copy(), None
             try:
                 self._rounds(run, self._opened[1], Observers(self.callbacks, self.output_dir, self.keep_checkpoints))
             except BaseException:
@@ -175,17 +184,20 @@ class Orchestrator:
         observers.call("on_run_start", run)
         if not state.history:  # round 0: the initial model
             close_round(run, self.evaluator, observers, Intake(), None, Stopwatch())
+        self._whole, run.rows = state.copy(), [{}]
         for round_num in range(state.round_num + 1, config.num_rounds + 1):
             if state.ended or state.stopped:
                 break
-            self._whole, run.rows, failed, stopwatch = state.copy(), [{}], None, Stopwatch()
+            failed, stopwatch = None, Stopwatch()
             # Who takes part, what goes out to all of them alike, and a small task for each.
             clients = sample_clients(self.data.num_clients, config.client_fraction, self.seed, round_num)
             tasks = self._tasks(round_num, clients)
             broadcast = server.broadcast(state.shared, round_num, config.local_epochs)
             kept = RoundKept(self._store, state.kept, round_num, self._personal)
             # Clients train when their result is asked for, wherever the runner has them train.
-            outcomes = stopwatch.waiting_for(runner.run(broadcast, tasks, kept.read))
+            outcomes = self._outcomes(run, runner, broadcast, tasks, kept.read, stopwatch)
+            if outcomes is None:
+                break
             # What is sound of it streams into the server's next state; after a failed round the state stays.
             names = self.data.client_names
             intake = Intake(round_num, tasks, server.expected_payload(), server.module, config, names)
@@ -199,14 +211,55 @@ class Orchestrator:
                 log.warning("round %d failed, the global model stays as it was: %s", round_num, failed)
             # Evaluate if due, do the accounts, tell the callbacks.
             state.round_num = round_num
-            close_round(run, self.evaluator, observers, intake, failed, stopwatch)
-            saved = [] if self.output_dir is None else saved_rounds(self.output_dir / "checkpoints")
-            self._store.prune({*saved, round_num})
+            close = partial(self._close, run, observers, intake, failed, stopwatch)
+            if failed or state.ended or round_num == config.num_rounds or not self._may_overlap(runner):
+                close()
+            else:  # it need not hold up the next round
+                self._owed = stopwatch.paused_until(close)
         evaluate_end(run, self.evaluator)
         server.module.load_shared_state(server.module.deployed(state.shared))
         self.trainer.precision_plugin.convert_module(self.module)
         self.module.load_shared_state(server.module.shared_state())
         observers.call("on_run_end", run)
+
+    def _close(self, run: Run, observers: Observers, intake: Intake, failed: str | None, stopwatch: Stopwatch) -> None:
+        close_round(run, self.evaluator, observers, intake, failed, stopwatch)
+        saved = [] if self.output_dir is None else saved_rounds(self.output_dir / "checkpoints")
+        self._store.prune({*saved, run.state.round_num})
+        self._whole, run.rows = run.state.copy(), [{}]
+
+    def _outcomes(
+        self,
+        run: Run,
+        runner: Runner,
+        broadcast: Broadcast,
+        tasks: Sequence[ClientTask],
+        kept: Kept,
+        stopwatch: Stopwatch,
+    ) -> Iterator[Outcome] | None:
+        """Return what the clients of a round will have made of it; None if the round before, whose end is owed, was the last."""
+        if (owed := self._owed) is None:
+            return stopwatch.waiting_for(runner.run(broadcast, tasks, kept))
+        self._owed = None
+
+        def meanwhile() -> None:
+            with stopwatch.aside():
+                owed()
+            if run.state.ended:
+                raise RunOverError
+
+        outcomes = stopwatch.waiting_for(runner.run(broadcast, tasks, kept, meanwhile))
+        try:
+            first = list(itertools.islice(outcomes, 1))
+        except RunOverError:  # the clients that had begun are stopped
+            return None
+        self.server.take_up(broadcast)  # an evaluation came between
+        return itertools.chain(first, outcomes)
+
+    def _may_overlap(self, runner: Runner) -> bool:
+        """Return whether the server can evaluate while clients of the next round train: they do so on other devices than its own."""
+        elsewhere = runner.busy[1] and (self.executor.workers_here == 0 or self.trainer.kind != "cpu")
+        return bool(elsewhere) and not self.server.module.calibrates(False)  # a calibration asks the clients itself
 
     def _accepted(self, run: Run, observers: Observers, kept: RoundKept, result: ClientResult) -> None:
         kept.write(result.client_id, result.kept)

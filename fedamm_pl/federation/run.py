@@ -1,6 +1,7 @@
 """``Run``: what callbacks see of a run, and the two things that they may do to it."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Run:
         environment: What the workers compute with.
         output_dir: Folder of the run, if it writes one.
         rows: Where the numbers of the round in progress are collected.
+        busy: How many workers train a client or start now, and how many there are; none where clients train in this process.
     """
 
     config: FederationConfig
@@ -44,6 +46,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     output_dir: Path | None = None
     rows: list[dict[str, float]] = field(default_factory=lambda: [{}])
+    busy: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     @property
     def options(self) -> dict[str, Any]:

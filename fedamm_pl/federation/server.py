@@ -60,13 +60,13 @@ class Server:
         factor = self.config.lr_decay ** (round_num - 1) if self.config else 1.0
         with self._drawing("broadcast"):
             broadcast = Broadcast(round_num, local_epochs, self.module.broadcast(state, self.session), factor)
-        self._take_up(broadcast)
+        self.take_up(broadcast)
         return broadcast
 
     def begin(self, broadcast: Broadcast) -> None:
         """Start a round that another server has broadcast."""
         self.session = self._open(broadcast.round_num, broadcast.local_epochs, {})
-        self._take_up(broadcast)
+        self.take_up(broadcast)
 
     def expected_payload(self) -> State:
         """Return what a client of the round must send back, by name, shape and type."""
@@ -178,7 +178,8 @@ class Server:
             state=state,
         )
 
-    def _take_up(self, broadcast: Broadcast) -> None:
+    def take_up(self, broadcast: Broadcast) -> None:
+        """Load what was sent, as clients do; again after an evaluation that came between."""
         self.session.sent = broadcast.payload
         self.module.load_shared_state(broadcast.payload)
 

@@ -1,7 +1,7 @@
 """Where the wall time of a round goes."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
@@ -37,6 +37,27 @@ class Stopwatch:
         finally:
             if hasattr(remaining, "close"):  # dropped half-way: cancel what is in flight
                 remaining.close()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Return a context whose time counts as if it had not passed; to be entered while outcomes are waited for."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - start
+            self._start += passed
+            self._seconds["clients"] -= passed
+
+    def paused_until(self, action: Callable[[], None]) -> Callable[[], None]:
+        """Return the action with the time until it is called not counted."""
+        start = time.perf_counter()
+
+        def call() -> None:
+            self._start += time.perf_counter() - start
+            action()
+
+        return call
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a context whose time counts as ``evaluate``."""

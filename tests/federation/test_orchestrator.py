@@ -128,7 +128,7 @@ def test_more_threads_than_cores_are_one_warning_and_stay(caplog: pytest.LogCapt
 @pytest.mark.usefixtures("one_core")
 def test_more_threads_of_all_workers_than_cores_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     class Several(Sequential):
-        num_workers = 3
+        workers_here = 3  # type: ignore[assignment]
 
     federation(num_rounds=1, executor=Several()).run()
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)

@@ -16,7 +16,7 @@ from fedamm_pl.terminal import say
 
 
 class Progress(FederationCallback):
-    """A bar over rounds: clients done, loss, accuracies, images/s, time left, failures.
+    """A bar over rounds: clients done, workers busy with one, loss, accuracies, images/s, time left, failures.
 
     Where the output is no terminal, one plain line per evaluation.
     """
@@ -64,6 +64,8 @@ class Progress(FederationCallback):
             return
         sampled = num_sampled(run.data.num_clients, run.config.client_fraction)
         parts = [f"client {self._clients}/{sampled}"] if self._clients else []
+        busy, workers = run.busy()
+        parts += [f"{busy}/{workers} workers busy"] if busy else []
         parts += [f"{name} {100 * self._latest[metric]:.0f}%" for metric, name in short_names(self._latest).items()]
         parts += self._failures(run)
         if "client/loss" in self._latest:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fedamm_pl.federation.callbacks import Progress
+from fedamm_pl.federation.executors import Runner
 from tests.federation.executors.methods import HalfReadable
 from tests.federation.small import federation
 
@@ -58,3 +59,13 @@ def test_a_continued_run_goes_on_counting(tmp_path: Any, capsys: pytest.CaptureF
         federation(num_rounds=num_rounds, output_dir=tmp_path, callbacks=[Progress()]).run()
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("  ")[0] for line in lines] == ["round 0/1", "round 1/1", "round 2/3", "round 3/3"]
+
+
+def test_a_bar_shows_how_many_workers_are_busy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(Runner, "busy", property(lambda runner: (1, 2)))
+    federation(callbacks=[Progress()]).run()
+    assert re.search(r"client \d/\d 1/2 workers busy all ", capsys.readouterr().err)
