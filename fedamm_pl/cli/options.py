@@ -9,7 +9,7 @@ from typing import Literal
 from fedamm_pl import algorithms
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.config import FederationConfig
-from fedamm_pl.federation.executors import Executor, Processes, Sequential, Vectorized
+from fedamm_pl.federation.executors import Executor, Processes, Ray, Sequential, Vectorized
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.module import FederatedModule
 
@@ -40,7 +40,7 @@ GROUPS: dict[str, type] = {
 OFFERED: dict[str, list[type]] = {
     "data": [FederatedDataModule],
     "algorithm": [getattr(algorithms, name) for name in algorithms.__all__],
-    "executor": [Sequential, Processes, Vectorized],
+    "executor": [Sequential, Processes, Ray, Vectorized],
 }
 """Group with a choice -> the classes of the package; others come in by import path."""
 LINKED = {"data": ("seed",), "algorithm": ("num_classes", "in_channels", "info")}

@@ -23,14 +23,14 @@ from fedamm_pl.cli.help import requested
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.parser import Parser, build_parser, dump, in_one_line, parse
 from fedamm_pl.cli.signals import StopSignal
-from fedamm_pl.cores import crowded, follow_cores, shared_out
+from fedamm_pl.cores import crowded, follow_cores
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.data.partitions.natural import shown_client
 from fedamm_pl.data.sources.reading import UnusableFileError
 from fedamm_pl.federation.callbacks import FederationCallback, LogTo, Progress
 from fedamm_pl.federation.callbacks.loggers import check_loggers
 from fedamm_pl.federation.estimate import estimate, typical_client
-from fedamm_pl.federation.executors import Executor, Processes
+from fedamm_pl.federation.executors import Executor, Pool
 from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.orchestrator import FederationError, Orchestrator
 from fedamm_pl.federation.sampling import num_sampled
@@ -282,9 +282,8 @@ def held_out(data: FederatedDataModule) -> str:
 def threads(executor: Executor) -> str:
     """Return how many threads compute."""
     count, workers = torch.get_num_threads(), ""
-    if isinstance(executor, Processes):
-        count = executor.threads_per_worker or shared_out(count, executor.num_workers)
-        workers = f" in each of {executor.num_workers} processes"
+    if isinstance(executor, Pool):
+        count, workers = executor.threads(count), f" in each of {executor.num_workers} workers"
     return f"{count} thread{'s' if count > 1 else ''}{workers}"
 
 
