@@ -1,6 +1,7 @@
 """``fedamm compare``."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -13,8 +14,9 @@ from typing import Any, NoReturn
 
 import yaml
 
+from fedamm_pl.cli.cluster_jobs import on_cluster
 from fedamm_pl.cli.config_files import check_config_files, check_values_given
-from fedamm_pl.cli.launching import execute
+from fedamm_pl.cli.launching import Start, execute, start
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, parameters_of
 from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump, in_one_line
@@ -51,12 +53,16 @@ def compare(words: Sequence[str]) -> None:
         folder = Path(os.path.expanduser(config.dir or Path("runs") / name))
         runs, trials = plan(config, folder, resolve), plan_trials(config, folder, resolve)
         check_before(folder, runs, trials)
-        with lock_folder(folder):
-            tuning, failed = tune(trials, config, folder) if config.tuning else (None, [])
+        with lock_folder(folder), contextlib.ExitStack() as stack:
+            begin: Start = start
+            jobs = config.jobs
+            if config.address and jobs:
+                begin, jobs = stack.enter_context(on_cluster(config.address, config.cpus_per_run, config.gpus_per_run))
+            tuning, failed = tune(trials, config, folder, begin, jobs) if config.tuning else (None, [])
             if tuning:
                 runs = plan_chosen(config, folder, resolve, tuning)
                 check_folders(runs)
-            failed += execute(runs, config.jobs)
+            failed += execute(runs, jobs, begin=begin)
             say("\n" + write_results(folder, runs, config.reference, config.groups, tuning, config.budget))
     except ValueError as error:
         parser.error(str(error))
@@ -107,12 +113,14 @@ def check_validation(runs: Sequence[PlannedRun]) -> None:
                 check(data["class_path"], json.dumps(options))
 
 
-def tune(trials: Sequence[Trial], config: CompareConfig, folder: Path) -> tuple[Tuning, list[PlannedRun]]:
+def tune(
+    trials: Sequence[Trial], config: CompareConfig, folder: Path, begin: Start, jobs: int
+) -> tuple[Tuning, list[PlannedRun]]:
     """Run what is to be tried, and choose; return also the runs that failed, those not among them that stopped by themselves."""
     assert config.tuning is not None
-    failed = execute([trial.run for trial in trials if not trial.stopped], config.jobs, METRIC)
+    failed = execute([trial.run for trial in trials if not trial.stopped], jobs, METRIC, begin)
     failed = [trial.run for trial in trials if trial.run in failed and not trial.stopped]
-    if failed and not config.jobs:
+    if failed and not jobs:
         raise ValueError(f"Expected all {len(trials)} runs for tuning to be finished, got {len(failed)} that are not.")
     tuning = choose(trials, config.tuning)
     write_tuning(folder, tuning)

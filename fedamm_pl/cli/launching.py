@@ -5,11 +5,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,13 +26,37 @@ FORKS = "forkserver" in get_all_start_methods()
 CONTEXT: Any = get_context("forkserver" if FORKS else "spawn")
 
 
-def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> list[PlannedRun]:
+class Job(Protocol):
+    """A run in a process of its own, here or on another machine."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit status; None while it runs."""
+        ...
+
+    def terminate(self) -> None:
+        """Stop it."""
+        ...
+
+    def join(self) -> None:
+        """Wait for its end."""
+        ...
+
+
+Start = Callable[[PlannedRun, int], Job]
+"""A run, and how many of its kind share the cores -> the job."""
+
+
+def execute(
+    runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc", begin: Start | None = None
+) -> list[PlannedRun]:
     """Run what is not finished, some side by side, each in a process of its own; stop all of them if this one is stopped.
 
     Args:
         runs: The runs.
         jobs: How many at a time; 0: none at all.
         metric: Which accuracy to print of those that are done.
+        begin: Starts one; by default :func:`start`.
 
     Returns:
         The runs that failed, or were not to be run; the output of a run is in ``<folder>.log``.
@@ -41,22 +65,22 @@ def execute(runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc") -> 
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before")
     if not jobs:
         return waiting
-    running: dict[BaseProcess, tuple[PlannedRun, float]] = {}
+    begin = begin or start
+    running: dict[Job, tuple[PlannedRun, float]] = {}
     failed, done = [], len(runs) - len(waiting)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 planned = waiting.pop(0)
-                running[start(planned, jobs)] = planned, time.monotonic()
+                running[begin(planned, jobs)] = planned, time.monotonic()
             time.sleep(0.1)
             for process in [process for process in running if process.exitcode is not None]:
                 planned, began = running.pop(process)
                 done += 1
                 if process.exitcode or not planned.finished:
                     failed.append(planned)
-                    say(
-                        printable(f"[{done}/{len(runs)}] {planned}: failed, see {planned.log}{last_words(planned.log)}")
-                    )
+                    why = getattr(process, "lost", "") or last_words(planned.log)
+                    say(printable(f"[{done}/{len(runs)}] {planned}: failed, see {planned.log}{why}"))
                     continue
                 summary, seconds = planned.summary or {}, time.monotonic() - began
                 mean, last = summary["mean_last_10"].get(metric), averaged([summary.get("num_averaged")])
@@ -84,10 +108,15 @@ def last_words(log: Path) -> str:
 
 def start(planned: PlannedRun, jobs: int) -> BaseProcess:
     """Start a run in a process of its own."""
+    return launch(written(planned), planned.folder, planned.log, jobs)
+
+
+def written(planned: PlannedRun) -> Path:
+    """Write the configuration of a run, and return where."""
     planned.folder.parent.mkdir(parents=True, exist_ok=True)
     path = planned.folder.with_name(planned.folder.name + ".yaml")
     write_atomically(path, planned.config.encode())
-    return launch(path, planned.folder, planned.log, jobs)
+    return path
 
 
 def launch(config: Path, folder: Path, log: Path, jobs: int) -> BaseProcess:
@@ -115,12 +144,24 @@ def launch(config: Path, folder: Path, log: Path, jobs: int) -> BaseProcess:
 
 
 def _run(config: str, folder: str, log: Path, threads: int | None, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)  # the process that was forked may be older than some of it
+    follow(config, folder, log, threads)
+
+
+def follow(config: str, folder: str, log: Path, threads: int | None) -> None:
+    """Run in this process, whose output goes to a file from now on.
+
+    Args:
+        config: The run's configuration.
+        folder: Where it writes.
+        log: The file.
+        threads: Of the run; None: as this process has them.
+    """
     output = _opened(log)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.close(output)
-    os.environ.clear()
-    os.environ.update(environment)  # the process that was forked may be older than some of it
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 """What is compared, and how: the options of ``fedamm compare``."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 Budget = Literal["rounds", "bytes"]
@@ -40,6 +41,13 @@ class CompareConfig:
     """Folder of the comparison; by default runs/<config name>. What is finished in it is skipped, what was interrupted continues."""
     jobs: int = 1
     """Runs side by side; they share the processor's cores. 0: run nothing, write the tables of what is finished."""
+    address: str | None = None
+    """A Ray cluster for the runs, `host:6379` or `auto` for that of this machine, in place of `jobs`: as many run as it has room for.
+    `local` starts one here, for a machine with several GPUs. On several machines, data and `dir` must be in folders that all share."""
+    cpus_per_run: float = 1.0
+    """Cores that a run takes in the cluster, and its threads."""
+    gpus_per_run: float = 0.0
+    """GPUs that a run takes in the cluster; 0.25 puts four runs on one GPU. 0: it sees none."""
     reference: str | None = None
     """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
     budget: Budget = "rounds"
@@ -60,6 +68,16 @@ class CompareConfig:
             )
         if self.jobs < 0:
             raise ValueError(f"Expected `jobs` to be 0 or more, got {self.jobs}.")
+        for name in ("cpus_per_run", "gpus_per_run"):
+            amount, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if not 0 <= amount < math.inf or (name == "cpus_per_run" and not amount):
+                raise ValueError(
+                    f"Expected `{name}` to be a number {'above' if default else 'of'} 0{'' if default else ' or more'}, got {amount}."
+                )
+            if amount != default and self.address is None:
+                raise ValueError(
+                    f"Expected `address` to be given with `{name}`, got {name} {amount:g} alone: `jobs` runs take what there is."
+                )
         if self.reference is not None:
             self._require_method("`reference` to be", self.reference)
         grouped = [name for members in self.groups.values() for name in members]
