@@ -2,6 +2,7 @@
 
     python scripts/record.py pack runs/tables docs/protocol/tables.tar.xz
     python scripts/record.py check docs/protocol/tables.tar.xz configs/protocol/tables.yaml docs/protocol/tables.md
+    python scripts/record.py check RECORD CONFIG docs/protocol/communication_bytes.md --budget bytes
 
 A record holds the whole configuration and the summary of each run, reported or for tuning. The check unpacks them and has ``fedamm compare``
 choose the options and write the tables anew: it trains nothing and needs no data. It fails if a run is missing, if one has
@@ -41,8 +42,8 @@ def pack(folder: Path, record: Path) -> int:
     return sum(path.name == "summary.json" for path in files)
 
 
-def tables(record: Path, config: Path) -> str:
-    """Return the tables that follow from a record.
+def tables(record: Path, config: Path, budget: str = "rounds") -> str:
+    """Return the tables that follow from a record, at the same rounds or at the same bytes.
 
     Raises:
         SystemExit: If the record does not hold all runs of the comparison, or has other files.
@@ -58,8 +59,8 @@ def tables(record: Path, config: Path) -> str:
                 path.write_bytes(archive.extractfile(entry).read())  # type: ignore[union-attr]
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            fedamm(["compare", "--config", str(config), "--dir", str(folder), "--jobs", "0"])
-        return (folder / "results.md").read_text()
+            fedamm(["compare", "--config", str(config), "--dir", str(folder), "--jobs", "0", "--budget", budget])
+        return (folder / f"results{'_bytes' if budget == 'bytes' else ''}.md").read_text()
 
 
 def main() -> None:
@@ -72,14 +73,17 @@ def main() -> None:
     checking = commands.add_parser("check", help="check a table against a record")
     checking.add_argument("record", type=Path)
     checking.add_argument("config", type=Path, help="of the comparison")
-    checking.add_argument("table", type=Path, help="its results.md")
+    checking.add_argument("table", type=Path, help="its results.md, or results_bytes.md")
+    checking.add_argument(
+        "--budget", choices=["rounds", "bytes"], default="rounds", help="what the table gives all methods"
+    )
     options = parser.parse_args()
     if options.command == "pack":
         count = pack(options.folder, options.record)
         print(f"{count} runs, {options.record.stat().st_size / 1e6:.2f} MB: {options.record}")
         return
     try:
-        found, expected = tables(options.record, options.config), options.table.read_text()
+        found, expected = tables(options.record, options.config, options.budget), options.table.read_text()
     except (OSError, tarfile.TarError) as error:
         sys.exit(f"record.py: error: {error}")
     if found != expected:

@@ -53,8 +53,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory, record: ModuleType) -> tupl
     return folder / "small.tar.xz", folder / "small.yaml", folder / "runs" / "results.md"
 
 
-def checked(record: ModuleType, monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["record.py", "check", *map(str, paths)])
+def checked(record: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: Path | str) -> None:
+    monkeypatch.setattr(sys, "argv", ["record.py", "check", *map(str, words)])
     record.main()
 
 
@@ -112,14 +112,20 @@ def test_a_record_of_other_runs_is_refused(
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.md")), ids=lambda path: path.stem)
 def test_the_recorded_tables_follow_from_the_records(
     path: Path, record: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = path.name.partition(".")[0]
-    config = RECORDS.parent.parent / f"configs/protocol/{name}.yaml"
-    checked(record, monkeypatch, path, config, RECORDS / f"{name}.md")
-    assert capsys.readouterr().out.endswith(f"{name}.md follows from {path}\n")
+    name, at, _ = path.stem.partition("_bytes")
+    config, archive = RECORDS.parent.parent / f"configs/protocol/{name}.yaml", RECORDS / f"{name}.tar.xz"
+    checked(record, monkeypatch, archive, config, path, *(["--budget", "bytes"] if at else []))
+    assert capsys.readouterr().out.endswith(f"{path.name} follows from {archive}\n")
+
+
+def test_every_record_has_its_table() -> None:
+    assert {path.name.partition(".")[0] for path in RECORDS.glob("*.tar.xz")} <= {
+        path.stem for path in RECORDS.glob("*.md")
+    }
 
 
 def test_a_record_that_is_not_there_or_no_record_is_one_line(
@@ -194,6 +200,33 @@ def test_the_figures_that_the_readme_and_the_results_name_are_those_of_the_recor
     figures = [f"{float(untuned['all'][name]):.1f}" for name in ("difference", "low", "high")]
     assert [*figures, f"{float(untuned['few']['difference']):.1f}"] == ["0.8", "0.5", "1.1", "1.6"]
     assert "0.8 points ahead of FedAvg (0.5 to 1.1; few-shot classes 1.6)" in " ".join(readme.split())
+
+
+def test_the_table_of_the_updates_is_that_of_the_records() -> None:
+    results = (RECORDS.parent / "results.md").read_text()
+    table = results[results.index("| | chosen | MB a round |") :].split("\n\n")[0].splitlines()[2:]
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)}
+    assert len(rows) == 3
+    for name, at in (("communication", 2), ("communication_bytes", 5)):
+        text = (RECORDS / f"{name}.md").read_text()
+        overall = text[text.index("**mean over the 6 settings**") :].splitlines()
+        head = [cell.strip() for cell in next(line for line in overall if line.startswith("| method")).split("|")[1:-1]]
+        for method, cells in rows.items():
+            lines = [
+                [cell.strip() for cell in line.split("|")[1:-1]] for line in overall if line.startswith(f"| {method}")
+            ]
+            mean = dict(zip(head, lines[0], strict=True))
+            paired = next((line for line in lines[1:] if len(line) == 7), None)
+            chosen = next(line for line in lines if len(line) == 5 and "lr" in line[1])
+            assert cells[at] == mean["all, mean of last 10"].strip("*")
+            assert cells[at + 1] == (f"{paired[1]} ({paired[2]})" if paired else "")
+            assert (cells[0], cells[1]) == (chosen[1], mean["MB a round"])
+            assert at == 2 or f"{method} {cells[4]}" in text
+    readme = " ".join((RECORDS.parents[1] / "README.md").read_text().split())
+    assert "(84.2 to 84.0 and 84.4 after 100 rounds" in readme
+    assert [rows[name][2][:4] for name in rows] == ["84.2", "84.4", "84.0"]
+    assert [rows[name][6][:5] for name in rows] == ["", "-1.4 ", "-10.3"]
+    assert "it is 10.3 and 1.4 points ahead" in readme
 
 
 def test_the_last_column_of_the_readmes_table_counts_tables(tmp_path: Path) -> None:
