@@ -165,7 +165,7 @@ def test_the_centralised_comparisons_have_one_client_ten_seeds_and_the_five_meth
 
 
 @pytest.mark.parametrize(
-    ("name", "num_candidates", "num_trials"), [("tables", 8, 6), ("communication", 6, 6), ("fashion_mnist", 6, 2)]
+    ("name", "num_candidates", "num_trials"), [("tables", 8, 6), ("communication", 6, 6), ("fashion_mnist", 4, 1)]
 )
 def test_the_protocol_tunes_all_methods_as_much_and_groups_them_all(
     name: str, num_candidates: int, num_trials: int, tmp_path: Path
