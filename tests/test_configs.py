@@ -116,7 +116,7 @@ def test_the_shipped_comparison_is_of_the_recorded_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned: list[Any] = []
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, jobs: planned.extend(runs) or [])
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_, **__: planned.extend(runs) or [])
     main(["compare", "--config", str(CONFIGS / "compare_fashion_mnist.yaml"), "--dir", str(tmp_path)])
     configs = [yaml.safe_load(run.config) for run in planned]
     methods = {config["algorithm"]["class_path"].rpartition(".")[2] for config in configs}
@@ -129,7 +129,7 @@ def test_the_shipped_comparison_is_of_the_recorded_runs(
 
 def test_the_shipped_variants_are_of_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Any] = []
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, jobs: planned.extend(runs) or [])
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_, **__: planned.extend(runs) or [])
     rest = []
     for name in ("compare_fashion_mnist", "compare_variants_fashion_mnist"):
         planned.clear()
@@ -145,7 +145,7 @@ def test_the_centralised_comparisons_have_one_client_ten_seeds_and_the_five_meth
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: list[Any] = []
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, jobs: planned.extend(runs) or [])
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_, **__: planned.extend(runs) or [])
     main(["compare", "--config", str(CONFIGS / f"protocol/centralised_{data}.yaml"), "--dir", str(tmp_path)])
     configs = [yaml.safe_load(run.config) for run in planned]
     methods = [config["algorithm"]["class_path"].rpartition(".")[2] for config in configs]

@@ -39,7 +39,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
         return runs
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda found, *_: runs.extend(found) or [])
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda found, *_, **__: runs.extend(found) or [])
     return planned
 
 
@@ -85,7 +85,7 @@ VALIDATED = {**BASE, "data": {"num_val_per_class": 5}}
 TUNING = {"seeds": [100], "methods": {"FedAMM": [{"meta_lr": 0.2}, {"meta_lr": 0.3}]}}
 
 
-def made_up(runs: list[PlannedRun], jobs: int, metric: str = "") -> list[PlannedRun]:
+def made_up(runs: list[PlannedRun], jobs: int, metric: str = "", begin: Any = None) -> list[PlannedRun]:
     """Write the summaries of runs; the first to try candidates has failed."""
     for run in runs[bool(metric) :]:
         results = {**ACCURACIES, "val/acc": 0.5}
@@ -106,7 +106,7 @@ def test_tuned_methods_run_with_what_was_chosen(
     assert "Could not be chosen: FedAMM with meta_lr 0.2 (seed 100 failed)." in printed.out
     assert Path("runs/table/tuning.csv").read_text().count("True") == 1
     shutil.rmtree("runs/table/FedAMM")
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_: found.extend(runs) or [])
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_, **__: found.extend(runs) or [])
     found: list[PlannedRun] = []
     planned(base=VALIDATED, tuning=TUNING)
     rates = [yaml.safe_load(run.config)["algorithm"]["init_args"].get("meta_lr") for run in found]
@@ -118,9 +118,9 @@ def test_a_candidate_that_stopped_by_itself_is_not_tried_again(
 ) -> None:
     numbers: list[int] = []
 
-    def stopping(runs: list[PlannedRun], *words: Any) -> list[PlannedRun]:
+    def stopping(runs: list[PlannedRun], *words: Any, **more: Any) -> list[PlannedRun]:
         numbers.append(len(runs))
-        failed = made_up([run for run in runs if not run.finished], *words)
+        failed = made_up([run for run in runs if not run.finished], *words, **more)
         for run in failed:
             run.folder.mkdir(parents=True)
             (run.folder / "summary.json").write_text(json.dumps(a_summary(stopped="3 failed rounds in a row")))
@@ -138,7 +138,7 @@ def test_nothing_is_run_where_no_candidate_can_be_chosen(
     planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[int] = []
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_: ran.append(len(runs)) or runs)
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_, **__: ran.append(len(runs)) or runs)
     with pytest.raises(SystemExit) as stop:
         planned(base=VALIDATED, tuning=TUNING)
     error = capsys.readouterr().err

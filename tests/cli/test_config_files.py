@@ -102,7 +102,7 @@ def test_a_report_goes_home(home: Path) -> None:
 
 
 def test_a_comparison_goes_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, jobs: [])
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda runs, *_, **__: [])
     content = {
         "base": {"algorithm": {"model": "small_cnn"}, "federation": {"num_rounds": 1}},
         "methods": {"FedAvg": None},

@@ -52,7 +52,7 @@ def test_option_of_another_method_is_not_suggested(refusal: Refusal) -> None:
         (["--federation.xyz", "1"], "unknown option federation.xyz; see --federation.help"),
         (["--trainer.presicion", "1"], "unknown option trainer.presicion; did you mean --trainer.precision?"),
         (["--output.folder", "x"], "unknown option output.folder; see --output.help"),
-        (["--executor.client_timeout", "1"], "Sequential has no option client_timeout (Processes has); see --executor.help"),
+        (["--executor.client_timeout", "1"], "Sequential has no option client_timeout (Processes, Ray have); see --executor.help"),
         (
             ["--executor", "Processes", "--executor.worker", "2"],
             "Processes has no option worker; did you mean --executor.num_workers?",
@@ -90,7 +90,7 @@ def test_class_names_are_those_that_are_offered() -> None:
     message = unknown_class("executor", "Threads")
     assert (
         message
-        == "Expected --executor to be one of Sequential, Processes, Vectorized or the import path of your own Executor, got Threads"
+        == "Expected --executor to be one of Sequential, Processes, Ray, Vectorized or the import path of your own Executor, got Threads"
     )
     assert "ClassPriorModule" not in unknown_class("algorithm", "x")
 

@@ -1027,7 +1027,7 @@ def test_a_client_that_hangs_cannot_be_given_up_in_the_servers_own_process(
     assert stop.value.code == 2
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
-    assert line == "fedamm: error: Sequential has no option client_timeout (Processes has); see --executor.help"
+    assert line == "fedamm: error: Sequential has no option client_timeout (Processes, Ray have); see --executor.help"
     assert printed.out == ""
     assert not (tmp_path / "run").exists()
 
