@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Ray(Pool):
     """Trains clients on the workers of a Ray cluster: on several machines, on several GPUs, on parts of one.
 
-    Needs ``pip install "fedamm_pl[ray]"``, and on several machines the same packages and the same data in the same place on each.
+    Needs ``pip install ".[ray]"``, and on several machines the same packages and the same data in the same place on each.
     A worker that dies, whose machine is gone, or whose client is out of time, is replaced, and its client is trained again. With the
     same number of threads a client the results are those of one client after the other, bit for bit.
 
