@@ -290,7 +290,8 @@ def accuracy_against_bytes(panels: Mapping[str, Mapping[str, Sequence[tuple[Arra
                 drawn = [draw_band(axes, x, np.stack([y for _, y in pairs]), style, label)]
             else:
                 drawn = [draw_line(axes, x / scale, y, style, label=label, linewidth=1) for x, y in pairs]
-            handles |= dict(zip([label], drawn, strict=False))
+            if drawn:
+                handles[label] = drawn[0]
         axes.set(xlim=(0, None), ylim=(0, None))
         title = drawable(setting) or "Test accuracy against communication"
         label_axes(axes, title, f"exchanged by all clients so far ({unit})", PERCENT)

@@ -42,15 +42,6 @@ class Processes(Pool):
         ValueError: If an option is out of range.
     """
 
-    def __init__(
-        self,
-        num_workers: int = 2,
-        threads_per_worker: int | None = None,
-        client_timeout: float | None = None,
-        max_retries: int = 1,
-    ) -> None:
-        super().__init__(num_workers, threads_per_worker, client_timeout, max_retries)
-
     def open(self, spec: RunSpec) -> Runner:
         """Start the processes and wait until each has its module and its data."""
         return ProcessRunner(self, self.for_workers(spec))
