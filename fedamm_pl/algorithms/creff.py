@@ -162,9 +162,8 @@ class CReFF(FederatedModule):
             features = torch.randn(num_classes, options["num_features"], size, generator=generator)
         held = (holders > 0).nonzero().flatten()
         target = (reduced[GRADIENTS][held] / holders[held, None, None]).to(weight)
-        features = match_features(
-            features.to(weight), held, target, weight, bias, options["match_steps"], options["match_lr"]
-        )
+        steps = options["match_steps"], options["match_lr"]
+        features = match_features(features.to(weight), held.to(weight.device), target, weight, bias, *steps)
         start = nn.init.kaiming_uniform_(torch.empty(num_classes, size), a=5**0.5, generator=generator).to(weight)
         how = {name: options[f"retrain_{name}"] for name in ("lr", "momentum", "batch_size")}
         weight, bias = retrain(features, start, options["retrain_steps"], **how, generator=generator)

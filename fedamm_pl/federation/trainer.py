@@ -21,6 +21,7 @@ PrecisionName = Literal["auto", "32-true", "64-true", "bf16-mixed", "bf16-true"]
 CHATTY_LOGGERS = (
     "pytorch_lightning.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.signal_connector",  # that it received SIGTERM: the program says so itself
+    "pytorch_lightning.accelerators.cuda",  # which GPU, at each fit
     "lightning.fabric.utilities.seed",
     "lightning.pytorch",
 )
