@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedamm_pl"
-ORDER = ["base", "data", "models", "protocol", "algorithms", "federation", "results", "cli"]
+ORDER = ["base", "data", "models", "protocol", "algorithms", "federation", "results", "cli", "integrations"]
 BASE = {
     "version",
     "light_torchmetrics",

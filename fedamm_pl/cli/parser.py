@@ -50,8 +50,13 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
-def build_parser() -> Parser:
-    """Return the parser of a run; its help is :mod:`fedamm_pl.cli.help`."""
+def build_parser(view: Callable[[FederatedDataModule], Any] = lambda data: data) -> Parser:
+    """Return the parser of a run; its help is :mod:`fedamm_pl.cli.help`.
+
+    Args:
+        view: The data -> what has what the algorithm must know of them; where clients are on other machines, they may have to be heard
+            first.
+    """
     parser = Parser(allow_abbrev=False, add_help=False, version=__version__)
     parser.add_argument("--config", action="config")
     parser.add_argument("--seed", type=int, default=0)
@@ -65,7 +70,8 @@ def build_parser() -> Parser:
     parser.add_argument("--dry_run", action="store_true")
     parser.link_arguments("seed", "data.init_args.seed")
     for name in LINKED["algorithm"]:
-        parser.link_arguments("data", f"algorithm.init_args.{name}", _attribute(name), apply_on="instantiate")
+        known = _attribute(name, view)
+        parser.link_arguments("data", f"algorithm.init_args.{name}", known, apply_on="instantiate")
     return parser
 
 
@@ -79,8 +85,8 @@ def attribute_docstrings() -> Iterator[None]:
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
 
 
-def _attribute(name: str) -> Callable[[FederatedDataModule], Any]:
-    return lambda data: getattr(data, name)
+def _attribute(name: str, view: Callable[[FederatedDataModule], Any]) -> Callable[[FederatedDataModule], Any]:
+    return lambda data: getattr(view(data), name)
 
 
 def parse(parser: Parser, words: Sequence[str]) -> Namespace:

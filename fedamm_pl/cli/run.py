@@ -7,10 +7,10 @@ import logging.handlers
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -45,13 +45,19 @@ SHOWN_CLASSES = 20
 """Up to so many, the opening lines list classes one by one."""
 
 
-def run(words: Sequence[str]) -> None:
+def run(
+    words: Sequence[str],
+    executor: Executor | None = None,
+    view: Callable[[FederatedDataModule], Any] = lambda data: data,
+) -> None:
     """Run what a command line says, or answer what it asks.
 
     Args:
         words: The command line without the program's name.
+        executor: Where clients train; None: as the command line says.
+        view: See :func:`~fedamm_pl.cli.parser.build_parser`.
     """
-    parser, folder = build_parser(), None
+    parser, folder = build_parser(view), None
     try:
         with ExitStack() as stack:
             try:
@@ -66,7 +72,7 @@ def run(words: Sequence[str]) -> None:
                     for note in (follow_cores(), crowded()):
                         if note:
                             log.warning(note)
-                    orchestrator, loggers = instantiate(parser, config, folder, stack)
+                    orchestrator, loggers = instantiate(parser, config, folder, stack, executor)
                 if folder is None:
                     return rehearse(orchestrator)
             except (ValueError, OverflowError) as error:
@@ -87,7 +93,7 @@ def default_folder(config: Namespace) -> Path:
 
 
 def instantiate(
-    parser: Parser, config: Namespace, folder: Path | None, stack: ExitStack
+    parser: Parser, config: Namespace, folder: Path | None, stack: ExitStack, executor: Executor | None = None
 ) -> tuple[Orchestrator, list[Logger]]:
     """Build everything that a configuration names; with a folder, open the run for as long as the stack is.
 
@@ -107,7 +113,7 @@ def instantiate(
         output_dir=folder,
         keep_checkpoints=config.output.keep_checkpoints,
         trainer=parts.trainer,
-        executor=parts.executor,
+        executor=executor or parts.executor,
     )
     if isinstance(parts.logger, list):
         check_loggers(parts.logger, folder)

@@ -144,6 +144,9 @@ class FederatedDataModule(Holdings):
         self.save_hyperparameters()
         self._images: ImageData | None = None
 
+    def __str__(self) -> str:  # Lightning's own asks each loader for its length, and fails
+        return f"{type(self).__name__} of {self.dataset_name}"
+
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in SET_UP}
         return {**kept, "_images": None, "trainer": None}

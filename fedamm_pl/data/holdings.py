@@ -2,6 +2,8 @@
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +18,20 @@ from fedamm_pl.data.partitions.simulated import class_histogram
 from fedamm_pl.data.sources import ImageData, ImageInfo
 from fedamm_pl.data.sources.source import Source
 from fedamm_pl.data.split import FederatedSplit
+from fedamm_pl.metrics import shot_groups
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What a server has been told of a client whose examples lie on another machine.
+
+    Attributes:
+        size: How many it trains on; 0 while it has not been heard of.
+        class_counts: How many of each class, by class index; None if it has not told.
+    """
+
+    size: int
+    class_counts: list[int] | None = None
 
 
 class Holdings(CentralLoaders):
@@ -25,6 +41,7 @@ class Holdings(CentralLoaders):
     _split: FederatedSplit
     _client_indices: list[Tensor]
     _info: ImageInfo
+    _elsewhere: dict[str, Elsewhere] | None = None
 
     @abstractmethod
     def setup(self, stage: str = "fit") -> None:
@@ -74,7 +91,44 @@ class Holdings(CentralLoaders):
     def client_size(self, client_id: int) -> int:
         """Return the number n_k of examples that one client trains on."""
         self.setup()
+        if self._elsewhere is not None:
+            return self._elsewhere[self.client_names[client_id]].size
         return len(self._client_indices[client_id])
+
+    def hold_elsewhere(self, clients: Mapping[str, Elsewhere]) -> None:
+        """Take it that all examples for training lie with clients on other machines; again when their sizes have changed.
+
+        Meta, validation and test set are what is here. The rest of the training examples here is used by nobody. Class counts and shot
+        groups become those of the clients together if all have told theirs, else they stay those of the examples here.
+
+        Args:
+            clients: Name -> what is known of the client; all that the federation has, in its order.
+        """
+        self.setup()
+        before, self._elsewhere, none = self._elsewhere, dict(clients), np.empty(0, dtype=np.int64)
+        if before is not None:
+            return
+        told = [one.class_counts for one in clients.values() if one.class_counts is not None]
+        counts = np.sum(told, axis=0).tolist() if len(told) == len(clients) else self._info["class_counts"]
+        here = len(self._train)
+        self._split = replace(
+            self._split,
+            clients=[none] * len(clients),
+            client_names=list(clients),
+            class_counts=counts,
+            unused=[int(number) for number in self.images.train_labels[self._train].bincount(minlength=len(counts))],
+            left_over=f"{here} of the training examples at the server are used by nobody" if here else "",
+            local_test=[],
+        )
+        options = self.hparams
+        ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
+        groups = shot_groups(counts, options["shot_rule"], ranges)
+        self._info = {**self._info, "class_counts": counts, "shot_groups": groups}
+
+    @property
+    def knows_class_counts(self) -> bool:
+        """Whether ``class_counts`` are those of the clients, not only of what lies here."""
+        return self._elsewhere is None or all(one.class_counts is not None for one in self._elsewhere.values())
 
     @property
     def imbalance_factor(self) -> float:
@@ -117,6 +171,9 @@ class Holdings(CentralLoaders):
 
     @property
     def client_class_counts(self) -> npt.NDArray[np.int64]:
-        """Training examples of each class at each client, shape (K, C)."""
+        """Training examples of each class at each client, shape (K, C); (0, C) where clients have not told theirs."""
+        if self._elsewhere is not None:
+            told = [one.class_counts for one in self._elsewhere.values()] if self.knows_class_counts else []
+            return np.array(told, dtype=np.int64).reshape(len(told), len(self.images.class_names))
         labels = self.images.train_labels.cpu().numpy()
         return class_histogram(labels, self._split.clients, len(self.images.class_names))

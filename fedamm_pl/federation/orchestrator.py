@@ -145,7 +145,8 @@ class Orchestrator:
                 run.resume(self._store)
                 self.state = run.state
             self.evaluator.calibration = Calibration(self.server, runner, self.config, self._all_tasks, self._kept)
-            self.evaluator.personal = PersonalEvaluation(self.server.module, self.data, self.trainer, self._kept)
+            if runner.keeps_here:
+                self.evaluator.personal = PersonalEvaluation(self.server.module, self.data, self.trainer, self._kept)
             self._opened = run, runner
             stack.callback(setattr, self, "_opened", None)
             yield run

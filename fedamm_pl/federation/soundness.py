@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedamm_pl.federation.aggregation import float64, update_norm
 from fedamm_pl.protocol.codec import sendable
-from fedamm_pl.protocol.messages import ClientFailure, ClientResult, Stage, State, payload_bytes
+from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, Question, Stage, State, payload_bytes
 from fedamm_pl.terminal import line
 
 MAX_WHOLE = 2**53
@@ -120,6 +120,37 @@ def check_failure(failure: ClientFailure) -> ClientFailure:
     if not isinstance(failure.reason, str):
         raise ValueError(f"it reports a failure whose reason is {shown(failure.reason)}, not a text")
     return ClientFailure(failure.client_id, failure.stage, line(failure.reason))
+
+
+def check_question(question: Question, broadcast: Broadcast, client_id: int) -> None:
+    """Check what a client asks before its fit, where it comes from another machine: entries of the broadcast with other values.
+
+    Args:
+        question: The question.
+        broadcast: Of the round.
+        client_id: Who was asked.
+
+    Raises:
+        ValueError: If it is of another round or client, or holds entries that were not sent, of another shape or type, or NaN.
+    """
+    found = question.round_num, question.client_id, question.step
+    if found != (broadcast.round_num, client_id, 0):
+        raise ValueError(f"it asks as client {shown(found[1])} in round {shown(found[0])}, step {shown(found[2])}")
+    payload = _tensors("question", question.payload, len(broadcast.payload) + MAX_EXTRA)
+    if not payload:
+        raise ValueError("it asks nothing")
+    if extra := sorted(payload.keys() - broadcast.payload.keys()):
+        raise ValueError(f"it asks with what was not sent to it: {_some(extra)}")
+    # FedAMM may send w_hat - w rounded to bfloat16
+    check_tensors(
+        {
+            name: value.to(broadcast.payload[name].dtype) if value.dtype == torch.bfloat16 else value
+            for name, value in payload.items()
+        },
+        {name: broadcast.payload[name] for name in payload},
+    )
+    if name := first_nonfinite(payload):
+        raise ValueError(f"its question holds NaN or infinity in {name}")
 
 
 def check_tensors(payload: Mapping[str, Any], expected: State) -> None:

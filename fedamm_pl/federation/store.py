@@ -164,6 +164,10 @@ class FileStore:
             return False
         return True
 
+    def versions(self, client_id: int) -> list[int]:
+        """Return the rounds in which a client kept what is here, in order."""
+        return list(self._versions.rounds.get(client_id, ()))
+
     def discard(self, after: int) -> None:
         """Forget the versions of rounds after this one."""
         self._remove(self._versions.after(after))

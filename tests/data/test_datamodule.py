@@ -584,3 +584,7 @@ def test_own_data_are_not_called_by_the_name_of_others() -> None:
     assert FederatedDataModule().dataset_name == "fashion_mnist_mini"
     assert Sensors().dataset_name == "Sensors"
     assert Sensors(dataset="north").dataset_name == "north"
+
+
+def test_data_can_be_printed() -> None:
+    assert str(FederatedDataModule("cifar10")) == "FederatedDataModule of cifar10"

@@ -59,7 +59,8 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
 
     Args:
         listed: The examples.
-        test_fraction: The share, in (0, 1); rounded, but each class keeps one example, and gives one if it has two or more.
+        test_fraction: The share, in (0, 1); rounded, but each class keeps one example, and gives one if it has two or more. 0: there
+            need not be test examples.
         seed: Seed of the draw.
 
     Raises:
@@ -87,16 +88,17 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
     _say_left_out(classes, parts, labels, listed)
     if "test" in parts:
         say_unused_share(test_fraction, listed.where)
-    else:
+    elif test_fraction:
         parts = _with_test_part(classes, parts, names, test_fraction, seed)
     chosen = {part: torch.from_numpy(np.flatnonzero((parts == part) & (classes >= 0))) for part in np.unique(parts)}
-    if empty := [part for part in ("train", "test") if not len(chosen.get(part, ()))]:
+    if empty := [part for part in ("train", "test")[: 2 if test_fraction else 1] if not len(chosen.get(part, ()))]:
         known_none = " of a class that has training examples" if empty[0] in parts else ""
         raise UnusableFileError(f"Expected {listed.where} to hold {empty[0]} examples, got none{known_none}.")
     numbers = torch.from_numpy(classes)
 
     def part(name: str) -> tuple[Source, Tensor]:
-        return subset(listed.images, chosen[name]), numbers[chosen[name]]
+        mine = chosen.get(name, torch.empty(0, dtype=torch.int64))
+        return subset(listed.images, mine), numbers[mine]
 
     clients = listed.clients and [listed.clients[i] for i in chosen["train"].tolist()]
     chosen = {name: rows for name, rows in chosen.items() if len(rows)}

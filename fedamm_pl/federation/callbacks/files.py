@@ -265,14 +265,14 @@ def diagnostics(run: Run) -> dict[str, Any]:
     ``client_class_counts`` are images (client, class); ``losses`` the grid of the weight net's curves and of the histograms;
     ``client_accuracies`` the accuracies on what each client has held out, null where that is nothing.
     """
-    state, info = run.state, run.data.info
+    state, info, held = run.state, run.data.info, run.data.client_class_counts.tolist()
     at_clients = {"client_accuracies": state.client_accuracies["latest"]} if state.client_accuracies else {}
     return {
         "class_names": info["class_names"],
         "class_counts": info["class_counts"],
         "shot_groups": info["shot_groups"],
-        "client_class_counts": run.data.client_class_counts.tolist(),
-        "client_names": run.data.client_names,
+        "client_class_counts": held,
+        "client_names": run.data.client_names if held else [],
         "losses": list(LOSS_GRID),
         "confusion": state.confusion,
         **at_clients,

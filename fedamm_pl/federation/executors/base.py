@@ -131,6 +131,8 @@ class Runner(ABC):
     """
 
     environment: dict[str, Any]
+    keeps_here: bool = True
+    """Whether what clients keep to themselves comes here; elsewhere it stays with them, and here is a token of it."""
 
     @property
     def busy(self) -> tuple[int, int]:

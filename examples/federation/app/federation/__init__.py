@@ -1,0 +1,1 @@
+"""The app of a federation: its server, its clients, and the configuration of the run."""

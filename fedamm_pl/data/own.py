@@ -1,0 +1,66 @@
+"""``OwnData``: what one client of a federation of several machines holds, read from files of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from fedamm_pl.data.client import ClientData
+from fedamm_pl.data.sources import ReadOptions, load_images
+from fedamm_pl.data.sources.reading import some
+from fedamm_pl.data.sources.source import is_features
+from fedamm_pl.data.transforms import Augmentation
+
+
+class OwnData:
+    """All training examples in a client's own files, with its classes numbered as the server numbers them.
+
+    The files may lack classes, and need no test set: nothing is held out. Where they mark examples for validation or testing, the
+    client does not train on them. Classes are matched by their names, features by their order.
+
+    Args:
+        options: Those of :class:`~fedamm_pl.data.datamodule.FederatedDataModule`; they say what is read, and how batches are made.
+        class_names: The server's classes.
+        shape: The server's shape of an example, (C, H, W) or (D,).
+
+    Raises:
+        ValueError: If the files cannot be read, hold a class that the server does not know, or examples of another shape.
+    """
+
+    def __init__(self, options: Mapping[str, Any], class_names: Sequence[str], shape: Sequence[int]) -> None:
+        reading = {field.name: options[field.name] for field in fields(ReadOptions)}
+        images = load_images(options["dataset"], options["root"], ReadOptions(**{**reading, "test_fraction": 0.0}))
+        if tuple(images.train_images.shape[1:]) != tuple(shape):
+            raise ValueError(
+                f"Expected examples of shape {tuple(shape)}, as the server has, got {tuple(images.train_images.shape[1:])}."
+            )
+        number = {name: place for place, name in enumerate(class_names)}
+        if unknown := [name for name in images.class_names if name not in number]:
+            raise ValueError(f"Expected classes that the server knows, got {some(unknown)}.")
+        numbers = torch.tensor([number[name] for name in images.class_names])
+        self._images, self._labels = images.train_images, numbers[images.train_labels]
+        self._support_size = options["num_meta_per_class"] * len(class_names)
+        self._options = options
+
+    @property
+    def num_examples(self) -> int:
+        """Number n of its examples."""
+        return len(self._labels)
+
+    def to(self, device: torch.device) -> None:
+        """Keep the examples on a device, if they are in memory."""
+        if isinstance(self._images, torch.Tensor):
+            self._images, self._labels = self._images.to(device), self._labels.to(device)
+
+    def client(self, client_id: int) -> ClientData:
+        """Return the data; it is one client's, whichever that is."""
+        default: Augmentation = "none" if is_features(self._images) else "crop_flip"
+        return ClientData(
+            self._images,
+            self._labels,
+            torch.arange(self.num_examples),
+            self._options["batch_size"],
+            self._options["augmentation"] or default,
+            self._support_size,
+        )

@@ -1,0 +1,1 @@
+"""The modules on the engines of others."""
