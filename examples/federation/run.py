@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from certificate import make_certificate, make_key, run  # noqa: E402  beside this file
+
 REPOSITORY = HERE.parents[1]
 STARTING = 120.0
 """Seconds that Flower has to start."""
@@ -53,7 +57,8 @@ class LocalFederation:
         options = ["--insecure"]
         connection = "insecure = true"
         if self.secure:
-            make_certificate(self.folder)
+            if not (self.folder / "server.crt").exists():
+                make_certificate(self.folder, ["127.0.0.1", "localhost"])
             names = {"ssl-ca-certfile": "ca.crt", "ssl-certfile": "server.crt", "ssl-keyfile": "server.key"}
             options = [word for name, file in names.items() for word in (f"--{name}", str(self.folder / file))]
             options.append("--enable-supernode-auth")
@@ -91,7 +96,7 @@ class LocalFederation:
         if self.secure:
             key = self.folder / f"client_{number}.key"
             if not key.exists():
-                run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(key))
+                make_key(key)
                 self.flwr("supernode", "register", f"{key}.pub", "here")
             options = ["--root-certificates", str(self.folder / "ca.crt"), "--auth-supernode-private-key", str(key)]
         config = " ".join(f"{name.replace('_', '-')}={json.dumps(value)}" for name, value in told.items())
@@ -167,43 +172,6 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run(*command: str, env: dict[str, str] | None = None) -> str:
-    """Run a command, and return what it prints.
-
-    Raises:
-        RuntimeError: If it fails, with what it has said.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:3])} has failed: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
-
-
-def make_certificate(folder: Path) -> None:
-    """Make an authority of one's own, and a certificate of this machine's loopback interface that it has signed."""
-    if (folder / "server.crt").exists():
-        return
-    key = ["openssl", "req", "-newkey", "rsa:3072", "-nodes", "-sha256"]
-    at = {
-        name: str(folder / name) for name in ("ca.key", "ca.crt", "server.key", "server.csr", "server.crt", "names.txt")
-    }
-    run(*key, "-x509", "-days", "30", "-subj", "/CN=trial", "-keyout", at["ca.key"], "-out", at["ca.crt"])
-    run(*key, "-subj", "/CN=127.0.0.1", "-keyout", at["server.key"], "-out", at["server.csr"])
-    Path(at["names.txt"]).write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    signed = [
-        "-CA",
-        at["ca.crt"],
-        "-CAkey",
-        at["ca.key"],
-        "-CAcreateserial",
-        "-days",
-        "30",
-        "-extfile",
-        at["names.txt"],
-    ]
-    run("openssl", "x509", "-req", "-sha256", "-in", at["server.csr"], "-out", at["server.crt"], *signed)
-
-
 def main() -> None:
     """Run a federation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,8 +189,10 @@ def main() -> None:
             federation.start_client(client, client=str(client), state=str(federation.folder / f"state_{client}"))
         run_id = federation.submit(options=options, output_dir=str(federation.folder / "run"))
         found = federation.wait(run_id, 3600)
-    print((federation.folder / "server.log").read_text(errors="replace").partition("waiting for")[2][-3000:])
-    print(f"{found['status']}; the run's files are in {args.folder / 'run'}")
+        print(federation.flwr("log", str(run_id), "here", "--show"))
+    print(
+        f"{found['status']}; the run's files are in {args.folder / 'run'}, what clients keep in {args.folder}/state_*"
+    )
     sys.exit(0 if found["status"] == "finished:completed" else 1)
 
 

@@ -19,7 +19,7 @@ from fedamm_pl import FederatedDataModule
 from fedamm_pl.cli.main import main
 from fedamm_pl.data.own import OwnData
 from fedamm_pl.integrations.flower import executor, nodes
-from fedamm_pl.integrations.flower.server import serve
+from fedamm_pl.integrations.flower.server import DEFAULTS, serve
 from fedamm_pl.integrations.flower.wire import BEGIN, FINISH, HELLO, OUTCOME, ROUND, bytes_part, record
 from fedamm_pl.protocol.codec import decode, encode
 from fedamm_pl.protocol.messages import ClientResult, Question
@@ -147,6 +147,15 @@ def test_what_a_client_has_lost_of_its_own_is_said(
     federate(options=f"{METHODS['Scaffold']} --federation.num_rounds 3")
     assert "client 2 failed (data): Expected what this client kept in round 2 to be in" in caplog.text
     assert summary(tmp_path / "run")["failed_clients"] == 1
+
+
+def test_the_example_names_all_that_a_run_may_be_told() -> None:
+    import tomllib  # from Python 3.11 on, as Flower
+
+    app = Path(__file__).parents[2] / "examples" / "federation" / "app" / "pyproject.toml"
+    assert tomllib.loads(app.read_text())["tool"]["flwr"]["app"]["config"] == DEFAULTS
+    page = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
+    assert [name for name in DEFAULTS if f"`{name}`" not in page] == []
 
 
 # What is refused.
