@@ -29,7 +29,7 @@ def run(method: str, seed: int, root: str, folder: Path) -> None:
     if (folder / "summary.json").exists():
         return
     command = [sys.executable, str(REPOSITORY / "orchestrate.py")]
-    command += ["--config", str(REPOSITORY / f"configs/{method}_fashion_mnist.yaml"), *OPTIONS.split()]
+    command += ["--data", "fashion_mnist", "--method", method, *OPTIONS.split()]
     command += ["--data.root", root, "--seed", str(seed), "--output.dir", str(folder)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -12,20 +12,20 @@ from fedamm_pl.cli.compare import resolver
 from fedamm_pl.cli.main import main
 from fedamm_pl.cli.options import OFFERED
 from fedamm_pl.cli.parser import build_parser
+from fedamm_pl.cli.shipped import expanded, names
 from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.results.comparison import plan
 from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
 from fedamm_pl.results.tuning import plan_trials
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml") if not path.name.startswith("compare"))
-PAPER = [
-    f"{method}_{data}.yaml" for method in ("fedamm", "fedavg") for data in ("cifar10", "cifar100", "fashion_mnist")
-]
+ALONE = ["fedamm_digits", "quickstart"]
+DATA = ["cifar10", "cifar100", "fashion_mnist"]
+METHODS = sorted(path.stem for path in CONFIGS.glob("method/*.yaml"))
 
 
 def parse(*arguments: str) -> Namespace:
-    return build_parser().parse_args(list(arguments))
+    return build_parser().parse_args(expanded(arguments))
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -37,38 +37,56 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_shipped_configurations_are_these() -> None:
-    others = "balancefl ccvr class_balanced climb creff crt fedadagrad fedadam fedasam fedavgm feddyn fedetf"
-    others += " fedfocal fedgrab fedic fedlc fedloge fednh fednova fednpc fedprox fedrela fedrod fedrs fedsam"
-    others += " fedyogi fedyoyo logit_adjusted lws meta_finetune meta_weight_net moon rucr tau_normalized"
-    others += " ratio_loss scaffold"
-    assert (
-        sorted(
-            [
-                *PAPER,
-                *(f"{name}_fashion_mnist.yaml" for name in others.split()),
-                "fedamm_digits.yaml",
-                "quickstart.yaml",
-            ]
-        )
-        == SHIPPED
-    )
+    found = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.name.startswith("compare"))
+    assert found == ALONE
+    assert names("data") == DATA
+    assert names("method") == METHODS
+    others = {"FedAvg": ["fedadagrad", "fedadam", "fedasam", "fedavg", "fedavgm", "fedsam", "fedyogi"]}
+    others["FedAMM"] = ["fedamm", "meta_weight_net"]
+    by_class: dict[str, list[str]] = {}
+    for name in METHODS:
+        config = yaml.safe_load((CONFIGS / f"method/{name}.yaml").read_text())
+        by_class.setdefault(config["algorithm"]["class_path"], []).append(name)
+    assert by_class.keys() == {method.__name__ for method in OFFERED["algorithm"]}
+    assert {method: found for method, found in by_class.items() if len(found) > 1} == others
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_configuration_parses_and_resolves_to_itself(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("words", [["--config", name] for name in ALONE], ids=ALONE)
+def test_a_configuration_alone_resolves_to_itself(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    resolved = printed_config(capsys, "--config", str(CONFIGS / name))
-    (tmp_path / "resolved.yaml").write_text(resolved)
-    assert printed_config(capsys, "--config", str(tmp_path / "resolved.yaml")) == resolved
-    written = yaml.safe_load((CONFIGS / name).read_text())["data"]
-    assert yaml.safe_load(resolved)["data"]["init_args"].items() >= written.items()
+    check_resolved(words, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_a_configuration_has_the_settings_of_the_paper(name: str) -> None:
-    config = parse("--config", str(CONFIGS / name))
-    method, dataset = name.removesuffix(".yaml").split("_", 1)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data", ["fashion_mnist", "cifar100"])
+def test_every_method_goes_with_every_data_set(
+    method: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolved = check_resolved(["--method", method, "--data", data], tmp_path, capsys)
+    files = [yaml.safe_load((CONFIGS / name).read_text()) for name in (f"data/{data}.yaml", f"method/{method}.yaml")]
+    written: dict[str, Any] = {}
+    for file in files:
+        for group in ("data", "federation"):
+            written[group] = {**written.get(group, {}), **file.get(group, {})}
+    assert resolved["data"]["init_args"].items() >= written["data"].items()
+    assert resolved["federation"].items() >= written["federation"].items()
+    own = files[1]["algorithm"]["init_args"]
+    assert resolved["algorithm"]["init_args"].items() >= {"model": "resnet32", **own}.items()
+
+
+def check_resolved(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    resolved = printed_config(capsys, *words)
+    (folder / "resolved.yaml").write_text(resolved)
+    assert printed_config(capsys, "--config", str(folder / "resolved.yaml")) == resolved
+    content: dict[str, Any] = yaml.safe_load(resolved)
+    return content
+
+
+@pytest.mark.parametrize("method", ["fedamm", "fedavg"])
+@pytest.mark.parametrize("dataset", DATA)
+def test_data_and_method_have_the_settings_of_the_paper(dataset: str, method: str) -> None:
+    config = parse("--data", dataset, "--method", method)
     data, algorithm = config.data.init_args, config.algorithm.init_args
     assert config.algorithm.class_path == {"fedamm": "fedamm_pl.FedAMM", "fedavg": "fedamm_pl.FedAvg"}[method]
     assert data.dataset == dataset
@@ -85,25 +103,55 @@ def test_a_configuration_has_the_settings_of_the_paper(name: str) -> None:
         assert (algorithm.meta_lr, algorithm.meta_update) == (0.01, "asynchronous")
 
 
-@pytest.mark.parametrize("name", PAPER[:3])
-def test_both_methods_get_the_same_data_and_rounds(name: str) -> None:
-    fedamm, fedavg = (
-        parse("--config", str(CONFIGS / name.replace("fedamm", method))) for method in ("fedamm", "fedavg")
-    )
-    assert fedamm.data == fedavg.data
-    assert fedamm.federation == fedavg.federation
-    assert fedamm.trainer == fedavg.trainer
+def test_what_a_method_says_of_the_data_holds_in_either_order() -> None:
+    for words in (["--method", "meta_weight_net", "--data", "cifar10"], ["--data=cifar10", "--method=meta_weight_net"]):
+        config = parse(*words)
+        assert (config.data.init_args.num_clients, config.data.init_args.partition) == (1, "iid")
+        assert config.federation.num_rounds == 200
+
+
+def test_options_after_the_names_win() -> None:
+    config = parse("--data", "cifar10", "--method", "fedprox", "--algorithm.mu", "0.5", "--data.num_clients", "7")
+    assert (config.algorithm.init_args.mu, config.data.init_args.num_clients) == (0.5, 7)
+
+
+def test_shipped_configurations_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = printed_config(capsys, "--config", str(CONFIGS / "quickstart.yaml"))
+    for name in ("quickstart", "quickstart.yaml", "configs/quickstart.yaml"):
+        assert printed_config(capsys, "run", "--config", name) == expected
+    (tmp_path / "quickstart").write_text("algorithm: FedAvg\n")  # a file of one's own goes before
+    assert "class_path: fedamm_pl.FedAvg" in printed_config(capsys, "--config", "quickstart")
+
+
+def test_an_unknown_method_is_refused_with_those_like_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--data", "cifar10", "--method", "scafold"])
+    assert stop.value.code == 2
+    assert "Expected --method to be one of the shipped methods, like scaffold" in capsys.readouterr().err
+
+
+def test_a_class_of_data_is_no_name() -> None:
+    assert expanded(["--data", "FederatedDataModule", "--algorithm", "FedAvg"])[:2] == ["--data", "FederatedDataModule"]
+
+
+def test_the_list_of_methods_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--method.help"])
+    shown = capsys.readouterr().out
+    assert [name for name in METHODS if f"  {name} " not in shown] == []
 
 
 def test_the_quickstart_needs_no_download() -> None:
-    config = parse("--config", str(CONFIGS / "quickstart.yaml"))
+    config = parse("--config", "quickstart")
     assert config.algorithm.class_path == "fedamm_pl.FedAMM"
     assert config.data.init_args.dataset == "fashion_mnist_mini"
     assert config.data.init_args.shot_rule == "share"
 
 
 def test_the_table_needs_no_download_and_fits_its_options(tmp_path: Path) -> None:
-    config = parse("--config", str(CONFIGS / "fedamm_digits.yaml"))
+    config = parse("--config", "fedamm_digits")
     assert config.algorithm.class_path == "fedamm_pl.FedAMM"
     assert config.algorithm.init_args.model == "mlp"
     data = FederatedDataModule(**config.data.init_args.as_dict())

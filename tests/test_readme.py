@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from fedamm_pl import FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import FedProx
 from fedamm_pl.cli.parser import build_parser
+from fedamm_pl.cli.shipped import expanded
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.version import __version__
 from tests.tiny import NUM_CLASSES, tiny_data
 
 CPU = TrainerConfig(accelerator="cpu")
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -104,7 +108,7 @@ def test_documented_options_exist() -> None:
             "--help" in words or "--print_config" in words or words[0] in ("compare", "report")
         ):  # these have tests of their own
             continue
-        parser.parse_args(words)
+        parser.parse_args(expanded(words))
 
 
 def test_options_of_the_papers_table_exist() -> None:
@@ -112,8 +116,12 @@ def test_options_of_the_papers_table_exist() -> None:
     table = README.split("The paper's options and ours:")[1].split("`imbalance_factor`")[0]
     options = re.findall(r"`--([\w.]+)`", table)
     assert len(options) >= 13
-    config = parser.parse_args(["--config", "configs/fedamm_cifar10.yaml"])
+    config = parser.parse_args(expanded(["--data", "cifar10", "--method", "fedamm"]))
     for option in options:
         group, _, name = option.partition(".")
         values = config[group].get("init_args", config[group]) if name else config
         assert (name or group) in values, option
+
+
+def test_the_citation_names_this_version() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__

@@ -20,6 +20,7 @@ from fedamm_pl.cli.launching import Start, execute, start
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, parameters_of
 from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump, in_one_line
+from fedamm_pl.cli.shipped import expanded
 from fedamm_pl.files import lock_folder, refuse_links
 from fedamm_pl.results.comparison import PlannedRun, check_folders, plan
 from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
@@ -43,6 +44,7 @@ def compare(words: Sequence[str]) -> None:
     with attribute_docstrings():
         parser.add_class_arguments(CompareConfig, instantiate=False)
     try:
+        words = expanded(words)
         check_config_files(words, "compare")
         check_values_given(words)
         parsed = parser.parse_args(words)

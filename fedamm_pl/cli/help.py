@@ -14,12 +14,14 @@ from torch import nn
 
 from fedamm_pl.cli.messages import unknown_class
 from fedamm_pl.cli.options import GROUPS, OFFERED, find_class, offered, options_of
+from fedamm_pl.cli.shipped import about, names
 from fedamm_pl.models import NAMES
 
 DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping. Trains a classifier over simulated clients with
 long-tailed data and writes metrics, checkpoints and the model to a folder."""
 PROGRAM = {
-    "--config FILE": "A YAML file with these options; later ones override earlier.",
+    "--config FILE": "A YAML file with these options, or the name of a shipped one, like quickstart; later ones override earlier.",
+    "--data NAME --method NAME": "Shipped configurations of data and method, like cifar10 and fedamm; a list: fedamm --method.help",
     "--seed int (default 0)": "Seed of split, initial weights, sampling and training.",
     "--data CLASS (default FederatedDataModule)": "The data and how clients hold it; options: fedamm --data.help",
     "--algorithm CLASS (required)": "The method; a list: fedamm --algorithm.help; options of one: fedamm --algorithm.help CLASS",
@@ -43,6 +45,8 @@ def requested(words: Sequence[str]) -> str | None:
     """
     for index, word in enumerate(words):
         option, _, name = word.partition("=")
+        if option == "--method.help":
+            return shipped_help()
         if option in ("-h", "--help"):
             return program_help()
         group = option.removeprefix("--").removesuffix(".help")
@@ -78,12 +82,23 @@ def list_help(group: str) -> str:
     return page(f"fedamm --{group} CLASS [--{group}.OPTION VALUE ...]", "", *lines, "", wrapped(closing))
 
 
+def shipped_help() -> str:
+    """Return the names of the shipped configurations, each method with the first line of its file."""
+    known = names("method")
+    width = max(map(len, known), default=0)
+    lines = [wrapped(about("method", name), f"  {name:{width}}  ", " " * (width + 4)) for name in known]
+    closing = "What a file holds: fedamm --data NAME --method NAME --print_config"
+    usage = "fedamm [run] --data NAME --method NAME [--OPTION VALUE ...]"
+    return page(usage, f"Data: {', '.join(names('data'))}. Methods:", *lines, "", closing)
+
+
 def program_help() -> str:
     """Return the help of the program."""
     lines = [entry(*item) for item in PROGRAM.items()]
     for group in LISTED:
         lines += ["", wrapped(summary(GROUPS[group])), *option_lines(group, GROUPS[group])]
-    usage = "fedamm [--config FILE] --algorithm CLASS [--OPTION VALUE ...]\n"
+    usage = "fedamm [run] [--config FILE] --algorithm CLASS [--OPTION VALUE ...]\n"
+    usage += "       fedamm [run] --data NAME --method NAME [--OPTION VALUE ...]\n"
     usage += "       fedamm compare --help    methods x seeds x settings in one table\n"
     usage += "       fedamm report --help     runs as one HTML page\n"
     usage += "       fedamm methods           what each method needs, reveals and costs"

@@ -1,4 +1,4 @@
-"""The program ``fedamm``: runs a federation, or one of the sub-commands ``compare``, ``report`` and ``methods``."""
+"""The program ``fedamm``: ``run``, which need not be said, ``compare``, ``report`` and ``methods``."""
 
 import sys
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def dispatch(words: list[str]) -> None:
 
         methods(words[1:])
     else:
-        run(words)
+        run(words[1:] if words[:1] == ["run"] else words)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fedamm_pl.cli.help import requested
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.parser import Parser, build_parser, dump, in_one_line, parse
+from fedamm_pl.cli.shipped import expanded
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.cores import crowded, follow_cores
 from fedamm_pl.data.datamodule import FederatedDataModule
@@ -61,6 +62,7 @@ def run(
     try:
         with ExitStack() as stack:
             try:
+                words = expanded(words)
                 if text := requested(words):
                     return say(text)
                 config = parse(parser, words)
@@ -86,8 +88,9 @@ def run(
 
 
 def default_folder(config: Namespace) -> Path:
-    """Return runs/<config name>/<date-time>."""
-    name = Path(str(config.config[-1])).stem if config.config else config.algorithm.class_path.rpartition(".")[2]
+    """Return runs/<names of the configurations>/<date-time>."""
+    stems = [Path(str(path)).stem for path in config.config or ()]
+    name = "_".join(stems) or config.algorithm.class_path.rpartition(".")[2]
     # with microseconds: runs that a script starts at once get folders of their own
     return Path("runs") / name / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 

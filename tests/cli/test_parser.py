@@ -13,7 +13,8 @@ from fedamm_pl.cli.parser import build_parser, dump
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.executors import Processes, Sequential
 
-CONFIG = str(Path(__file__).parent.parent.parent / "configs/fedamm_cifar10.yaml")
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+CONFIG = ("--config", str(CONFIGS / "data/cifar10.yaml"), "--config", str(CONFIGS / "method/fedamm.yaml"))
 OPTIONS = [
     ("seed", "7", 7),
     ("data.dataset", "cifar100", "cifar100"),
@@ -52,7 +53,7 @@ def value_of(config: Namespace, option: str) -> Any:
 
 @pytest.mark.parametrize(("option", "text", "expected"), OPTIONS)
 def test_an_option_overrides_the_configuration(option: str, text: str, expected: Any) -> None:
-    configuration = ("--config", CONFIG)
+    configuration = CONFIG
     config = parse(*configuration, f"--{option}", text)
     assert value_of(parse(*configuration), option) != expected
     assert value_of(config, option) == expected
@@ -61,7 +62,7 @@ def test_an_option_overrides_the_configuration(option: str, text: str, expected:
 
 
 def test_an_option_leaves_the_others_as_configured() -> None:
-    configuration = ("--config", CONFIG)
+    configuration = CONFIG
     before, after = parse(*configuration), parse(*configuration, "--algorithm.lr", "0.7", "--data.num_clients", "7")
     after.algorithm.init_args.lr, after.data.init_args.num_clients = 0.01, 20
     assert after == before
@@ -69,7 +70,7 @@ def test_an_option_leaves_the_others_as_configured() -> None:
 
 def test_a_later_configuration_overrides_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "later.yaml").write_text("federation:\n  num_rounds: 7\n")
-    config = parse("--config", CONFIG, "--config", str(tmp_path / "later.yaml"))
+    config = parse(*CONFIG, "--config", str(tmp_path / "later.yaml"))
     assert (config.federation.num_rounds, config.federation.local_epochs) == (7, 5)
     assert config.algorithm.class_path == "fedamm_pl.FedAMM"
 

@@ -90,12 +90,10 @@ def summary(folder: Path) -> dict[str, Any]:
 
 METHODS = {
     "FedAMM, forward": "--algorithm.differentiation forward",
-    "FedAMM, bfloat16": "--algorithm.differentiation forward --algorithm.exchange bfloat16",
     "FedAvg": "--algorithm FedAvg",
     "Scaffold": "--algorithm Scaffold",
     "Moon": "--algorithm Moon",
     "CCVR": "--algorithm CCVR --algorithm.num_features 20 --algorithm.calibrate evaluations",
-    "MetaFineTune": "--algorithm MetaFineTune",
     "LogitAdjusted": "--algorithm LogitAdjusted --algorithm.counts local",
 }
 

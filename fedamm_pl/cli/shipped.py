@@ -1,0 +1,95 @@
+"""The configurations that come with the package, by their names: ``--data cifar10 --method fedamm``."""
+
+import difflib
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+"""Where they are: in an installed package, and in a clone."""
+
+
+def folder() -> Path:
+    """Return the folder of the shipped configurations."""
+    return next((found for found in FOLDERS if found.is_dir()), FOLDERS[0])
+
+
+def names(kind: str) -> list[str]:
+    """Return the names of the shipped configurations of a kind, ``data`` or ``method``."""
+    return sorted(path.stem for path in (folder() / kind).glob("*.yaml"))
+
+
+def about(kind: str, name: str) -> str:
+    """Return the comment at the start of a shipped configuration as one line."""
+    lines = (folder() / kind / f"{name}.yaml").read_text().splitlines()
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def expanded(words: Sequence[str]) -> list[str]:
+    """Return a command line in which names of shipped configurations have become ``--config`` and a file.
+
+    ``--method NAME`` and, where NAME is no class, ``--data NAME`` stand for files of ``configs/method`` and ``configs/data``; the data come
+    first, so that what a method says of them holds. A file of ``--config`` that does not exist is looked for among those shipped.
+
+    Args:
+        words: The command line without the program's name.
+
+    Raises:
+        ValueError: If there is no method of that name.
+    """
+    chosen: dict[str, str] = {}
+    rest: list[str] = []
+    place = None
+    pairs = iter(_split(words))
+    for word in pairs:
+        if word in ("--method", "--data", "--config"):
+            name = next(pairs, None)
+            if name is None:
+                rest.append(word)
+            elif word == "--config":
+                rest += [word, _found(name)]
+            elif word == "--data" and name not in names("data"):
+                rest += [word, name]
+            else:
+                place = len(rest) if place is None else place
+                chosen[word] = str(_named(word.removeprefix("--"), name))
+        else:
+            rest.append(word)
+    files = [word for kind in ("--data", "--method") if kind in chosen for word in ("--config", chosen[kind])]
+    return [*rest[:place], *files, *rest[place:]] if files else rest
+
+
+def _split(words: Sequence[str]) -> list[str]:
+    """Return the words with ``--option=value`` in two where the option is one of these."""
+    found: list[str] = []
+    for word in words:
+        option, sign, value = word.partition("=")
+        found += [option, value] if sign and option in ("--method", "--data", "--config") else [word]
+    return found
+
+
+def _named(kind: str, name: str) -> Path:
+    known = names(kind)
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, 3) or known
+        raise ValueError(
+            f"Expected --{kind} to be one of the shipped {kind}s, like {', '.join(near[:3])}, got {name:.60}."
+        )
+    return folder() / kind / f"{name}.yaml"
+
+
+def _found(name: str) -> str:
+    """Return the path of a configuration: as given if there is such a file, else of the shipped one of that name."""
+    try:
+        if os.path.exists(os.path.expanduser(name)):
+            return name
+        parts = Path(name).parts
+        shipped = folder().joinpath(*(parts[1:] if parts[:1] == ("configs",) else parts))
+        for path in (shipped, shipped.with_name(f"{shipped.name}.yaml")):
+            if path.is_file() and folder() in path.resolve().parents:
+                return str(path)
+    except (OSError, ValueError):  # a name that no file may have
+        pass
+    return name
