@@ -1,4 +1,4 @@
-"""The README's code runs as it stands there, and its commands are ones that the program takes."""
+"""The code of the README and of the pages runs as it stands there, and their commands are ones that the program takes."""
 
 import re
 import shlex
@@ -19,20 +19,36 @@ from tests.tiny import NUM_CLASSES, tiny_data
 
 CPU = TrainerConfig(accelerator="cpu")
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/running.md",
+    "docs/comparing.md",
+    "docs/scaling.md",
+    "docs/protocol.md",
+]
+COMMANDS += ["docs/results.md", "docs/weight_net.md", "examples/federation/README.md"]
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found
-    return found
+def blocks(language: str, page: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def test_python_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python", "README.md")
+    names: dict[str, Any] = {}
+    with quiet():
+        exec(code, names)
+    assert [row["round"] for row in names["history"]] == [0, 2]
+    assert (tmp_path / "runs/first/final.ckpt").exists()
+
+
+def test_the_code_of_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     with quiet():
-        for code in blocks("python"):
+        for code in blocks("python", "docs/python.md"):
             exec(code, names)
     data = names["data"]
     with torch.no_grad():
@@ -44,9 +60,9 @@ def test_python_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(scope="module")
 def written() -> dict[str, Any]:
-    """The methods and the callback that the README writes."""
+    """The methods and the callback that the pages write."""
     names: dict[str, Any] = {}
-    for code in blocks("python"):
+    for code in blocks("python", "docs/python.md") + blocks("python", "docs/own_method.md"):
         if "class " in code:
             exec(code, names)
     return names
@@ -96,24 +112,42 @@ def test_a_callback_ends_the_run_and_adds_a_column(written: dict[str, Any]) -> N
     assert all("clients" in row for row in run.state.history)
 
 
-def test_documented_options_exist() -> None:
+@pytest.mark.parametrize("page", COMMANDS)
+def test_documented_options_exist(page: str) -> None:
     parser = build_parser()
-    commands = [
-        line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines() if "orchestrate.py" in line
-    ]
-    assert len(commands) >= 4
+    lines = [line for block in blocks("bash", page) for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if "orchestrate.py" in line]
+    assert commands or page in ("CONTRIBUTING.md",)
     for command in commands:
         words = shlex.split(command.split("orchestrate.py", 1)[1], comments=True)
-        if (
-            "--help" in words or "--print_config" in words or words[0] in ("compare", "report")
-        ):  # these have tests of their own
+        # these have tests of their own
+        if {"--help", "--print_config"} & set(words) or words[0] in ("compare", "report", "methods"):
             continue
-        parser.parse_args(expanded(words))
+        parser.parse_args(expanded([word for word in words if word != "--dry_run"]))
+
+
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("page", [*PAGES, "examples/federation/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        file, _, anchor = target.partition("#")
+        if file.startswith("http"):
+            continue
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, target
 
 
 def test_options_of_the_papers_table_exist() -> None:
     parser = build_parser()
-    table = README.split("The paper's options and ours:")[1].split("`imbalance_factor`")[0]
+    table = (
+        (ROOT / "docs/running.md").read_text().split("The paper's options and ours:")[1].split("`imbalance_factor`")[0]
+    )
     options = re.findall(r"`--([\w.]+)`", table)
     assert len(options) >= 13
     config = parser.parse_args(expanded(["--data", "cifar10", "--method", "fedamm"]))

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,14 @@ def test_the_example_names_all_that_a_run_may_be_told() -> None:
     assert tomllib.loads(app.read_text())["tool"]["flwr"]["app"]["config"] == DEFAULTS
     page = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
     assert [name for name in DEFAULTS if f"`{name}`" not in page] == []
+
+
+def test_the_pages_code_makes_an_app() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert type(names["app"]).__name__ == "ClientApp"
 
 
 # What is refused.
