@@ -571,3 +571,37 @@ def test_a_node_that_does_not_come_back_is_lost(config: Path, tmp_path: Path, ca
     assert "client 3 failed (lost): ClientApp stopped responding. (code 5)" in caplog.text
     assert "client 3 failed (lost): it is not connected" in caplog.text  # in the next round
     assert summary(tmp_path / "run")["failed_clients"] == 2
+
+
+def test_a_node_that_was_refused_is_asked_again_when_it_comes_back_mended(config: Path, tmp_path: Path) -> None:
+    options = "--data.num_clients 2 --algorithm FedAvg --federation.num_rounds 1"
+    machines = Machines(config, options)
+    machines.add(10, client="0", state=str(tmp_path))
+    machines.add(11, client="9", state=str(tmp_path))
+    polls: list[set[int]] = []
+
+    def get_node_ids() -> list[int]:
+        polls.append(set(machines.contexts))
+        if len(polls) == 4:
+            del machines.contexts[11]
+        if len(polls) == 6:
+            machines.add(11, client="1", state=str(tmp_path))  # with its key it has the same number
+        return list(machines.contexts)
+
+    machines.get_node_ids = get_node_ids  # type: ignore[method-assign]
+    serve(machines, config, {"output-dir": str(tmp_path / "run"), "options": options, "wait": 20.0})
+    assert summary(tmp_path / "run")["failed_clients"] == 0
+
+
+def test_a_node_whose_app_fails_is_refused_and_not_asked_for_ever(config: Path, tmp_path: Path) -> None:
+    options = "--data.num_clients 2 --algorithm FedAvg"
+
+    def fault(message: Any) -> Any:
+        return 2 if message.metadata.dst_node_id == 11 else None
+
+    machines = Machines(config, options, fault)
+    for client in range(2):
+        machines.add(10 + client, client=str(client), state=str(tmp_path))
+    with pytest.raises(ValueError, match="refused: it cannot say who it is: ClientApp stopped responding"):
+        serve(machines, config, {"output-dir": str(tmp_path / "run"), "options": options, "wait": 0.5})
+    assert machines.kinds() == [HELLO, HELLO]

@@ -24,6 +24,7 @@ from fedamm_pl.integrations.flower.wire import (
     ERROR,
     FINISH,
     KEPT,
+    LOST,
     OUTCOME,
     ROUND,
     RUN,
@@ -37,8 +38,6 @@ from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, 
 from fedamm_pl.terminal import line
 
 log = logging.getLogger(__name__)
-LOST = (3, 5, 8)
-"""Flower's codes for a message or a node that is gone, and for a process that has died."""
 GREETING = 5.0
 """Seconds in a round from one look for nodes that have come or gone to the next."""
 MESSAGE_MODELS, MESSAGE_ROOM = 20, 2**26

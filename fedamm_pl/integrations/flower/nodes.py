@@ -14,7 +14,7 @@ from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.data.holdings import Elsewhere
 from fedamm_pl.data.partitions.natural import shown_client
 from fedamm_pl.federation.fingerprint import hashes, versions
-from fedamm_pl.integrations.flower.wire import ERROR, HELLO, INFO, plain_part, record
+from fedamm_pl.integrations.flower.wire import ERROR, HELLO, INFO, LOST, plain_part, record
 from fedamm_pl.terminal import line, printable, say
 
 log = logging.getLogger(__name__)
@@ -116,12 +116,14 @@ class Nodes:
     def greet(self) -> None:
         """Ask nodes that nobody has asked yet who they are, and hear those that have answered; without waiting."""
         online = set(self.grid.get_node_ids())
+        self._settled &= online  # one that was refused and comes back is asked again
+        self._refused = {node: reason for node, reason in self._refused.items() if node in online}
         for name, node in list(self.node_of.items()):
             if node not in online:
                 log.warning("client %s is not connected any more", shown_client(0, [name]))
                 del self.node_of[name]
                 # whoever was refused because this one was there is asked again, maybe it is the same client, started anew
-                self._settled -= {node, *(other for other, wanted in self._doubles.items() if wanted == name)}
+                self._settled -= {other for other, wanted in self._doubles.items() if wanted == name}
         new = sorted(online - self._settled - set(self._asked.values()))
         for node in new:
             content = {**self.told, "class_counts": self.class_counts and self.own_data}
@@ -131,12 +133,12 @@ class Nodes:
             node_id = self._asked.pop(reply.metadata.reply_to_message_id, None)
             if node_id is None:
                 continue
-            if reply.has_error():
-                if node_id in online:
-                    log.warning("node %d does not say who it is: %s", node_id, line(reply.error.reason or "", 200))
-                continue  # it is asked again
+            if reply.has_error() and reply.error.code in LOST:
+                continue  # it is asked again, if it is there
             self._settled.add(node_id)
             try:
+                if reply.has_error():
+                    raise ValueError(f"it cannot say who it is: {reply.error.reason}")
                 self._hear(node_id, plain_part(reply.content), online)
             except (ValueError, KeyError, TypeError) as error:
                 self._refused[node_id] = line(str(error), 300)

@@ -11,6 +11,8 @@ from fedamm_pl.terminal import line
 HELLO, BEGIN, FINISH = "query.hello", "train.begin", "train.finish"
 """Who are you; take up a round, and return your result or a question; here is the answer, return your result."""
 PLAIN, BYTES = "plain", "bytes"
+LOST = (3, 5, 8)
+"""Flower's codes for a message or a node that is gone, and for a process that has died."""
 INFO, ERROR, AGAIN, RUN, ROUND, TASK = "info", "error", "again", "run", "round", "task"
 BROADCAST, ANSWER, KEPT, OUTCOME = "broadcast", "answer", "kept", "outcome"
 """What plain values and parts of bytes are called."""
