@@ -19,6 +19,11 @@ ALGORITHM_OPTIONS = {"FedAMM": ["--algorithm.differentiation", "forward"], "FedA
 Command = Callable[..., list[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what waits for minutes: at the end the other workers would wait for it too."""
+    items.sort(key=lambda item: item.path.name != "test_flower_processes.py")
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``tiny.npz``: 6 classes of noisy 12x12 colour images, 60 to train and 20 to test of each."""

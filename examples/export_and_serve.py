@@ -1,0 +1,99 @@
+"""A trained model as a program that needs torch alone, and a server that answers with predictions.
+
+    python examples/export_and_serve.py [--port 8080]
+
+trains for a moment, exports the model with its normalisation (`torch.export`), loads it as another program would, asks the server once, and
+without ``--port`` ends there. An ONNX file is made the same way: ``torch.onnx.export(deployed, (example,), "model.onnx", dynamo=True)``.
+"""
+
+import argparse
+import json
+import tempfile
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedamm_pl import FedAvg, FederatedDataModule, FederatedModule, Orchestrator
+
+
+class Deployed(nn.Module):
+    """Probabilities for uint8 images, shape (B, C, H, W): what the module does in ``predict_step``."""
+
+    def __init__(self, module: FederatedModule) -> None:
+        super().__init__()
+        self.model = module.model.eval()
+        self.register_buffer("mean", torch.tensor(module.info["mean"]).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(module.info["std"]).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise, and return probabilities, shape (B, classes)."""
+        return self.model((images.float() / 255 - self.mean) / self.std).softmax(-1)
+
+
+def trained() -> tuple[FederatedModule, FederatedDataModule]:
+    """Train for a moment."""
+    data = FederatedDataModule("fashion_mnist_mini", num_clients=4, imbalance_factor=0.2, batch_size=32)
+    module = FedAvg(data.num_classes, data.in_channels, "small_cnn", lr=0.05, info=data.info)
+    Orchestrator(module, data, num_rounds=2, client_fraction=1.0, local_epochs=1, eval_interval=2).run()
+    return module.cpu(), data
+
+
+def serve(program: nn.Module, class_names: list[str], port: int) -> HTTPServer:
+    """Return a server on this machine that answers an image, as JSON, with its class and its probability."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            try:
+                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                image = torch.tensor(content, dtype=torch.uint8).reshape(1, 1, 28, 28)
+            except (TypeError, ValueError, RuntimeError) as error:
+                self.send_error(400, str(error))
+                return
+            with torch.no_grad():
+                probability, place = program(image.expand(2, -1, -1, -1))[0].max(0)
+            answer = json.dumps({"class": class_names[place], "probability": round(float(probability), 4)}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    return HTTPServer(("127.0.0.1", port), Answers)
+
+
+def main(port: int | None = None) -> dict[str, object]:
+    """Train, export, load, serve, ask, and return the answer."""
+    module, data = trained()
+    example = data.images.test_images[:8].cpu()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        file = Path(folder) / "model.pt2"
+        batch = torch.export.Dim("batch", min=2)
+        torch.export.save(torch.export.export(Deployed(module), (example,), dynamic_shapes=[{0: batch}]), file)
+        program = torch.export.load(file).module()  # all that another program needs
+        expected = torch.as_tensor(module.eval().predict_step(example))
+        torch.testing.assert_close(program(example), expected, rtol=1e-4, atol=1e-5)
+    server = serve(program, data.info["class_names"], port or 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    image = json.dumps(example[0].flatten().tolist()).encode()
+    with urllib.request.urlopen(urllib.request.Request(address, image)) as reply:
+        answer: dict[str, object] = json.load(reply)
+    print(f"{address} answers {answer}; the image shows {data.info['class_names'][int(data.images.test_labels[0])]}")
+    if port is not None:
+        thread.join()  # until Ctrl-C
+    server.shutdown()
+    server.server_close()
+    return answer
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int)
+    main(parser.parse_args().port)
