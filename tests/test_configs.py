@@ -122,6 +122,9 @@ def test_shipped_configurations_are_found_from_any_folder(
     expected = printed_config(capsys, "--config", str(CONFIGS / "quickstart.yaml"))
     for name in ("quickstart", "quickstart.yaml", "configs/quickstart.yaml"):
         assert printed_config(capsys, "run", "--config", name) == expected
+    (tmp_path / "quickstart").mkdir()  # a folder of runs, say
+    assert printed_config(capsys, "--config", "quickstart") == expected
+    (tmp_path / "quickstart").rmdir()
     (tmp_path / "quickstart").write_text("algorithm: FedAvg\n")  # a file of one's own goes before
     assert "class_path: fedamm_pl.FedAvg" in printed_config(capsys, "--config", "quickstart")
 

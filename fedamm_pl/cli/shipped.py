@@ -83,7 +83,7 @@ def _named(kind: str, name: str) -> Path:
 def _found(name: str) -> str:
     """Return the path of a configuration: as given if there is such a file, else of the shipped one of that name."""
     try:
-        if os.path.exists(os.path.expanduser(name)):
+        if os.path.isfile(os.path.expanduser(name)):
             return name
         parts = Path(name).parts
         shipped = folder().joinpath(*(parts[1:] if parts[:1] == ("configs",) else parts))

@@ -108,11 +108,6 @@ class TestRay(ExecutorContract):
         [
             (methods.UNSENDABLE, "update", "Expected tensors that can be sent, got .*"),
             (methods.SENDS_AN_ODD_RESULT, "update", "'list' object has no attribute 'items'"),
-            (
-                methods.SENDS_JUNK,
-                "lost",
-                r"its worker sent what cannot be read: Expected packed tensors, got .* \(2 times\)",
-            ),
         ],
     )
     def test_what_is_no_result_costs_one_client(
@@ -258,7 +253,7 @@ def test_it_closes_twice_and_a_network_may_be_a_module() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("num_workers", [3])
 def test_any_number_of_workers_and_any_kill_give_the_same_bits(num_workers: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_rounds": 3, "client_fraction": 1.0}
     plain = federation(Scaffold, output_dir=tmp_path / "plain", **options)
