@@ -63,7 +63,7 @@ def federate(config: Path, tmp_path: Path) -> Federate:
         options = f"--data.num_clients {number} {options}"
         machines = Machines(config, options, fault)
         for client in range(number):
-            machines.add(10 + client, client=str(client), state=str(tmp_path / "state" / str(client)))
+            machines.add(10 + client, client=str(client), state=str(tmp_path / "state"))
         serve(machines, config, {"output-dir": str(tmp_path / folder), "options": options, "wait": 5.0, **told})
         return machines
 
@@ -121,7 +121,7 @@ def test_what_clients_have_of_their_own_stays_with_them(federate: Federate, conf
     assert theirs.keys() - mine.keys() == {"personal/acc", "personal/acc_global"}
     files = sorted((tmp_path / "run" / "clients").iterdir())
     assert all(path.stat().st_size < 500 for path in files)  # tokens
-    kept = list((tmp_path / "state" / "0").rglob("*.state"))
+    kept = list((tmp_path / "state").rglob("client_0/*.state"))
     assert len(kept) == 3
     assert all(path.stat().st_size > 1000 for path in kept)
 
@@ -141,7 +141,7 @@ def test_what_a_client_has_lost_of_its_own_is_said(
     federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     federate(options=METHODS["Scaffold"])
-    for path in (tmp_path / "state" / "2").rglob("*.state"):
+    for path in (tmp_path / "state").rglob("client_2/*.state"):
         path.unlink()
     federate(options=f"{METHODS['Scaffold']} --federation.num_rounds 3")
     assert "client 2 failed (data): Expected what this client kept in round 2 to be in" in caplog.text

@@ -160,7 +160,8 @@ class Node:
         keep_freed_memory()
         data.to(trainer.device)
         trainer.place(parts.algorithm)
-        disk = KeptOnDisk(self.state / str(asked[RUN]), task.client_id)
+        # of its own for each client: nodes of one machine may share the folder
+        disk = KeptOnDisk(self.state / str(asked[RUN]) / f"client_{task.client_id}", task.client_id)
         questions: list[Question] = []
 
         def ask(question: Question) -> Answer:
@@ -208,7 +209,7 @@ class KeptOnDisk:
     """What a client keeps to itself, in files of its own machine; the server has a token that says of which round it is.
 
     Args:
-        folder: Of the run.
+        folder: Of the run and the client.
         client_id: The client.
     """
 
