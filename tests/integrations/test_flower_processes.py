@@ -29,7 +29,7 @@ OPTIONS = (
 )
 
 
-def until(happens: Callable[[], Any], seconds: float = 120.0) -> None:
+def until(happens: Callable[[], Any], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline, "it has not happened in time"
@@ -58,7 +58,7 @@ def test_three_rounds_in_the_second_of_which_a_node_is_killed(tmp_path: Path) ->
         federation.stop("client_1", signal.SIGKILL)
         # with its key it is the same node, which is not taken until the dead one is missed
         until(lambda: stays(federation, 1, client="1", state=str(tmp_path / "state")))
-        found = federation.wait(run_id, 240)
+        found = federation.wait(run_id, 420)
         log = federation.flwr("log", str(run_id), "here", "--show")
     assert found["status"] == "finished:completed", log
     assert not list(tmp_path.rglob("core.*"))
