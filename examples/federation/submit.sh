@@ -11,6 +11,6 @@ address = "server:8000"
 root-certificates = "/keys/ca.crt"
 TOML
 for key in /keys/client_*.key.pub; do
-    flwr supernode register "$key" here
+    flwr supernode register "$key" here || echo "$key is known already"
 done
 flwr run /fedamm/examples/federation/app here --stream --run-config 'output-dir="/runs/federation"'
