@@ -40,7 +40,6 @@ def describe(
         mean, std = channel_statistics(images.train_images, _sample(train, images.train_images))
     else:
         mean, std = published
-    ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
     return ImageInfo(
         image_size=list(images.train_images.shape[2:]),
         mean=list(mean),
@@ -48,8 +47,14 @@ def describe(
         class_names=list(images.class_names),
         class_counts=class_counts,
         shot_rule=options["shot_rule"],
-        shot_groups=shot_groups(class_counts, options["shot_rule"], ranges),
+        shot_groups=grouped(class_counts, options),
     )
+
+
+def grouped(class_counts: list[int], options: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the shot groups of class counts by the options of a data module."""
+    ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
+    return shot_groups(class_counts, options["shot_rule"], ranges)
 
 
 def _sample(indices: Tensor, images: Source) -> Tensor:

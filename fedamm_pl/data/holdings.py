@@ -11,14 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedamm_pl.data.description import content_hash, examples_hash
+from fedamm_pl.data.description import content_hash, examples_hash, grouped
 from fedamm_pl.data.loaders import CentralLoaders
 from fedamm_pl.data.partitions import SIMULATED
 from fedamm_pl.data.partitions.simulated import class_histogram
 from fedamm_pl.data.sources import ImageData, ImageInfo
 from fedamm_pl.data.sources.source import Source
 from fedamm_pl.data.split import FederatedSplit
-from fedamm_pl.metrics import shot_groups
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,7 @@ class Holdings(CentralLoaders):
             left_over=f"{here} of the training examples at the server are used by nobody" if here else "",
             local_test=[],
         )
-        options = self.hparams
-        ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
-        groups = shot_groups(counts, options["shot_rule"], ranges)
-        self._info = {**self._info, "class_counts": counts, "shot_groups": groups}
+        self._info = {**self._info, "class_counts": counts, "shot_groups": grouped(counts, self.hparams)}
 
     @property
     def knows_class_counts(self) -> bool:
