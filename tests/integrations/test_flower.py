@@ -91,6 +91,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 METHODS = {
     "FedAMM, forward": "--algorithm.differentiation forward",
+    "FedAMM, bfloat16": "--algorithm.differentiation forward --algorithm.exchange bfloat16",
     "FedAvg": "--algorithm FedAvg",
     "Scaffold": "--algorithm Scaffold",
     "Moon": "--algorithm Moon",
@@ -605,3 +606,20 @@ def test_a_node_whose_app_fails_is_refused_and_not_asked_for_ever(config: Path, 
     with pytest.raises(ValueError, match="refused: it cannot say who it is: ClientApp stopped responding"):
         serve(machines, config, {"output-dir": str(tmp_path / "run"), "options": options, "wait": 0.5})
     assert machines.kinds() == [HELLO, HELLO]
+
+
+def test_other_versions_at_a_client_are_said(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nodes, "versions", lambda: {"torch": "0.0"})
+    federate(options="--algorithm FedAvg --federation.num_rounds 1", number=2)
+    assert f"client 0 has torch {torch.__version__.partition('+')[0]}" in caplog.text
+    assert "the server 0.0" in caplog.text
+
+
+def test_a_client_without_its_data_says_why(hospitals: Path) -> None:
+    machines = with_own_data(hospitals, ["a", "b", "c"])
+    (hospitals.parent / "client_1.csv").unlink()
+    told = {"output-dir": str(hospitals.parent / "run"), "own-data": True, "clients": "a,b,c", "wait": 0.2}
+    with pytest.raises(ValueError, match=r"missing: b; refused: Expected .*client_1\.csv"):
+        serve(machines, hospitals, told)

@@ -53,8 +53,7 @@ class Flower(Executor):
 
     Args:
         nodes: Who they are.
-        client_timeout: Seconds for each message to a client and its answer; None: for ever. A process that dies is noticed by Flower after
-            about 75.
+        client_timeout: Seconds for each message to a client and its answer. A process that dies is noticed by Flower after about 75.
         max_retries: How often a client is asked again whose process or node died.
         rejoin_timeout: Seconds that a node which was lost in a round has to come back in it.
         run_name: Under which clients file what they keep.
@@ -69,13 +68,13 @@ class Flower(Executor):
     def __init__(
         self,
         nodes: Nodes,
-        client_timeout: float | None = 3600.0,
-        max_retries: int = 1,
-        rejoin_timeout: float = 180.0,
-        run_name: str = "run",
-        window: int = 32,
+        client_timeout: float,
+        max_retries: int,
+        rejoin_timeout: float,
+        run_name: str,
+        window: int,
     ) -> None:
-        if client_timeout is not None and not 0 < client_timeout < math.inf:
+        if not 0 < client_timeout < math.inf:
             raise ValueError(f"Expected `client-timeout` to be a number above 0, got {client_timeout}.")
         limits = (("max-retries", max_retries, 0), ("rejoin-timeout", rejoin_timeout, 0), ("window", window, 1))
         for name, value, least in limits:
@@ -220,8 +219,7 @@ class _Round:
         if node is None:
             self.done[flight.place] = ClientFailure(flight.task.client_id, "lost", "it is not connected")
             return
-        limit = runner.options.client_timeout
-        flight.due = math.inf if limit is None else time.monotonic() + limit
+        flight.due = time.monotonic() + runner.options.client_timeout
         content = record({**runner.nodes.told, **plain, RUN: runner.options.run_name}, **parts)
         message = Message(content, dst_node_id=node, message_type=kind, group_id=str(self.broadcast.round_num))
         sent = next(iter(runner.grid.push_messages([message])), "")

@@ -33,14 +33,20 @@ DEFAULTS: dict[str, Any] = {
 def server_app(config: str | Path) -> ServerApp:
     """Return the ServerApp of a federation: it runs what ``fedamm --config`` runs, with clients on other machines.
 
-    What a run is told by ``--run-config``: ``output-dir``, the run's folder at the server, an absolute path; the same one continues a
-    run. ``options``: more options of the run, as on the command line, for server and clients. ``own-data``: true where each client has
-    data of its own; false where server and clients make the same partition of the same data, and each client takes its part.
-    ``clients``: with data of their own, the names of the clients with commas between them, or how many there are. ``class-counts``: true
-    has these clients tell the counts of their classes. ``start-with``: how many clients suffice to start, 0 for all. ``wait``: seconds that all clients have to come. ``client-timeout``: seconds
-    for each message to a client and its answer. ``max-retries``: how often a client is asked again whose process or node died.
-    ``rejoin-timeout``: seconds that such a node has to come back. ``window``: how many
-    clients are at work at once.
+    What a run is told by ``--run-config``:
+
+    - ``output-dir``: the run's folder at the server, an absolute path; the same one continues a run.
+    - ``options``: more options of the run, as on the command line, for server and clients.
+    - ``own-data``: true where each client has data of its own; false where server and clients make the same partition of the same data, and
+      each client takes its part.
+    - ``clients``: with data of their own, the names of the clients with commas between them, or how many there are.
+    - ``class-counts``: true has these clients tell how many examples of each class they have.
+    - ``start-with``: how many clients suffice to start, 0 for all.
+    - ``wait``: seconds that the clients have to come.
+    - ``client-timeout``: seconds for each message to a client and its answer.
+    - ``max-retries``: how often a client is asked again whose process or node died.
+    - ``rejoin-timeout``: seconds that such a node has to come back.
+    - ``window``: how many clients are at work at once.
 
     Args:
         config: The configuration of the run, a file beside the app.
