@@ -1,8 +1,6 @@
-"""The code of the README and of the pages runs as it stands there, and their commands are ones that the program takes."""
+"""What the methods that the pages write come to; links, the table of the paper's options, the citation."""
 
 import re
-import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,58 +11,21 @@ from fedamm_pl import FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import FedProx
 from fedamm_pl.cli.parser import build_parser
 from fedamm_pl.cli.shipped import expanded
-from fedamm_pl.federation.trainer import TrainerConfig, quiet
+from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.version import __version__
+from tests.pages import PAGES, ROOT, blocks
 from tests.tiny import NUM_CLASSES, tiny_data
 
 CPU = TrainerConfig(accelerator="cpu")
-ROOT = Path(__file__).parent.parent
-COMMANDS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "docs/running.md",
-    "docs/comparing.md",
-    "docs/scaling.md",
-    "docs/protocol.md",
-]
-COMMANDS += ["docs/results.md", "docs/weight_net.md", "examples/federation/README.md"]
-
-
-def blocks(language: str, page: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-
-
-def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python", "README.md")
-    names: dict[str, Any] = {}
-    with quiet():
-        exec(code, names)
-    assert [row["round"] for row in names["history"]] == [0, 2]
-    assert (tmp_path / "runs/first/final.ckpt").exists()
-
-
-def test_the_code_of_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    with quiet():
-        for code in blocks("python", "docs/python.md"):
-            exec(code, names)
-    data = names["data"]
-    with torch.no_grad():
-        logits = names["module"].eval()(data.images.test_images[:5])
-    torch.testing.assert_close(names["probabilities"], logits.softmax(1))
-    assert [row["round"] for row in names["history"]] == [0, 2]
-    assert (tmp_path / "runs/python/final.ckpt").exists()
 
 
 @pytest.fixture(scope="module")
 def written() -> dict[str, Any]:
     """The methods and the callback that the pages write."""
     names: dict[str, Any] = {}
-    for code in blocks("python", "docs/python.md") + blocks("python", "docs/own_method.md"):
-        if "class " in code:
-            exec(code, names)
+    for block in blocks("docs/python.md", "python") + blocks("docs/own_method.md", "python"):
+        if "class " in block.text:
+            exec(block.text, names)
     return names
 
 
@@ -112,24 +73,7 @@ def test_a_callback_ends_the_run_and_adds_a_column(written: dict[str, Any]) -> N
     assert all("clients" in row for row in run.state.history)
 
 
-@pytest.mark.parametrize("page", COMMANDS)
-def test_documented_options_exist(page: str) -> None:
-    parser = build_parser()
-    lines = [line for block in blocks("bash", page) for line in block.replace("\\\n", " ").splitlines()]
-    commands = [line for line in lines if "orchestrate.py" in line]
-    assert commands or page in ("CONTRIBUTING.md",)
-    for command in commands:
-        words = shlex.split(command.split("orchestrate.py", 1)[1], comments=True)
-        # these have tests of their own
-        if {"--help", "--print_config"} & set(words) or words[0] in ("compare", "report", "methods"):
-            continue
-        parser.parse_args(expanded([word for word in words if word != "--dry_run"]))
-
-
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-
-
-@pytest.mark.parametrize("page", [*PAGES, "examples/federation/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):

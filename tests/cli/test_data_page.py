@@ -3,8 +3,6 @@
 import ast
 import csv
 import json
-import re
-import shlex
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -14,11 +12,14 @@ import pytest
 from PIL import Image
 
 from fedamm_pl.cli.main import main
+from fedamm_pl.federation.trainer import quiet
+from tests.pages import blocks, commands, run_python
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 COMMANDS = [
-    shlex.split(block.replace("\\\n", " "), comments=True)
-    for block in re.findall(r"```bash\n(python orchestrate\.py .*?)```", PAGE, re.DOTALL)
+    list(command.words)
+    for block in blocks("docs/data.md", "bash")
+    for command in commands(block)
+    if command.program == "python"  # the others, of the program `fedamm`, are examples of options
 ]
 FOLDERS = [words[words.index("--output.dir") + 1] for words in COMMANDS]
 SMALL = [
@@ -96,20 +97,30 @@ def test_command(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch)
     assert (written / "clients.csv").exists() == ("--data.local_test_fraction" in words)
 
 
-def test_a_trained_module_predicts_new_photographs(
+@pytest.mark.filterwarnings("ignore:.*logging interval")  # of two batches
+def test_the_code_of_the_page_runs(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    if not Path("runs/hospitals/final.ckpt").exists():
-        main([*COMMANDS[FOLDERS.index("runs/hospitals")][2:], *SMALL])
+    for folder in ("hospitals", "vowel", "letter"):
+        if not Path(f"runs/{folder}/final.ckpt").exists():
+            main([*COMMANDS[FOLDERS.index(f"runs/{folder}")][2:], *SMALL])
     for number in (1, 2):
         photograph(place / "new" / f"{number}.jpg", number - 1, np.random.default_rng(number))
+    smaller = {
+        "max_epochs=50": "max_epochs=1, limit_train_batches=2, limit_val_batches=1",
+        "randn(5, 16)": "randn(5, 10)",
+    }
     capsys.readouterr()
-    (code,) = re.findall(r"```python\n(from fedamm_pl import FedAvg\n.*?read_image_files.*?)```", PAGE, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert names["probabilities"].shape == (2, 2)
-    assert set(ast.literal_eval(capsys.readouterr().out)) <= {"healthy", "ill"}
+    with quiet():
+        names = run_python("docs/data.md", smaller)
+    predicted, hospitals = capsys.readouterr().out.splitlines()[:2]
+    assert set(ast.literal_eval(predicted)) <= {"healthy", "ill"}
+    assert ast.literal_eval(hospitals) == ["east", "north", "south", "west"]
+    assert {row["client"] for row in names["first"]} == {"0"}
+    assert names["probabilities"].shape == (5, 26)
+    (shown, _) = (json.loads(block.text) for block in blocks("docs/data.md", "json"))
+    assert shown.keys() == json.loads(Path("runs/vowel/partition.json").read_text()).keys()
 
 
 def test_the_page_has_a_command_for_each_kind_of_data() -> None:
