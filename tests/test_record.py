@@ -248,7 +248,7 @@ def test_the_table_of_the_updates_is_that_of_the_records() -> None:
             assert (cells[0], cells[1]) == (chosen[1], mean["MB a round"])
             assert at == 2 or f"{method} {cells[4]}" in text
     readme = " ".join((RECORDS.parents[1] / "README.md").read_text().split())
-    assert "(84.2 to 84.0 and 84.4 after 100 rounds" in readme
+    assert "(84.2 against 84.0 and 84.4 after 100 rounds" in readme
     assert [rows[name][2][:4] for name in rows] == ["84.2", "84.4", "84.0"]
     assert [rows[name][6][:5] for name in rows] == ["", "-1.4 ", "-10.3"]
     assert "it is 10.3 and 1.4 points ahead" in readme
