@@ -1,8 +1,6 @@
 """``fedamm methods``: what each method needs, reveals and costs, as its class declares it and as it is measured."""
 
-import csv
 import dataclasses
-import io
 import json
 import shutil
 import textwrap
@@ -16,9 +14,9 @@ from fedamm_pl.cli.parser import Parser, attribute_docstrings, in_one_line
 from fedamm_pl.federation.costs import IMAGE_SIZE, NETWORK, NUM_CLASSES, Costs, GeneratedImages, measure
 from fedamm_pl.hints import similar
 from fedamm_pl.protocol.privileges import NOTHING
-from fedamm_pl.results.tables import as_markdown
+from fedamm_pl.results.tables import as_csv, as_markdown
 from fedamm_pl.results.tables import plain as not_bold
-from fedamm_pl.terminal import as_csv, say
+from fedamm_pl.terminal import say
 
 Measured = dict[str, Costs]
 """Name of a method -> what it takes, with its default options."""
@@ -82,7 +80,7 @@ def methods(words: Sequence[str]) -> None:
         say(markdown(measured, model, options=not chosen))
     else:
         records = [record(name, costs) for name, costs in measured.items()]
-        say(json.dumps(records, indent=1) if parsed.format == "json" else as_csv_text(records))
+        say(json.dumps(records, indent=1) if parsed.format == "json" else as_csv(records).rstrip("\n"))
 
 
 def chosen_class(name: str) -> type:
@@ -232,12 +230,3 @@ def record(name: str, costs: Costs) -> dict[str, str | int]:
     """Return what a method takes for other programs."""
     words = dataclasses.asdict(costs.privileges)
     return {"method": name, "received": costs.received, "sent": costs.sent, "statistics": costs.statistics, **words}
-
-
-def as_csv_text(records: Sequence[dict[str, str | int]]) -> str:
-    """Return records as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: as_csv(value) for name, value in record.items()} for record in records)
-    return text.getvalue().rstrip("\n")

@@ -1,7 +1,5 @@
 """The files of a comparison: tables first, whatever becomes of the figure."""
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,16 +17,18 @@ from fedamm_pl.results.figures import accuracy_against_bytes, comparison
 from fedamm_pl.results.paired_figures import forest, rank_diagram
 from fedamm_pl.results.paired_tables import (
     LEGEND,
-    as_csv_text,
     difference_cells,
     group_notes,
+    paired_records,
     rank_cells,
     rank_legend,
     shared_seeds,
 )
 from fedamm_pl.results.pairs import Paired, Ranks, default_reference, pair, rank_within
 from fedamm_pl.results.tables import (
+    BOLD,
     accuracies,
+    as_csv,
     as_latex,
     as_markdown,
     in_groups,
@@ -39,8 +39,7 @@ from fedamm_pl.results.tables import (
     table,
 )
 from fedamm_pl.results.tuning import Tuning
-from fedamm_pl.results.tuning_tables import tuning_cells, tuning_csv, tuning_legend, tuning_notes
-from fedamm_pl.terminal import as_csv
+from fedamm_pl.results.tuning_tables import tuning_cells, tuning_legend, tuning_notes, tuning_records
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ def _left_out(runs: Sequence[PlannedRun], place: str) -> dict[str, list[str]]:
 
 def write_tuning(folder: Path, tuning: Tuning) -> None:
     """Write tuning.csv."""
-    write_atomically(folder / "tuning.csv", tuning_csv(tuning).encode())
+    write_atomically(folder / "tuning.csv", as_csv(tuning_records(tuning)).encode())
 
 
 def write_results(
@@ -166,7 +165,7 @@ def write_results(
         OSError: If a table cannot be written. A figure that cannot be drawn or written is a warning.
     """
     found, stem = rows(runs, groups, budget), "results_bytes" if budget == "bytes" else "results"
-    write_atomically(folder / f"{stem}.csv", _csv_text(found).encode())
+    write_atomically(folder / f"{stem}.csv", as_csv(found).encode())
     all_runs = [*runs, *(trial.run for trial in (tuning.trials if tuning else ()))]
     summaries = {run.folder.relative_to(folder).as_posix(): run.summary for run in all_runs if run.finished}
     write_atomically(folder / "summaries.json", json.dumps(summaries).encode())
@@ -179,7 +178,7 @@ def write_results(
         blocks.append(overall)
     shown = {paired.setting: paired for _, paired in blocks if paired.differences}
     markdown, latex = _tables(blocks, ranks, groups)
-    notes = [LEGEND] if shown else []
+    notes = [note for note, applies in ((BOLD, found), (LEGEND, shown)) if applies]
     notes += ["† uses the server's balanced meta set."] if any(row["uses_meta_set"] for row in found) else []
     notes += group_notes(compared, groups or {}, ranks) if found else []
     notes += [rounds_note(found)] if found and budget == "bytes" else []
@@ -191,7 +190,7 @@ def write_results(
     write_atomically(folder / f"{stem}.md", "\n".join(markdown).encode())
     write_atomically(folder / f"{stem}.tex", "\n".join(latex).encode())
     if shown:
-        write_atomically(folder / f"{stem}_paired.csv", as_csv_text(list(shown.values())).encode())
+        write_atomically(folder / f"{stem}_paired.csv", as_csv(paired_records(shown.values())).encode())
     else:
         (folder / f"{stem}_paired.csv").unlink(missing_ok=True)
     panels = {paired.setting: accuracies(members) for members, paired in blocks}
@@ -204,15 +203,6 @@ def write_results(
         curves = byte_curves(finished(runs))
         _draw(folder / f"{stem}_curves", (lambda: accuracy_against_bytes(curves)) if curves else None)
     return "\n".join(markdown)
-
-
-def _csv_text(found: Sequence[dict[str, Any]]) -> str:
-    columns = dict.fromkeys(name for row in found for name in row)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(as_csv, columns))
-    writer.writerows([as_csv(row.get(name, "")) for name in columns] for row in found)
-    return text.getvalue()
 
 
 def _tables(

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from fedamm_pl.metrics import GROUPS
+from fedamm_pl.results.statistics import t_interval
 from fedamm_pl.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -122,6 +124,11 @@ def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
         figure.legend(handles=handles, loc="outside lower center", ncols=max(1, columns), **look)
 
 
+def label_below(figure: Figure, text: str) -> None:
+    """Say below all panels how to read them."""
+    figure.supxlabel("\n".join(textwrap.wrap(text, int(14 * figure.get_figwidth()))), fontsize=SMALL)
+
+
 def style_of(index: int) -> Style:
     """Return the style of the thing of a number."""
     # colours and dashes are 7 and 5: 35 different pairs
@@ -166,10 +173,10 @@ def draw_band(axes: Axes, x: Array, curves: Array, style: Style, label: str) -> 
 
 
 def draw_seeds(axes: Axes, line: int, values: Array, style: Style) -> None:
-    """Draw the seeds of a method, their mean, and their standard deviation if they are several."""
+    """Draw the seeds of a method, their mean, and its 95 % interval if they are several."""
     if len(values) > 1:
         axes.plot(values, [line + 0.25] * len(values), ".", color="0.5", markersize=4)
-        axes.errorbar(values.mean(), line, xerr=values.std(ddof=1), color=style.color, capsize=2)
+        axes.plot(t_interval(values.tolist()), [line, line], "|-", color=style.color, linewidth=1.5)
     if len(values):
         axes.plot(values.mean(), line, style.marker, color=style.color, markersize=5)
 

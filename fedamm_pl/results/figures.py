@@ -35,6 +35,7 @@ from fedamm_pl.results.figure_parts import (
     group_members,
     group_styles,
     label_axes,
+    label_below,
     mapping_figure,
     new_figure,
     set_class_ticks,
@@ -74,14 +75,16 @@ def comparison(
         groups: Title -> methods, where they are shown in groups.
 
     Returns:
-        A figure with the seeds as small dots, and mean and standard deviation as a large mark with a bar.
+        A figure with the seeds as small dots, the mean as a large mark, and its 95 % interval (Student's t) as a bar.
     """
 
     def draw(axes: Axes, lines: Mapping[int, Sequence[float]], style: Style) -> None:
         for line, values in lines.items():
             draw_seeds(axes, line, as_array(values), style)
 
-    return method_panels(panels, groups, draw, PERCENT, (0.9, 0.22))
+    figure = method_panels(panels, groups, draw, PERCENT, (1.0, 0.22))
+    label_below(figure, "mean over the seeds with its 95 % interval; small dots: seeds")
+    return figure
 
 
 def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], class_names: Sequence[str] = ()) -> Figure:

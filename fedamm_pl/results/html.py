@@ -1,131 +1,97 @@
-"""Pieces of an HTML page that needs nothing beside itself: its style, tables, figures inside the text."""
+"""The report's page: templates filled with what is known of runs, in one file that loads nothing."""
 
 import base64
-from collections.abc import Sequence
-from html import escape
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fedamm_pl.results.figure_parts import rendered
-from fedamm_pl.results.tables import Cells
+from fedamm_pl.results.tables import Cells, is_heading
 from fedamm_pl.terminal import printable
 
-WIDE = 7  # inches; a figure of more gets a line of its own
-CSS = """
-:root { --text: #1b1f24; --soft: #59636e; --page: #fff; --line: #d5dae0; --block: #f4f6f8; --note: #fff4d6; --edge: #c98a00 }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --text: #e3e7eb; --soft: #9aa4ae; --page: #14181c; --line: #363d45; --block: #1e242a; --note: #3a2f10 }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem; background: var(--page); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif }
-h1 { margin: 0; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere }
-h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem }
-p { margin: .5rem 0; max-width: 46rem }
-.soft, figcaption { color: var(--soft); font-size: .9rem }
-.note { padding: .5rem .8rem; border-left: .25rem solid var(--edge); background: var(--note); overflow-wrap: anywhere }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
-  white-space: nowrap }
-thead th, th:first-child { white-space: normal }
-tbody th:first-child { min-width: 9rem }
-th { font-weight: 600 }
-tbody th { font-weight: 400 }
-th:first-child { text-align: left }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .3rem 1.2rem; margin: 0 }
-dt { color: var(--soft) }
-dd { margin: 0; overflow-wrap: anywhere }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem;
-  align-items: start }
-figure { margin: 0; break-inside: avoid }
-.wide { grid-column: 1 / -1; overflow-x: auto }
-.wide img { min-width: 40rem; max-width: 68rem }
-figcaption strong { display: block; color: var(--text) }
-img { display: block; width: 100%; max-width: 48rem; margin-bottom: .4rem; padding: .4rem; border: 1px solid var(--line);
-  border-radius: .4rem; background: #fff }
-details { margin: .8rem 0 }
-summary { cursor: pointer; font-weight: 600 }
-section.run { margin-left: .6rem; padding-left: .9rem; border-left: 2px solid var(--line) }
-pre { margin: .5rem 0; padding: .7rem .9rem; overflow-x: auto; border-radius: .4rem; background: var(--block);
-  font: .85rem/1.45 ui-monospace, monospace }
-pre.command { white-space: pre-wrap; overflow-wrap: anywhere }
-@media print {
-  :root { font-size: 11px }
-  body { max-width: none; padding: 0 }
-  pre { white-space: pre-wrap }
-  h2, summary { break-after: avoid }
-  tr { break-inside: avoid }
-  .figures { grid-template-columns: 1fr 1fr }
-  .wide img { min-width: 0 }
-  details::details-content { content-visibility: visible; block-size: auto }
-}
-"""
+WIDE = 7  # inches; a wider figure gets a row of its own
 
 
-def escaped(text: str) -> str:
-    """Return a text as HTML that shows it, its control characters as codes."""
-    return escape(printable(text, keep="\n"))
+@dataclass(frozen=True)
+class Picture:
+    """A figure inside the page.
+
+    Attributes:
+        data: The SVG file, in base64.
+        title: What it shows.
+        caption: How to read it.
+        wide: Whether it gets a row of its own.
+    """
+
+    data: str
+    title: str
+    caption: str
+    wide: bool
 
 
-def page(title: str, body: str) -> str:
-    """Return a whole page; it loads nothing."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escaped(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-
-def tabular(cells: Cells) -> str:
-    """Return a table; the first line are the headings."""
-
-    def line(texts: Sequence[tuple[str, bool]], scope: str) -> str:
-        marked = [f"<strong>{escaped(text)}</strong>" if bold else escaped(text) for text, bold in texts]
-        first, rest = marked[0], marked[1:]
-        if scope == "col":
-            return "<tr>" + "".join(f'<th scope="col">{text}</th>' for text in marked) + "</tr>"
-        return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{text}</td>" for text in rest) + "</tr>"
-
-    body = "\n".join(line(texts, "row") for texts in cells[1:])
-    return f'<div class="scroll"><table>\n<thead>{line(cells[0], "col")}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
-def definitions(terms: dict[str, str]) -> str:
-    """Return terms and what there is to say about them."""
-    return (
-        "<dl>\n" + "\n".join(f"<dt>{escaped(t)}</dt><dd>{escaped(fact)}</dd>" for t, fact in terms.items()) + "\n</dl>"
-    )
-
-
-def folded(title: str, content: str) -> str:
-    """Return what can be folded up."""
-    return f"<details><summary>{escaped(title)}</summary>\n{content}\n</details>"
-
-
-def embedded(figure: Figure, title: str, caption: str) -> str:
-    """Return a figure inside the page."""
+def picture(figure: Figure, title: str, caption: str) -> Picture:
+    """Return a figure to put inside the page."""
     # outlines in place of fonts: as sharp, and the same on every machine; the salt makes the same figure the same bytes
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "fedamm"}):
         data = base64.b64encode(rendered(figure, "svg", metadata={"Date": None})).decode()
-    return (
-        f"<figure{' class=wide' if figure.get_figwidth() > WIDE else ''}>"
-        f'<img src="data:image/svg+xml;base64,{data}" alt="{escaped(title)}">'
-        f"<figcaption><strong>{escaped(title)}</strong> {escaped(caption)}</figcaption></figure>"
+    return Picture(data, title, caption, figure.get_figwidth() > WIDE)
+
+
+def render(template: str, **content: Any) -> str:
+    """Fill a template.
+
+    Args:
+        template: Its file name in ``templates``.
+        content: What it shows. All texts are escaped, and their control characters shown as codes.
+
+    Returns:
+        A whole page. Its only script sorts the tables; the page's policy admits no other.
+    """
+    style, script = (_source(name) for name in ("report.css", "sort.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _environment().get_template(template)
+    return page.render(style=Markup(style), script=Markup(script), digest=digest, **content)
+
+
+def blocks(cells: Cells) -> Iterator[tuple[str, Cells]]:
+    """Yield the blocks of a table: the heading above each, empty if there is none, and its rows."""
+    title, rows = "", list[Any]()
+    for row in cells[1:]:
+        if not is_heading(row):
+            rows.append(row)
+            continue
+        if title or rows:
+            yield title, rows
+        title, rows = row[0][0], []
+    yield title, rows
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fedamm_pl.results"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_without_control_characters,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters["blocks"] = lambda cells: list(blocks(cells))
+    return environment
 
 
-def gallery(figures: Sequence[str]) -> str:
-    """Return figures side by side."""
-    return "\n".join(['<div class="figures">', *figures, "</div>"]) if figures else ""
+def _without_control_characters(value: Any) -> Any:
+    return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _source(name: str) -> str:
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0].strip()

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedamm_pl.results.figure_parts import MEDIUM, SMALL, Style, drawable, new_figure
+from fedamm_pl.results.figure_parts import MEDIUM, SMALL, Style, drawable, label_below, new_figure
 from fedamm_pl.results.method_panels import method_panels
 from fedamm_pl.results.pairs import ALPHA, LEVEL, Difference, Ranks
 from fedamm_pl.results.statistics import cliques, critical_difference
@@ -40,8 +40,9 @@ def forest(
 
     figure = method_panels(panels, groups, draw, "points", (1.1, 0.25))
     names = " or ".join(dict.fromkeys(drawable(references[setting]) for setting in panels))
-    band = f"test accuracy minus that of {names}: mean, 95 % interval, seeds; grey: less than half a point"
-    figure.supxlabel("\n".join(textwrap.wrap(band, int(14 * figure.get_figwidth()))), fontsize=SMALL)
+    label_below(
+        figure, f"test accuracy minus that of {names}: mean, 95 % interval, seeds; grey: less than half a point"
+    )
     return figure
 
 

@@ -1,13 +1,11 @@
 """Differences between methods on the same seeds as tables, and what there is to say of them in words."""
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from fedamm_pl.results.pairs import ALPHA, LEAST_METHODS, LEAST_PAIRS, Paired, Ranks
 from fedamm_pl.results.statistics import critical_difference
 from fedamm_pl.results.tables import Cells, heading, in_groups, plain
-from fedamm_pl.terminal import as_csv
 
 HEAD = ("95 % interval", "p", "p, Holm", "p, Wilcoxon", "within 0.5")
 LEGEND = (
@@ -100,17 +98,23 @@ def shared_seeds(paired: Paired) -> str:
     return f"Paired differences from {paired.reference}, over the seeds {seeds}."
 
 
-def as_csv_text(pairs: Sequence[Paired]) -> str:
-    """Format all differences as CSV, a row for each setting, result, group and method."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    options = list(dict.fromkeys(name for paired in pairs for name in paired.values))
-    columns = ["result", "group", "method", "reference", "seeds", "difference", "low", "high"]
-    writer.writerow(map(as_csv, [*options, *columns, "p_sign_flip", "p_holm", "p_wilcoxon", "probability_within_0.5"]))
-    for paired in pairs:
-        for key, found in paired.differences.items():
-            for method, difference in found.items():
-                start = [*(paired.values.get(name, "") for name in options), *key.split("/"), method, paired.reference]
-                figures = [len(paired.seeds), difference.mean, *difference.interval, difference.p, difference.holm]
-                writer.writerow(map(as_csv, [*start, *figures, difference.wilcoxon, difference.level]))
-    return text.getvalue()
+def paired_records(pairs: Iterable[Paired]) -> list[dict[str, Any]]:
+    """Return a record for each setting, result, group of classes and method."""
+    return [
+        {
+            **paired.values,
+            **dict(zip(("result", "group"), key.split("/"), strict=True)),
+            "method": method,
+            "reference": paired.reference,
+            "seeds": len(paired.seeds),
+            "difference": difference.mean,
+            **dict(zip(("low", "high"), difference.interval, strict=True)),
+            "p_sign_flip": difference.p,
+            "p_holm": difference.holm,
+            "p_wilcoxon": difference.wilcoxon,
+            "probability_within_0.5": difference.level,
+        }
+        for paired in pairs
+        for key, found in paired.differences.items()
+        for method, difference in found.items()
+    ]

@@ -1,10 +1,10 @@
-"""Runs as one HTML page that needs nothing beside itself, neither scripts nor a network."""
+"""Runs as one HTML page that needs no other file and no network."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedamm_pl.files import write_atomically
-from fedamm_pl.results.html import page
+from fedamm_pl.results.html import render
 from fedamm_pl.results.report_one import single
 from fedamm_pl.results.report_several import several
 from fedamm_pl.results.runs import Run
@@ -22,9 +22,11 @@ def report(runs: Sequence[Run]) -> str:
         runs: One run, or several that are to be compared.
 
     Returns:
-        The page. Its figures and its style are inside; it loads nothing.
+        The page. Figures, style and the script that sorts its tables are inside; it loads nothing.
+
+    Raises:
+        ValueError: If there is no run.
     """
     if not runs:
         raise ValueError("Expected `runs` to hold a run, got none.")
-    title, body = single(runs[0]) if len(runs) == 1 else several(runs)
-    return page(title, body)
+    return render("one.html", **single(runs[0])) if len(runs) == 1 else render("several.html", **several(runs))

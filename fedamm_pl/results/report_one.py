@@ -1,105 +1,138 @@
-"""What a report says of one run: results, key facts, figures, classes, configuration, and where it comes from."""
+"""What a report shows of one run: results, key facts, figures, classes, clients, configuration, and how to repeat it."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
-from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.federation.summary import beside, chosen_on, short_names
-from fedamm_pl.results.html import definitions, embedded, escaped, folded, gallery, tabular
+from fedamm_pl.results.html import Picture, picture
+from fedamm_pl.results.report_facts import class_counts, facts, imbalance, joined, known_facts, percent, rounds
 from fedamm_pl.results.runs import Run
-from fedamm_pl.results.tables import COUNTS, plain, titles
+from fedamm_pl.results.tables import Cells, plain, titles
 
-MAX_OPEN_CLASSES = 20  # a longer table is folded up
+MAX_CLIENT_ROWS = 1_000  # more make a page slow to open
 CAPTIONS = {
     "class_counts": (
         "Training examples per class",
-        "The steeper the fall, the longer the tail; the colours are the groups whose accuracies are reported.",
+        "The steeper the fall, the longer the tail. Colours show the groups whose accuracies are reported.",
     ),
     "partition": (
         "Examples per client and class",
-        "Blank fields are classes that a client never sees; the more the rows differ, the more the clients drift apart.",
+        "A blank field is a class that a client never sees. The more the rows differ, the more heterogeneous the clients.",
     ),
     "accuracy": (
         "Test accuracy over the rounds",
-        "Look at the distance between many and few, and at how far single rounds swing before trusting one of them.",
+        "Compare many with few, and see how far single rounds swing before you trust one of them.",
     ),
     "class_accuracy": (
-        "Test accuracy of each class",
-        "From the first evaluation after training began to the latest: rare classes, at the left, should move up as well.",
+        "Test accuracy per class",
+        "From the first evaluation after training began to the last one. Rare classes, at the left, should rise too.",
     ),
     "confusion": (
-        "Confusion in the latest evaluation",
-        "A row is a true class: strong fields off the diagonal show which frequent class swallows which rare one.",
+        "Confusion matrix of the last evaluation",
+        "Rows are true classes. Strong fields off the diagonal show which frequent class is predicted in place of a rare one.",
     ),
     "client_accuracy": (
-        "Accuracy at each client",
-        "On the examples that it has held out of training, the worst client first: a mean may hide that some get nothing from it.",
+        "Accuracy per client",
+        "Measured on examples that each client holds out of training, worst client first. A mean can hide clients that gain nothing.",
     ),
     "weight_mapping": (
         "What the weight net has learned",
-        "A rising curve makes hard examples, and so rare classes, count for more, a falling one for less; a flat one is FedAvg.",
+        "A rising curve gives more weight to hard examples, which are often of rare classes; a falling one gives them less; a flat one is FedAvg.",
     ),
     "class_weights": (
-        "Mean weight of the examples of a class",
-        "Above 1 a class counts for more than in FedAvg: the rare ones should end there.",
+        "Mean weight per class",
+        "Above 1, a class counts for more than in FedAvg. The rare ones should end there.",
     ),
 }
 BEST = {
-    "test": "Best is the largest over the evaluated rounds, each column for itself, and chosen on the test set: an optimistic figure.",
-    "validation": "Best is that of one round for all columns, the one with the highest accuracy on the validation set (val).",
+    "test": "Best is the highest value in each column over all evaluated rounds. It was chosen on the test set and is therefore optimistic.",
+    "validation": "Best is the round with the highest accuracy on the validation set (val), the same for all columns.",
 }
-HEADLINE = "Many, medium and few are means over the classes of a group, by training examples."
+HEADLINE = (
+    "Many, medium and few are means over the classes of each group; groups are made by the number of training examples."
+)
 
 
-def single(run: Run) -> tuple[str, str]:
-    """Return title and body of the page of one run."""
-    title = f"{run.method} on {run.dataset}" if run.dataset else run.method
+@dataclass(frozen=True)
+class View:
+    """What the page shows of a run, below its title; what is not known is empty.
+
+    Attributes:
+        notes: What a reader must know before believing the numbers.
+        ended: Why it ended before its last round though nothing went wrong.
+        headline: Final, best and mean of the last ten.
+        legend: What is to be known of the headline.
+        facts: Term -> fact.
+        pictures: Its figures.
+        classes: A row for each class.
+        clients: A row for each client, up to a thousand.
+        clients_title: How many there are.
+        config: Its configuration, as YAML.
+        command: The command that made it; None while it is unfinished.
+        origin: Versions and hardware.
+    """
+
+    notes: list[str]
+    ended: str
+    headline: Cells
+    legend: str
+    facts: dict[str, str]
+    pictures: list[Picture]
+    classes: Cells
+    clients: Cells
+    clients_title: str
+    config: str
+    command: str | None
+    origin: dict[str, str]
+
+
+def single(run: Run) -> dict[str, Any]:
+    """Return the content of the page of one run."""
     seed = None if run.seed is None else f"seed {run.seed}"
-    below = ", ".join(filter(None, [seed, imbalance(run), str(run.path)]))
-    return title, f'<h1>{escaped(title)}</h1>\n<p class="soft">{escaped(below)}</p>\n{sections(run)}'
+    title = f"{run.method} on {run.dataset}" if run.dataset else run.method
+    return {"title": title, "below": joined(seed, imbalance(run), str(run.path)), "run": view(run)}
 
 
-def imbalance(run: Run) -> str | None:
-    """Return smallest over largest class of what was trained on; a class without images has no reciprocal."""
-    if run.summary is None:
-        return None
-    factor, reciprocal = run.summary["imbalance_factor"], run.summary["IF"]
-    return (
-        f"imbalance factor {factor:.3g} ({'a class has no examples' if reciprocal is None else f'IF {reciprocal:.4g}'})"
+def view(run: Run, with_figures: bool = True) -> View:
+    """Return what the page shows of a run."""
+    pictures, missing = attempted(lambda: drawn(run) if with_figures and run.history else [])
+    summary, num_clients = run.summary or {}, len((run.diagnostics or {}).get("client_class_counts") or ())
+    return View(
+        notes=[*notes(run), *missing],
+        ended=f"This run has ended early: {summary['ended']}" if summary.get("ended") else "",
+        headline=headline(run),
+        legend=f"{BEST[chosen_on(run.results['final'])]} {HEADLINE}" if run.history else "",
+        facts=facts(run),
+        pictures=pictures,
+        classes=classes(run),
+        clients=clients(run),
+        clients_title=f"the first {MAX_CLIENT_ROWS:,} of " * (num_clients > MAX_CLIENT_ROWS)
+        + f"{num_clients:,} clients",
+        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
+        command=None if run.summary is None else str(summary.get("command", "")),
+        origin=known_facts(
+            {
+                name.capitalize(): joined(*(f"{part} {value}" for part, value in summary.get(name, {}).items()))
+                for name in ("versions", "hardware")
+            }
+        ),
     )
 
 
-def sections(run: Run, with_figures: bool = True) -> str:
-    """Return everything about a run below its title."""
-    figures, missing = attempted(lambda: drawn(run) if with_figures and run.history else [])
-    parts = [
-        *(f'<p class="note">{escaped(note)}</p>' for note in filter(None, [*notes(run), missing])),
-        ended(run),
-        headline(run),
-        "<h2>Key facts</h2>",
-        definitions(facts(run)),
-        "<h2>Figures</h2>" if figures else "",
-        gallery(figures),
-        classes(run),
-        configuration(run),
-        origin(run),
-    ]
-    return "\n".join(filter(None, parts))
-
-
-def drawn(run: Run) -> list[str]:
+def drawn(run: Run) -> list[Picture]:
     """Return the figures of a run."""
-    return [embedded(figure, *captions(name)) for name, figure in run.figures().items()]
+    return [picture(figure, *captions(name)) for name, figure in run.figures().items()]
 
 
-def attempted(draw: Callable[[], list[str]]) -> tuple[list[str], str]:
-    """Return figures and an empty text; or none, and what to say of it: the numbers are there without them."""
+def attempted(draw: Callable[[], list[Picture]]) -> tuple[list[Picture], list[str]]:
+    """Return figures; or none, and a note that says so: the numbers are there without them."""
     try:
-        return draw(), ""
+        return draw(), []
     except Exception as error:
-        return [], f"The figures are left out: they could not be drawn ({type(error).__name__}: {error})."
+        return [], [f"The figures are left out: they could not be drawn ({type(error).__name__}: {error})."]
 
 
 def notes(run: Run) -> list[str]:
@@ -114,25 +147,10 @@ def notes(run: Run) -> list[str]:
     return found
 
 
-def ended(run: Run) -> str:
-    """Return why a run ended before its last round though nothing went wrong."""
-    reason = (run.summary or {}).get("ended")
-    return f"<p>{escaped(f'This run has ended early: {reason}')}</p>" if reason else ""
-
-
-def rounds(run: Run) -> str:
-    """Return how far a run is."""
-    if run.summary is not None:
-        return f"{run.summary['num_rounds']} rounds"
-    wanted = options(run).get("federation.num_rounds")
-    done = f"{run.history[-1]['round']:.0f}" if run.history else "0"
-    return f"{done} of {wanted} rounds" if wanted is not None else f"{done} rounds"
-
-
-def headline(run: Run) -> str:
-    """Return the table of final, best and mean of the last ten."""
+def headline(run: Run) -> Cells:
+    """Return the table of final, best and mean of the last ten; empty before the first evaluation."""
     if not run.history:
-        return "<p>No round has been evaluated yet.</p>"
+        return []
     results, final = run.results, run.results["final"]
     columns, chosen = {**short_names(final), **beside(final)}, chosen_on(final)
     cells = [["test accuracy, %", *columns.values()]]
@@ -141,162 +159,49 @@ def headline(run: Run) -> str:
         if kind == "best":
             found = (results[kind].get(metric) for metric in columns)
             cells.append(["... in round", *(f"{entry['round']:.0f}" if entry else "" for entry in found)])
-    return f'{tabular(plain(cells))}\n<p class="soft">{BEST[chosen]} {HEADLINE}</p>'
+    return plain(cells)
 
 
-def percent(value: float | dict[str, float] | None) -> str:
-    """Format an accuracy, or the best one, which comes with its round; empty where there is none.
-
-    Example:
-        >>> percent(0.5), percent({"value": 0.5, "round": 3}), percent(None)
-        ('50.00', '50.00', '')
-    """
-    if value is None or (isinstance(value, dict) and value["value"] is None):
-        return ""
-    return f"{100 * (value['value'] if isinstance(value, dict) else value):.2f}"
-
-
-def facts(run: Run) -> dict[str, str]:
-    """Return term -> fact; what is not known is left out."""
-    flat, summary, counts = options(run), run.summary or {}, class_counts(run)
-    model, parameters = summary.get("model", flat.get("algorithm.model")), summary.get("num_parameters")
-    meta = "uses the server's balanced examples" if summary.get("uses_meta_set") else None
-    found = {
-        "Method": joined(run.method, meta),
-        "Model": joined(known("{}", model), known("{:,} parameters", parameters)),
-        "Data": joined(
-            run.dataset,
-            f"{sum(counts)} training examples in {len(counts)} classes" if counts else None,
-            known("{} left over by the partition", summary.get("unused_images") or None),
-            known("{} for validation", summary.get("validation_examples") or None),
-            known("{} held out by clients", summary.get("local_test_examples") or None),
-        ),
-        "Clients": joined(
-            known(
-                "{}",
-                flat.get("data.num_clients") or len((run.diagnostics or {}).get("client_class_counts") or ()) or None,
-            ),
-            known("{:.0%} of them a round", flat.get("federation.client_fraction")),
-            known("partition {}", flat.get("data.partition")),
-        ),
-        "Rounds": joined(rounds(run), known("local epochs {}", flat.get("federation.local_epochs"))),
-        "Bytes": traffic(run),
-        "Time": time(run),
-        "Incidents": joined(*(f"{name.replace('_', ' ')} {summary[name]}" for name in COUNTS if summary.get(name))),
-    }
-    return {term: fact for term, fact in found.items() if fact}
-
-
-def known(template: str, value: Any) -> str | None:
-    """Format what may not be known."""
-    return None if value is None else template.format(value)
-
-
-def joined(*parts: str | None) -> str:
-    """Join what is known."""
-    return ", ".join(filter(None, parts))
-
-
-def traffic(run: Run) -> str:
-    """Return the tensor bytes of a round, and of a client in it."""
-    if run.summary is not None:
-        per_client = [run.summary["bytes_per_round"][f"{way}_per_client"] for way in ("received", "sent")]
-    else:
-        per_client = [
-            run.history[-1].get(f"client/bytes_{way}", 0) if run.history else 0 for way in ("received", "sent")
-        ]
-    if not any(per_client):
-        return ""
-    received, sent = (f"{value / 1e3:,.0f} kB" for value in per_client)
-    return joined(f"a client receives {received} and sends {sent}", known("{:.2f} MB a round in all", megabytes(run)))
-
-
-def time(run: Run) -> str:
-    """Return the wall time of a round, what it goes on, and the time that clients need, which they may spend side by side."""
-    wall, needed = seconds(run), seconds(run, "client_seconds")
-    total = sum(wall.values())
-    if not total:
-        return ""
-    shares = ", ".join(f"{kind} {value / total:.0%}" for kind, value in wall.items())
-    clients = ", ".join(f"{kind} {value:.2f} s" for kind, value in needed.items())
-    return f"{total:.2f} s a round: {shares}; time of all its clients added up: {clients}"
-
-
-def seconds(run: Run, what: Literal["seconds", "client_seconds"] = "seconds") -> dict[str, float]:
-    """Return the seconds of a mean round by kind, by the clock or added up over clients; empty where nothing is known."""
-    if run.summary is not None:
-        return dict(run.summary[f"{what}_per_round"])
-    last = totals(run)[-1:]
-    return {kind: value / row["round"] for row in last if row["round"] for kind, value in row[what].items()}
-
-
-def megabytes(run: Run) -> float | None:
-    """Return the megabytes of a mean round, all clients, both ways."""
-    if run.summary is not None:
-        return float(run.summary["bytes_per_round"]["received"] + run.summary["bytes_per_round"]["sent"]) / 1e6
-    return next((float(row["bytes"] / row["round"] / 1e6) for row in totals(run)[-1:] if row["round"]), None)
-
-
-def totals(run: Run) -> list[dict[str, Any]]:
-    """Return bytes and seconds so far at each evaluated round; empty where nothing is known."""
-    return list(run.diagnostics["rounds"]) if run.diagnostics else []
-
-
-def class_counts(run: Run) -> list[int]:
-    """Return the training images of each class; empty where nothing is known."""
-    return list((run.summary or run.diagnostics or {}).get("class_counts", ()))
-
-
-def classes(run: Run) -> str:
+def classes(run: Run) -> Cells:
     """Return the table of the classes."""
     counts = class_counts(run)
     if not counts or not run.history:
-        return ""
-    names = (run.diagnostics or {}).get("class_names") or list(map(str, range(len(counts))))
+        return []
     groups = (run.summary or run.diagnostics or {}).get("shot_groups", {})
     group_of = {label: group for group, members in groups.items() for label in members}
     first, last = run.history[0], run.history[-1]
     cells = [["class", "training examples", "group", *(f"round {row['round']:.0f}, %" for row in (first, last))]]
-    for label, (name, count) in enumerate(zip(names, counts, strict=True)):
+    for label, (name, count) in enumerate(zip(class_names(run), counts, strict=True)):
         column = f"test/acc_class_{label}"
         measured = [percent(row[column]) if column in row else "none in the test set" for row in (first, last)]
         cells.append([name, str(count), group_of.get(label, ""), *measured])
-    table = tabular(plain(cells))
-    return "<h2>Classes</h2>\n" + (
-        table if len(counts) <= MAX_OPEN_CLASSES else folded(f"{len(counts)} classes", table)
-    )
+    return plain(cells)
 
 
-def configuration(run: Run) -> str:
-    """Return the configuration, folded up."""
-    if not run.config:
-        return ""
-    text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-    return "<h2>Configuration</h2>\n" + folded("config.yaml", f"<pre>{escaped(text)}</pre>")
+def class_names(run: Run) -> list[str]:
+    """Return the names of the classes; their numbers where nothing tells."""
+    return (run.diagnostics or {}).get("class_names") or list(map(str, range(len(class_counts(run)))))
 
 
-def origin(run: Run) -> str:
-    """Return command, versions and hardware of a finished run."""
-    if run.summary is None:
-        return ""
-    known_of = {
-        name.capitalize(): joined(*(f"{part} {value}" for part, value in run.summary.get(name, {}).items()))
-        for name in ("versions", "hardware")
-    }
-    return "\n".join(
-        [
-            "<h2>Where it comes from</h2>",
-            f'<pre class="command">{escaped(str(run.summary.get("command", "")))}</pre>',
-            definitions({term: fact for term, fact in known_of.items() if fact}),
-        ]
-    )
+def clients(run: Run) -> Cells:
+    """Return the table of the clients."""
+    known_of = run.diagnostics or {}
+    counts, accuracies = known_of.get("client_class_counts") or [], known_of.get("client_accuracies") or []
+    if not counts:
+        return []
+    names, classes = known_of.get("client_names") or list(map(str, range(len(counts)))), class_names(run)
+    measured = ["accuracy on its own examples, %"] if accuracies else []
+    cells = [["client", "training examples", "classes", "largest class", "its share, %", *measured]]
+    for index, (name, mine) in enumerate(zip(names[:MAX_CLIENT_ROWS], counts[:MAX_CLIENT_ROWS], strict=True)):
+        share = ["", ""]
+        if total := sum(mine):
+            largest = max(range(len(mine)), key=mine.__getitem__)
+            share = [classes[largest], percent(mine[largest] / total)]
+        accuracy = [percent(accuracies[index] if index < len(accuracies) else None)] if accuracies else []
+        cells.append([name, str(total), str(sum(count > 0 for count in mine)), *share, *accuracy])
+    return plain(cells)
 
 
 def captions(name: str) -> tuple[str, str]:
     """Return title and caption of a figure of a run."""
     return CAPTIONS.get(name, (name.replace("_", " ").capitalize(), ""))
-
-
-def options(run: Run) -> dict[str, Any]:
-    """Return the configuration as option -> value."""
-    return flatten(run.config) if run.config else {}

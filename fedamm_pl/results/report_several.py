@@ -1,7 +1,9 @@
-"""What a report says of several runs: their methods compared, a line for each run, and each run folded up."""
+"""What a report shows of several runs: their methods compared, a row for each run, and each run folded up."""
 
 import collections
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,69 +11,53 @@ from numpy.typing import NDArray
 
 from fedamm_pl.federation.summary import chosen_on
 from fedamm_pl.results.figures import accuracy_against_bytes, comparison
-from fedamm_pl.results.html import embedded, escaped, folded, gallery, tabular
+from fedamm_pl.results.html import Picture, picture
 from fedamm_pl.results.paired_figures import forest, rank_diagram
 from fedamm_pl.results.paired_tables import LEGEND, difference_cells, rank_cells, rank_legend, shared_seeds
 from fedamm_pl.results.pairs import Paired, Ranks, default_reference, pair, rank_within
-from fedamm_pl.results.report_one import (
-    attempted,
-    joined,
-    known,
-    megabytes,
-    options,
-    percent,
-    rounds,
-    seconds,
-    sections,
-    totals,
-)
+from fedamm_pl.results.report_facts import joined, known, megabytes, options, percent, rounds, seconds, totals
+from fedamm_pl.results.report_one import attempted, view
 from fedamm_pl.results.runs import Run
-from fedamm_pl.results.tables import COSTS, KINDS, Cells, accuracies, plain, row, stacked, table, titles
+from fedamm_pl.results.tables import BOLD, COSTS, KINDS, Cells, accuracies, plain, row, stacked, table, titles
 
 MAX_RUNS_WITH_FIGURES = 6  # a page of more takes long to open
 IRRELEVANT = ("seed", "data.root", "logger", "output.")  # what does not make a run another experiment
 COMPARISON = (
-    "Large dots are means of the last evaluations (ten, where there are as many) over the seeds, with their standard deviation; "
-    "small dots are seeds. Methods whose bars overlap are not told apart by these runs."
+    "Large marks are means over the seeds of the mean of the last evaluations (ten, if there are as many), with the mean's 95 % "
+    "interval by Student's t; small dots are seeds. To tell methods apart, look at the paired differences."
 )
-BYTES = "The further left a curve rises, the less it costs to be as good; where curves cross, the budget decides."
+BYTES = "A curve further to the left reaches the same accuracy with less communication."
 FOREST = "Mean differences with their 95 % intervals; small dots are seeds. In the grey band a difference is below half a point."
 RANKED = "Bars join methods that Nemenyi's test at 0.05 does not tell apart."
 METHODS = (
-    "Test accuracy in percent, mean ± standard deviation over the seeds. Bold: the highest mean, if there are three seeds or more "
-    "of each method and its bar (mean ± standard deviation) lies above all others. {best} † uses the server's balanced examples, "
+    "Test accuracy in percent, mean ± standard deviation over the seeds. {bold} {best} † uses the server's balanced examples, "
     "which the others do not have. Unfinished and stopped runs are left out."
 )
 BEST = {
-    "test": "Best is chosen on the test set: an optimistic figure.",
-    "validation": "Best is of the round with the highest accuracy on the validation set.",
-    "test or validation": "Best is of the round with the highest accuracy on the validation set; without one it is chosen on the test set: an optimistic figure, which does not compare with the other.",
+    "test": "Best was chosen on the test set and is therefore optimistic.",
+    "validation": "Best is the round with the highest accuracy on the validation set.",
+    "test or validation": (
+        "Best is the round with the highest accuracy on the validation set. Without one it was chosen on the test set: such a figure is "
+        "optimistic and does not compare with the others."
+    ),
 }
 
 
-def several(runs: Sequence[Run]) -> tuple[str, str]:
-    """Return title and body of the page of several runs."""
-    names = labels(runs)
-    title = joined(f"{len(runs)} runs", *sorted({run.dataset for run in runs} - {""}))
-    with_figures = len(runs) <= MAX_RUNS_WITH_FIGURES
-    parts = [
-        f"<h1>{escaped(title)}</h1>",
-        *(f'<p class="note">{escaped(note)}</p>' for note in repeated(runs, names)),
-        "<h2>Methods</h2>",
-        *methods(runs, names),
-        "<h2>Runs</h2>",
-        tabular(run_lines(runs, names)),
-        *paired_sections(runs),
-        "<h2>Each run</h2>",
-        *(
-            folded(
-                f"{joined(name, seed_of(run))} ({run.path})",
-                f'<section class="run">{sections(run, with_figures)}</section>',
-            )
-            for run, name in zip(runs, names, strict=True)
-        ),
+def several(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the content of the page of several runs."""
+    names, with_figures = labels(runs), len(runs) <= MAX_RUNS_WITH_FIGURES
+    each = [
+        (f"{joined(name, seed_of(run))} ({run.path})", view(run, with_figures))
+        for run, name in zip(runs, names, strict=True)
     ]
-    return title, "\n".join(parts)
+    return {
+        "title": joined(f"{len(runs)} runs", *sorted({run.dataset for run in runs} - {""})),
+        "notes": repeated(runs, names),
+        **methods(runs, names),
+        "lines": run_lines(runs, names),
+        **paired(runs),
+        "each": each,
+    }
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -113,16 +99,34 @@ def run_lines(runs: Sequence[Run], names: Sequence[str]) -> Cells:
     """Return a line for each run."""
     chosen = [chosen_on(run.results["final"]) for run in runs if run.history]
     kinds = (f"all, {title}" for title in titles((run.num_averaged for run in runs), chosen).values())
-    lines = [["run", "seed", "rounds", *kinds, *COSTS.values(), "folder"]]
+    above = common_folder(runs)
+    lines = [["run", "seed", "rounds", *kinds, *COSTS.values(), f"folder in {above}" if above.parts else "folder"]]
     for run, name in zip(runs, names, strict=True):
         state = rounds(run).removesuffix(" rounds") + ("" if run.summary else ", unfinished")
         results = [percent(run.results[kind]["test/acc"]) if run.history else "" for kind in KINDS]
         cost = [known("{:.2f}", megabytes(run)) or "", f"{total:.2f}" if (total := sum(seconds(run).values())) else ""]
-        lines.append([name, known("{}", run.seed) or "", state, *results, *cost, str(run.path)])
+        lines.append(
+            [
+                name,
+                known("{}", run.seed) or "",
+                state,
+                *results,
+                *cost,
+                str(run.path.relative_to(above) if above.parts else run.path),
+            ]
+        )
     return plain(lines)
 
 
-def methods(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+def common_folder(runs: Sequence[Run]) -> Path:
+    """Return the folder that all runs are in; an empty path if nothing tells."""
+    try:
+        return Path(os.path.commonpath([run.path.parent for run in runs]))
+    except ValueError:  # relative and absolute ones, or several drives
+        return Path()
+
+
+def methods(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     """Return the table and the figures of the methods, over the finished runs."""
     rows = [
         row(name, run.seed or 0, {}, {**run.summary, "num_averaged": run.num_averaged})
@@ -130,38 +134,61 @@ def methods(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         if run.summary is not None and not run.summary["stopped"]
     ]
     if not rows:
-        return ["<p>None of the runs has finished yet.</p>"]
-    figures, missing = attempted(lambda: drawn(runs, names, rows))
-    note = [f'<p class="note">{escaped(missing)}</p>'] if missing else []
-    legend = METHODS.format(best=BEST[" or ".join(sorted({row.get("best_on", "test") for row in rows}))])
-    return [tabular(stacked(table(rows))), f'<p class="soft">{legend}</p>', *note, gallery(figures)]
+        return {"methods": []}
+    pictures, missing = attempted(lambda: drawn(runs, names, rows))
+    best = BEST[" or ".join(sorted({row.get("best_on", "test") for row in rows}))]
+    legend = METHODS.format(best=best, bold=BOLD)
+    cells = stacked(table(rows, by_setting(runs, names)))
+    return {"methods": cells, "legend": legend, "missing": missing, "pictures": pictures}
 
 
-def paired_sections(runs: Sequence[Run]) -> list[str]:
+def by_setting(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[str]]:
+    """Return each setting of the data -> the methods that ran on it; empty if there is one setting: others do not compare."""
+    flats = [options(run) for run in runs]
+    settings: dict[str, dict[str, None]] = {}
+    for flat, name in zip(flats, names, strict=True):
+        settings.setdefault(said(flat, data_options(flats)), {})[name] = None
+    return (
+        {setting or "no such option": [*members] for setting, members in settings.items()} if len(settings) > 1 else {}
+    )
+
+
+def data_options(flats: Sequence[dict[str, Any]]) -> list[str]:
+    """Return those of the options that differ between runs that concern the data."""
+    return [name for name in differing(flats) if name.startswith("data.")]
+
+
+def paired(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the differences between methods on the same seeds, a table for each setting of the data, with figures."""
-    found = pairs(runs)
-    shown = {paired.setting: paired for paired in found if paired.differences}
-    parts = []
-    for paired in found:
-        title = f"<p><strong>{escaped(paired.setting)}</strong></p>" if paired.setting else ""
-        body = [f"<p>{escaped(shared_seeds(paired))}</p>", tabular(difference_cells(paired))]
-        notes = [f'<p class="note">{escaped(note)}</p>' for note in paired.notes]
-        parts += [title, *(body if paired.differences else []), *notes] if paired.differences or notes else []
-    if ranks := rank_within(found):
-        parts += [tabular(rank_cells(ranks)), f'<p class="soft">{escaped(rank_legend(ranks))}</p>']
-    if shown:
-        parts.append(f'<p class="soft">{escaped(LEGEND)}</p>')
-        figures, missing = attempted(lambda: drawn_pairs(shown, ranks))
-        parts += [f'<p class="note">{escaped(missing)}</p>'] if missing else [gallery(figures)]
-    return ["<h2>Paired differences</h2>", *parts] if parts else []
+    every = pairs(runs)
+    found = [pair for pair in every if pair.differences or pair.notes]
+    shown = {pair.setting: pair for pair in found if pair.differences}
+    ranks = rank_within(every)
+    pictures, missing = attempted(lambda: drawn_pairs(shown, ranks) if shown else [])
+    return {
+        "pairs": [
+            {
+                "setting": pair.setting,
+                "seeds": shared_seeds(pair),
+                "cells": difference_cells(pair) if pair.differences else [],
+                "notes": pair.notes,
+            }
+            for pair in found
+        ],
+        "ranks": rank_cells(ranks) if ranks else [],
+        "rank_legend": rank_legend(ranks) if ranks else "",
+        "pair_legend": LEGEND if shown else "",
+        "pairs_missing": missing,
+        "pair_pictures": pictures,
+    }
 
 
-def drawn_pairs(shown: dict[str, Paired], ranks: dict[str, Ranks]) -> list[str]:
+def drawn_pairs(shown: dict[str, Paired], ranks: dict[str, Ranks]) -> list[Picture]:
     """Return the figures of the differences."""
-    panels = {setting: paired.forest for setting, paired in shown.items()}
-    references = {setting: paired.reference for setting, paired in shown.items()}
-    figures = [embedded(forest(panels, references), "Paired differences", FOREST)]
-    return figures + ([embedded(rank_diagram(ranks), "Mean ranks", RANKED)] if ranks else [])
+    panels = {setting: pair.forest for setting, pair in shown.items()}
+    references = {setting: pair.reference for setting, pair in shown.items()}
+    figures = [picture(forest(panels, references), "Paired differences", FOREST)]
+    return figures + ([picture(rank_diagram(ranks), "Mean ranks", RANKED)] if ranks else [])
 
 
 def pairs(runs: Sequence[Run]) -> list[Paired]:
@@ -174,7 +201,7 @@ def pairs(runs: Sequence[Run]) -> list[Paired]:
     settings: dict[str, list[tuple[str, Run]]] = {}
     for run, flat in zip(runs, flats, strict=True):
         method = joined(run.method, said(flat, [name for name in names if not name.startswith("data.")]))
-        setting = said(flat, [name for name in names if name.startswith("data.")])
+        setting = said(flat, data_options(flats))
         settings.setdefault(setting, []).append((method, run))
     found = []
     for setting, members in settings.items():
@@ -196,11 +223,11 @@ def pairs(runs: Sequence[Run]) -> list[Paired]:
     return found
 
 
-def drawn(runs: Sequence[Run], names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+def drawn(runs: Sequence[Run], names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Picture]:
     """Return the figures of the methods."""
-    figures = [embedded(comparison({"": accuracies(rows)}), "Methods", COMPARISON)]
+    figures = [picture(comparison({"": accuracies(rows)}), "Methods", COMPARISON)]
     if curves := byte_curves(runs, names):
-        figures.append(embedded(accuracy_against_bytes({"": curves}), "Accuracy against bytes", BYTES))
+        figures.append(picture(accuracy_against_bytes({"": curves}), "Accuracy against bytes", BYTES))
     return figures
 
 

@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedamm_pl.federation.summary import num_averaged, summarize
 from fedamm_pl.results.content import check_together
@@ -16,6 +16,7 @@ from fedamm_pl.results.reading import MAX_BYTES, METRICS, read_config, read_diag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 MAX_RUNS, MAX_SIZE = 2_000, 10**9
 """Runs below one folder, and bytes of what is read of them."""
@@ -29,8 +30,6 @@ class Run:
         path: Its folder.
         config: Its configuration, nested as in config.yaml; empty if it was made from Python.
         history: A row for each evaluated round, the first of round 0; what was not measured is left out.
-        metrics: Column of metrics.csv -> a value for each evaluated round, NaN where there is none.
-            ``pandas.DataFrame(run.metrics)`` makes a table of it.
         summary: The content of summary.json, or None while the run is unfinished.
         diagnostics: The content of diagnostics.json, or None if there is none.
     """
@@ -38,9 +37,15 @@ class Run:
     path: Path
     config: dict[str, Any]
     history: list[dict[str, float]]
-    metrics: dict[str, NDArray[np.float64]]
     summary: dict[str, Any] | None
     diagnostics: dict[str, Any] | None
+
+    @cached_property
+    def metrics(self) -> "DataFrame":
+        """The content of metrics.csv: a row for each evaluated round, a column for each metric, NaN where it was not measured."""
+        from pandas import DataFrame  # a third of a second, for those who want it
+
+        return DataFrame(self.history, dtype=np.float64)
 
     @property
     def method(self) -> str:
@@ -102,7 +107,7 @@ def load(path: str | Path) -> Run:
         .. code-block:: python
 
             run = load("runs/quickstart/2026-01-31_12-00-00-000000")
-            print(run.metrics["round"], run.metrics["test/acc_few"])
+            print(run.metrics[["round", "test/acc_few"]])
     """
     folder = Path(os.path.expanduser(path))
     # a run that is writing has written its rows before the rest: what is read first is no newer than they
@@ -117,12 +122,10 @@ def load(path: str | Path) -> Run:
         check_together(summary, diagnostics)
     except ValueError as error:
         raise ValueError(f"{error} ({folder})") from None
-    columns = dict.fromkeys(name for row in history for name in row)
     return Run(
         path=folder,
         config=read_config(folder) or {},
         history=history,
-        metrics={name: np.array([row.get(name, np.nan) for row in history], dtype=np.float64) for name in columns},
         summary=summary,
         diagnostics=diagnostics,
     )

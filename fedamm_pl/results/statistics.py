@@ -31,21 +31,28 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def leader(groups: Sequence[Sequence[float]]) -> int | None:
-    """Return which group's bar, mean ± standard deviation, lies above those of all others, or None.
+def leader(results: Sequence[Sequence[float]], level: float = 0.05) -> int | None:
+    """Return which method is better than each of the others, or None if these seeds do not tell.
 
-    Three seeds or more of each group are needed: the spread of two says little.
+    The method with the highest mean leads if Student's interval of its paired difference from each other one lies above 0, with
+    confidence 1 - level / (k - 1) for k methods (Bonferroni). A method that is not the best then leads with a probability of at most
+    ``level``, if the differences are normal. Three seeds or more are needed.
+
+    Args:
+        results: A row for each method, with one result for each of the seeds that all methods share, in the same order.
+        level: The largest probability of an error.
 
     Example:
-        >>> leader([[60.0, 61.0, 62.0], [70.0, 71.0, 72.0]]), leader([[60.0, 61.0, 62.0], [62.0, 63.0, 64.0]])
+        >>> leader([[60.0, 62.0, 64.0], [70.0, 72.1, 73.9]]), leader([[60.0, 62.0, 64.0], [70.0, 61.0, 73.0]])
         (1, None)
     """
-    if len(groups) < 2 or min(len(group) for group in groups) < LEAST_SEEDS:
+    values = np.asarray(results, dtype=np.float64)
+    if len(values) < 2 or values.shape[1] < LEAST_SEEDS:
         return None
-    first = max(range(len(groups)), key=lambda index: mean(groups[index]))
-    lower_end = mean(groups[first]) - stdev(groups[first])
-    others = [mean(group) + stdev(group) for index, group in enumerate(groups) if index != first]
-    return first if lower_end > max(others) else None
+    first = int(values.mean(1).argmax())
+    differences = np.delete(values[first] - values, first, axis=0)
+    confidence = 1 - level / len(differences)
+    return first if all(t_interval(row, confidence)[0] > 0 for row in differences) else None
 
 
 # Paired differences of two methods, one a seed.

@@ -1,13 +1,20 @@
-"""Tables over runs: a row for each finished run, a line for each method, as Markdown, LaTeX and CSV."""
+"""Tables over runs: a row for each finished run, a line for each method, as Markdown, LaTeX and CSV.
+
+pandas is imported where it is used: it takes a third of a second.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedamm_pl.federation.summary import LAST, SHOWN, chosen_on
 from fedamm_pl.results.statistics import leader, mean_and_deviation
+from fedamm_pl.terminal import as_csv as as_field
 from fedamm_pl.terminal import printable
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Cells = Sequence[Sequence[tuple[str, bool]]]
 """The lines of a table, the first of them the headings: texts, and whether each is bold."""
@@ -29,6 +36,11 @@ LATEX = str.maketrans(
         "†": r"$\dagger$",
     }
 )
+BOLD = (
+    "Bold: the highest mean, where its paired differences from all others have intervals above 0 (Student's t over the shared seeds, "
+    "three or more; 95 % over all comparisons by Bonferroni)."
+)
+"""Which figures of a table of methods are bold, see :func:`~fedamm_pl.results.statistics.leader`."""
 OTHERS = "others"
 """Title of the methods in no group."""
 MARKDOWN = re.compile(r"[\\`|<>&*\[\]$~]|(?<!\w)_|_(?!\w)")
@@ -99,6 +111,12 @@ def heading(title: str, width: int) -> Sequence[tuple[str, bool]]:
     return [(title, True), *[("", False)] * (width - 1)]
 
 
+def is_heading(line: Sequence[tuple[str, bool]]) -> bool:
+    """Return whether a line of a table is the heading of a block; see :func:`heading`."""
+    (_, bold), *rest = line
+    return bold and bool(rest) and not any(text for text, _ in rest)
+
+
 def over_settings(settings: Sequence[Sequence[dict[str, Any]]], options: Iterable[str]) -> list[dict[str, Any]]:
     """Return the rows of the runs, method and seed, that all settings have, averaged over the settings.
 
@@ -148,25 +166,34 @@ def accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float
 def table(rows: Sequence[dict[str, Any]], groups: Mapping[str, Sequence[str]] | None = None) -> Cells:
     """Return the table of the methods, in groups if there are some: title -> methods.
 
-    Accuracies are mean ± standard deviation over the seeds. The best of a column, or of a group in it, is bold where its bar
-    overlaps no other's, see :func:`~fedamm_pl.results.statistics.leader`.
+    Accuracies are mean ± standard deviation over the seeds. What is bold, says :data:`BOLD`; within a group, if there are some.
     """
-    names = [name for name in SHOWN.values() if all(f"final/{name}" in row for row in rows)]
+    from pandas import DataFrame
+
+    frame = DataFrame(rows)
+    names = [name for name in SHOWN.values() if f"final/{name}" in frame and frame[f"final/{name}"].notna().all()]
     kinds = titles((row["num_averaged"] for row in rows), (row.get("best_on", "test") for row in rows))
     columns = {f"{kind}/{name}": f"{name}, {title}" for kind, title in kinds.items() for name in names}
-    found = dict(by_method(rows))
+    found = dict(iter(frame.groupby("method", sort=False)))
     lines: list[Sequence[tuple[str, bool]]] = [*plain([["method", "seeds", *columns.values(), *COSTS.values()]])]
     for title, methods in in_groups(found, groups or {}):
         lines += [heading(title, len(lines[0]))] if title else []
-        best = {column: leader([[row[column] for row in found[name]] for name in methods]) for column in columns}
+        seeds = _by_seed(frame[frame["method"].isin(methods)], columns)
+        best = {column: leader(seeds[column][methods].to_numpy().T) if len(seeds) else None for column in columns}
         for index, method in enumerate(methods):
             mine = found[method]
-            line = [(method + (" †" if mine[0]["uses_meta_set"] else ""), False), (str(len(mine)), False)]
-            line += [(mean_and_deviation([row[column] for row in mine]), best[column] == index) for column in columns]
-            line.append((f"{mean(row['bytes_per_round'] for row in mine) / 1e6:.2f}", False))
-            line.append((f"{mean(row['seconds_per_round'] for row in mine):.2f}", False))
-            lines.append(line)
+            line = [(method + (" †" if mine["uses_meta_set"].iloc[0] else ""), False), (str(len(mine)), False)]
+            line += [(mean_and_deviation(mine[column].tolist()), best[column] == index) for column in columns]
+            costs = mine["bytes_per_round"].mean() / 1e6, mine["seconds_per_round"].mean()
+            lines.append([*line, *((f"{cost:.2f}", False) for cost in costs)])
     return lines
+
+
+def _by_seed(frame: "DataFrame", columns: Iterable[str]) -> "DataFrame":
+    """Return a row for each seed that all methods share, with columns by result and method; no rows if a method has a seed twice."""
+    if frame.duplicated(["method", "seed"]).any():
+        frame = frame.iloc[:0]
+    return frame.set_index(["seed", "method"])[list(columns)].unstack().dropna()
 
 
 def stacked(cells: Cells) -> Cells:
@@ -198,21 +225,32 @@ def as_markdown(cells: Cells) -> list[str]:
 
 def as_latex(cells: Cells) -> list[str]:
     """Format a table as LaTeX, for the package booktabs."""
-    lines = [
-        " & ".join(rf"\textbf{{{latex_text(text)}}}" if bold else latex_text(text) for text, bold in line)
-        for line in cells
+    from pandas import DataFrame
+
+    head, *lines = [
+        [rf"\textbf{{{latex_text(text)}}}" if bold else latex_text(text) for text, bold in line] for line in cells
     ]
-    body = [line + r" \\" for line in lines]
-    columns = "l" + "r" * (len(cells[0]) - 1)
-    return [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        body[0],
-        r"\midrule",
-        *body[1:],
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
+    style = DataFrame(lines, columns=head).style.hide(axis="index")
+    return str(style.to_latex(hrules=True, column_format="l" + "r" * (len(head) - 1))).splitlines()
+
+
+def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Format records as CSV, what one lacks as an empty field, and no text as a formula of a spreadsheet.
+
+    Example:
+        >>> print(as_csv([{"method": "=A1", "seeds": 2}, {"method": "FedAvg"}]), end="")
+        method,seeds
+        '=A1,2
+        FedAvg,
+    """
+    from pandas import DataFrame
+
+    columns = dict.fromkeys(name for record in records for name in record)
+    lines = [[as_field(record.get(name)) for name in columns] for record in records]
+    frame = DataFrame(
+        lines, columns=[as_field(name) for name in columns], dtype=object
+    )  # else numbers beside gaps get a .0
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def markdown_text(text: str) -> str:

@@ -1,15 +1,13 @@
 """What was tried and chosen on validation, as a table, as CSV and in words."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from fedamm_pl.results.comparison import settings_of
 from fedamm_pl.results.tables import Cells, averaged, plain
 from fedamm_pl.results.tuning import METRIC, Choice, Tuning, chosen, options_text
-from fedamm_pl.terminal import as_csv
 
 CHOSEN = (
     "Options chosen on validation: the highest mean of val/acc, over {settings}{seeds}, and over the last {last} evaluations of each "
@@ -63,15 +61,12 @@ def tuning_notes(tuning: Tuning) -> Iterator[str]:
                 yield f"Could not be chosen: {name} ({'; '.join(candidate.faults)})."
 
 
-def tuning_csv(tuning: Tuning) -> str:
-    """Format the runs that tried candidates as CSV, a row for each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    settings = list(tuning.trials[0].run.setting)
-    writer.writerow(map(as_csv, ["method", *settings, "options", "seed", METRIC, "state", "chosen"]))
+def tuning_records(tuning: Tuning) -> list[dict[str, Any]]:
+    """Return a record for each run that tried a candidate."""
+    found = []
     for trial in tuning.trials:
         accuracy, fault = trial.result
-        start = [trial.method, *trial.run.setting.values(), json.dumps(trial.options), trial.run.seed]
-        figure = accuracy if math.isfinite(accuracy) else ""
-        writer.writerow(map(as_csv, [*start, figure, fault or "finished", tuning.has_chosen(trial)]))
-    return text.getvalue()
+        record = {"method": trial.method, **trial.run.setting, "options": json.dumps(trial.options)}
+        record |= {"seed": trial.run.seed, METRIC: accuracy if math.isfinite(accuracy) else None}
+        found.append(record | {"state": fault or "finished", "chosen": tuning.has_chosen(trial)})
+    return found

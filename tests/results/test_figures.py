@@ -19,6 +19,7 @@ from fedamm_pl.results.figures import (
     weight_curves,
     weight_mapping,
 )
+from fedamm_pl.results.statistics import t_interval
 from tests.results.drawn import LOSSES, across_runs, cells, check_layout, grey, labels, legend, lines, numbers, shown
 
 GROUPS = {"many": [2], "medium": [0], "few": [1]}
@@ -43,7 +44,7 @@ def test_curves_are_the_mean_of_the_nets_and_their_range() -> None:
     assert "nats" in axes.get_xlabel()
 
 
-def test_comparison_shows_seeds_mean_and_deviation() -> None:
+def test_comparison_shows_seeds_mean_and_interval() -> None:
     panels = {"a": {"all": {"FedAvg": [60.0, 62.0, 67.0], "FedAMM": [50.0]}}, "b": {"few": {"FedAMM": [10.0, 14.0]}}}
     figure = comparison(panels)
     first, empty, also_empty, last = figure.axes
@@ -51,8 +52,8 @@ def test_comparison_shows_seeds_mean_and_deviation() -> None:
     assert [60.0, 62.0, 67.0] in drawn
     assert [63.0] in drawn
     assert [50.0] in drawn
-    (bar,) = [c for c in first.collections if isinstance(c, LineCollection)]  # none for the method with one seed
-    np.testing.assert_allclose(bar.get_segments()[0][:, 0], [63 - 13**0.5, 63 + 13**0.5])
+    (bar,) = [line.get_xdata() for line in first.get_lines() if line.get_marker() == "|"]  # none for one seed
+    np.testing.assert_allclose(bar, t_interval([60.0, 62.0, 67.0]))
     assert not empty.get_lines()
     assert not also_empty.get_lines()
     assert last.get_lines()

@@ -7,7 +7,7 @@ import yaml
 
 from fedamm_pl.results.report import report
 from fedamm_pl.results.runs import load
-from tests.results.handmade import a_run
+from tests.results.handmade import a_rich_run, a_run
 from tests.results.pages import change, page, summary
 
 
@@ -20,7 +20,7 @@ def test_the_headline_is_that_of_the_summary(fedamm_run: Path) -> None:
         ["... in round", *(str(int(found["best"][name]["round"])) for name in names)],
         ["mean of last 3", *(f"{100 * found['mean_last_10'][name]:.2f}" for name in names)],
     ]
-    assert "chosen on the test set: an optimistic figure" in report([load(fedamm_run)])
+    assert "chosen on the test set and is therefore optimistic" in report([load(fedamm_run)])
 
 
 def test_each_class_has_a_line(fedamm_run: Path) -> None:
@@ -30,9 +30,29 @@ def test_each_class_has_a_line(fedamm_run: Path) -> None:
     assert [line[1] for line in lines[1:]] == ["55", "34", "21", "13", "8", "5"]
     assert [line[2] for line in lines[1:]] == ["many", "many", "medium", "medium", "few", "few"]
     for label, line in enumerate(lines[1:]):
-        column = run.metrics[f"test/acc_class_{label}"]
+        column = run.metrics[f"test/acc_class_{label}"].tolist()
         assert line[0] == str(label)
         assert line[3:] == [f"{100 * column[0]:.2f}", f"{100 * column[-1]:.2f}"]
+
+
+def test_each_client_has_a_line(tmp_path: Path) -> None:
+    folder = a_rich_run(tmp_path / "run")  # both clients have 8, 4 and 2 examples of a, b and c
+    assert page(folder).tables[2] == [
+        ["client", "training examples", "classes", "largest class", "its share, %"],
+        ["north", "14", "3", "a", "57.14"],
+        ["south", "14", "3", "a", "57.14"],
+    ]
+    change(folder, "diagnostics.json", client_class_counts=[[0, 3, 1], [0, 0, 0]], client_accuracies=[0.5, None])
+    assert page(folder).tables[2][0][-1] == "accuracy on its own examples, %"
+    assert page(folder).tables[2][1:] == [["north", "4", "2", "b", "75.00", "50.00"], ["south", "0", "0", "", "", ""]]
+
+
+def test_clients_beyond_a_thousand_are_counted(tmp_path: Path) -> None:
+    folder = a_rich_run(tmp_path / "run")
+    change(folder, "diagnostics.json", client_class_counts=[[1, 0, 0]] * 1_200, client_names=None)
+    found = page(folder)
+    assert len(found.tables[2]) == 1_001
+    assert "the first 1,000 of 1,200 clients" in found.texts["summary"]
 
 
 def test_title_and_facts(fedamm_run: Path) -> None:
@@ -95,7 +115,7 @@ def test_an_unfinished_run_is_reported_as_such(copied: Callable[..., Path]) -> N
     (folder / "metrics.csv").write_text("".join(lines[:3]))
     found = page(folder)
     assert "This run is unfinished: what follows is its state after 2 of 5 rounds." in found.texts["p"]
-    assert found.tables[0][1][1] == f"{100 * load(folder).metrics['test/acc'][-1]:.2f}"
+    assert found.tables[0][1][1] == f"{100 * load(folder).metrics['test/acc'].iloc[-1]:.2f}"
     assert [line[:4] for line in found.tables[1][1:]] == [line[:4] for line in whole.tables[1][1:]]
     assert found.facts["Bytes"] == whole.facts["Bytes"]
     assert "s a round: clients" in found.facts["Time"]
@@ -108,7 +128,7 @@ def test_a_run_that_is_hardly_begun_is_reported(copied: Callable[..., Path]) -> 
     assert page(folder).tables[0][0] == ["test accuracy, %", "all", "many", "medium", "few"]
     (folder / "metrics.csv").write_text("\n")
     assert "No round has been evaluated yet." in page(folder).texts["p"]
-    assert page(folder, copied("FedAvg", "other")).tables[1][1] == ["run", "", "0, unfinished", *[""] * 5, str(folder)]
+    assert page(folder, copied("FedAvg", "other")).tables[1][1] == ["run", "", "0, unfinished", *[""] * 5, folder.name]
 
 
 def test_wall_time_and_the_time_of_clients_are_told_apart(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_several_runs_have_a_table_by_method_and_one_by_run(six: list[Path]) -> 
     assert [line[:2] for line in by_method[2:5]] == [[name, "2"] for name in names]
     final = 100 * summary(six[4])["final"]["test/acc"]
     assert by_method[4][2] == f"{final + 0.05:.1f} ± 0.1"
+    assert by_run[0][-1] == f"folder in {six[0].parent}"
     assert [line[0] for line in by_run[1:]] == labels(load_all(six))
     assert [line[1] for line in by_run[1:]] == ["0", "1"] * 3
     for folder, line in zip(six, by_run[1:], strict=True):
@@ -46,7 +47,7 @@ def test_several_runs_have_a_table_by_method_and_one_by_run(six: list[Path]) -> 
             f"{100 * content['mean_last_10']['test/acc']:.2f}",
         ]
         assert line[6] == f"{(content['bytes_per_round']['received'] + content['bytes_per_round']['sent']) / 1e6:.2f}"
-        assert line[8] == str(folder)
+        assert line[8] == folder.name
 
 
 def test_the_leader_beyond_the_spread_is_bold(six: list[Path]) -> None:
@@ -59,6 +60,33 @@ def test_the_leader_beyond_the_spread_is_bold(six: list[Path]) -> None:
         change(folder, "summary.json", seed=2)
     assert "99.9 ± 0.0" not in Page(report(load_all(six))).texts.get("strong", [])  # two seeds say little
     assert Page(report(load_all([*six, *more]))).texts["strong"].count("99.9 ± 0.0") == 1
+
+
+def test_methods_on_other_data_are_not_compared(tmp_path: Path) -> None:
+    """Their means are 50 and 70, seed by seed; but one is of other data."""
+    for alpha, method, accuracy in ((1, "FedAvg", 0.5), (2, "FedAMM", 0.7)):
+        found = {"test/loss": 1.0, "test/acc": accuracy}
+        best = {name: {"value": value, "round": 3} for name, value in found.items()}
+        for seed in range(3):
+            folder = tmp_path / f"{method}_{seed}"
+            a_run(folder, method=method, seed=seed, final=found, mean_last_10=found, best=best)
+            (folder / "config.yaml").write_text(f"seed: {seed}\ndata:\n  dirichlet_alpha: {alpha}\n")
+    found = page(tmp_path)
+    assert [line[0] for line in found.tables[0][1:5]] == [
+        "final",
+        "dirichlet_alpha 2",
+        "FedAMM, dirichlet_alpha 2 †",
+        "dirichlet_alpha 1",
+    ]
+    assert not [text for text in found.texts["strong"] if "±" in text]
+
+
+def test_the_folder_of_runs_is_said_once_where_they_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = a_run(tmp_path / "a" / "0"), a_run(tmp_path / "b" / "1", seed=1)
+    assert [line[-1] for line in page(first, second).tables[1]] == [f"folder in {tmp_path}", "a/0", "b/1"]
+    monkeypatch.chdir(tmp_path)
+    shown = [line[-1] for line in page(Path("a/0"), second).tables[1]]
+    assert shown == ["folder", "a/0", str(second)]
 
 
 def test_each_of_few_runs_has_its_figures(fedamm_run: Path, fedavg_run: Path) -> None:

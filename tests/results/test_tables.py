@@ -85,6 +85,16 @@ def test_table_holds_means_and_spreads_and_marks_leader_and_meta_set() -> None:
     assert second[2:8] == [("70.0 ± 0.0", True)] * 6
 
 
+def test_nothing_is_bold_where_methods_do_not_share_three_seeds_or_have_one_twice() -> None:
+    def bold(*seeds: tuple[int, ...]) -> list[bool]:
+        rows = [a_row(f"{index}", seed, 60 + 10 * index) for index, mine in enumerate(seeds) for seed in mine]
+        return [line[2][1] for line in table(rows)[1:]]
+
+    assert bold((0, 1, 2, 3), (0, 1, 2)) == [False, True]
+    assert bold((0, 1, 2), (1, 2, 3)) == [False, False]
+    assert bold((0, 1, 2), (0, 1, 2, 2)) == [False, False]
+
+
 def test_table_of_single_seeds_has_no_spread_and_no_leader() -> None:
     cells = table([a_row("FedAvg", 0, 60), a_row("FedAMM", 0, 70)])
     assert [line[2] for line in cells[1:]] == [("60.0", False), ("70.0", False)]
