@@ -32,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a page, without comments and without variables that are set for it."""
+    """A command of a page, without comments, without variables that are set for it, and without the file that it writes to."""
 
     place: str
     words: tuple[str, ...]
@@ -87,6 +87,7 @@ def _command(place: str, text: str) -> Command | None:
         return None
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
+    words = words[: words.index(">")] if ">" in words else words
     return Command(place, tuple(words)) if words else None
 
 

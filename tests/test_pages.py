@@ -36,6 +36,7 @@ NOT_RUN = {
     "flower-supernode": "starts a client of Flower; its --node-config is checked",
     "flwr": "needs a server of Flower; its --run-config is checked",
     "for": "a loop over `flwr supernode register`",
+    "mkdir": "makes a folder in the home",
     "mkdocs": "a server",
     "mypy": "takes a minute",
     "pip": "installs; the files and the extras that it names are checked",
@@ -82,6 +83,7 @@ def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("fedamm_pl.cli.run.deferred_log", stop)
     monkeypatch.setattr("fedamm_pl.cli.report.load_all", stop)
+    monkeypatch.setattr("fedamm_pl.cli.completion.script", stop)
     monkeypatch.setattr("fedamm_pl.cli.methods.measure_all", stop)
     monkeypatch.setattr(compare_module, "check_before", stop)
     monkeypatch.setattr(compare_module, "plan", of_one_setting(compare_module.plan))

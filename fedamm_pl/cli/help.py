@@ -101,7 +101,8 @@ def program_help() -> str:
     usage += "       fedamm [run] --data NAME --method NAME [--OPTION VALUE ...]\n"
     usage += "       fedamm compare --help    methods x seeds x settings in one table\n"
     usage += "       fedamm report --help     runs as one HTML page\n"
-    usage += "       fedamm methods           what each method needs, reveals and costs"
+    usage += "       fedamm methods           what each method needs, reveals and costs\n"
+    usage += "       fedamm completion bash   a script that completes its command line"
     return page(usage, DESCRIPTION, *lines)
 
 

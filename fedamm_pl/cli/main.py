@@ -1,4 +1,4 @@
-"""The program ``fedamm``: ``run``, which need not be said, ``compare``, ``report`` and ``methods``."""
+"""The program ``fedamm``: ``run``, which need not be said, ``compare``, ``report``, ``methods`` and ``completion``."""
 
 import sys
 from collections.abc import Sequence
@@ -30,6 +30,10 @@ def dispatch(words: list[str]) -> None:
         from fedamm_pl.cli.methods import methods
 
         methods(words[1:])
+    elif words[:1] == ["completion"]:
+        from fedamm_pl.cli.completion import completion
+
+        completion(words[1:])
     else:
         run(words[1:] if words[:1] == ["run"] else words)
 
