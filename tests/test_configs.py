@@ -19,7 +19,7 @@ from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
 from fedamm_pl.results.tuning import plan_trials
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-ALONE = ["fedamm_digits", "quickstart"]
+ALONE = ["cifar10_small", "fedamm_digits", "quickstart"]
 DATA = ["cifar10", "cifar100", "fashion_mnist"]
 METHODS = sorted(path.stem for path in CONFIGS.glob("method/*.yaml"))
 
@@ -151,6 +151,15 @@ def test_the_quickstart_needs_no_download() -> None:
     assert config.algorithm.class_path == "fedamm_pl.FedAMM"
     assert config.data.init_args.dataset == "fashion_mnist_mini"
     assert config.data.init_args.shot_rule == "share"
+
+
+def test_the_small_configuration_of_cifar10_has_the_data_of_the_large_one_and_less_work() -> None:
+    small, large = parse("--config", "cifar10_small"), parse("--data", "cifar10", "--method", "fedamm")
+    assert small.data == large.data
+    assert (small.algorithm.class_path, small.algorithm.init_args.model) == ("fedamm_pl.FedAMM", "small_cnn")
+    assert small.federation.client_fraction == large.federation.client_fraction
+    rounds = [config.federation.num_rounds * config.federation.local_epochs for config in (small, large)]
+    assert rounds[0] < 0.3 * rounds[1]
 
 
 def test_the_table_needs_no_download_and_fits_its_options(tmp_path: Path) -> None:
