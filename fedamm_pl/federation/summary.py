@@ -134,7 +134,7 @@ def stalled(history: Sequence[Mapping[str, float]], patience: int | None) -> str
     since = sum(row["round"] > best["round"] for row in history)
     if since < patience:
         return None
-    return f"{STALLED} above the {best['val/acc']:.4f} of round {best['round']:.0f} for {since} evaluations (early_stopping {patience})"
+    return f"{STALLED} above the {best['val/acc']:.2%} of round {best['round']:.0f} for {since} evaluations (early_stopping {patience})"
 
 
 def num_averaged(history: Sequence[Mapping[str, float]]) -> int:
@@ -159,7 +159,7 @@ def divergence(history: Sequence[Mapping[str, float]], chance: float, error: flo
     if not math.isfinite(loss):
         return f"the test loss is {loss}"
     if best > chance + max(0.1 * (1 - chance), 5 * error) and accuracy <= chance + 0.01 * (1 - chance):
-        return f"the test accuracy is {accuracy:.3f}, that of a constant guess, after {best:.3f} before"
+        return f"the test accuracy is {accuracy:.1%}, that of a constant guess, after {best:.1%} before"
     return None
 
 

@@ -431,10 +431,10 @@ def test_tensorboard_shows_the_metrics_by_round(finished: Path) -> None:
     log = events(finished)
     assert steps(log, "test/acc") == [0, 2, 4, 5]
     assert steps(log, "client/loss") == [1, 2, 3, 4, 5]
-    for column, tag in {"test/acc": "test/acc", "test/acc_few": "test_shots/few", "test/loss": "test/loss"}.items():
+    for column, tag in {"test/acc": "test/acc", "test/acc_few": "test/acc_few", "test/loss": "test/loss"}.items():
         logged = [event.value for event in log.Scalars(tag)]
         assert logged == pytest.approx([float(row[column]) for row in rows(finished)], rel=1e-6)
-    assert [event.value for event in log.Scalars("test_per_class/acc_0")] == pytest.approx(
+    assert [event.value for event in log.Scalars("test/acc_class_0")] == pytest.approx(
         [float(row["test/acc_class_0"]) for row in rows(finished)], rel=1e-6
     )
 

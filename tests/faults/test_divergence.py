@@ -59,7 +59,7 @@ def test_an_accuracy_that_falls_back_to_chance_is_divergence(accuracies: list[fl
     assert (reason is not None) == diverged
     if reason:
         best = max(accuracies)
-        expected = f"the test accuracy is {accuracies[-1]:.3f}, that of a constant guess, after {best:.3f} before"
+        expected = f"the test accuracy is {accuracies[-1]:.1%}, that of a constant guess, after {best:.1%} before"
         assert reason == expected
 
 
@@ -151,7 +151,7 @@ def test_an_accuracy_that_falls_back_to_chance_is_said_once_also_across_resumes(
     accuracies = column(tmp_path, "test/acc")
     assert accuracies[2] > 0.5
     assert accuracies[3:] == [pytest.approx(1 / 6)] * 3
-    reason = f"the test accuracy is 0.167, that of a constant guess, after {max(accuracies):.3f} before"
+    reason = f"the test accuracy is 16.7%, that of a constant guess, after {max(accuracies):.1%} before"
     assert said(caplog) == [f"round 3: {SAID}{reason}"]
     assert recorded(tmp_path) == {"round": 3, "reason": reason}
 

@@ -52,7 +52,7 @@ def test_short_names_are_in_order_and_of_what_is_there() -> None:
         ([row(0, 0.25), row(1, 0.9)], None),
         ([row(1, 0.9, math.nan)], "the test loss is nan"),
         ([row(1, 0.9, math.inf)], "the test loss is inf"),
-        ([row(1, 0.9), row(2, 0.25)], "the test accuracy is 0.250, that of a constant guess, after 0.900 before"),
+        ([row(1, 0.9), row(2, 0.25)], "the test accuracy is 25.0%, that of a constant guess, after 90.0% before"),
         ([row(1, 0.9), row(2, 0.3)], None),
         ([row(0, 0.25), row(1, 0.25)], None),  # it has learned nothing yet
         ([row(1, 0.3), row(2, 0.25)], None),

@@ -80,7 +80,7 @@ def test_patience_by_hand(patience: int | None, rounds: int | None) -> None:
     ends = [len(part) for part in (HISTORY[:n] for n in range(1, 6)) if stalled(part, patience)]
     assert (HISTORY[ends[0] - 1]["round"] if ends else None) == rounds
     if rounds == 20:
-        reason = "val/acc has not risen above the 0.6000 of round 10 for 2 evaluations (early_stopping 2)"
+        reason = "val/acc has not risen above the 60.00% of round 10 for 2 evaluations (early_stopping 2)"
         assert stalled(HISTORY, patience) == reason
 
 

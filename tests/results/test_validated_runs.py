@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,8 @@ def test_loggers_get_all_of_it(validated: Path) -> None:
     log = EventAccumulator(str(validated))
     log.Reload()
     tags = set(log.Tags()["scalars"])
-    assert {"val/acc", "val/loss", "val_shots/many", "val_per_class/acc_3", "test_shots/many"} <= tags
+    assert {"val/acc", "val/loss", "val/acc_many", "val/acc_class_3", "test/acc_many"} <= tags
     assert {"local/acc_mean", "local/acc_std", "local/acc_worst_tenth"} <= tags
-    assert not any(tag.startswith("val/acc_") for tag in tags)
     layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"val/acc$" in layout
     assert b"local/acc_worst_tenth" in layout
@@ -73,11 +73,10 @@ def test_the_terminal_shows_it(command: Command, tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr().out
     assert "beside the test set: 24 validation examples, " in shown
     assert " examples held out by 4 clients for local tests\n" in shown
-    assert "  val 0." in shown
-    assert "  worst 10% 0." in shown
+    assert re.search(r"  val \d+\.\d%  .*  worst 10% \d+\.\d%", shown)
     assert "best (on validation)" in shown
     assert "ended after round " in shown
-    assert ": val/acc has not risen above the 0." in shown
+    assert ": val/acc has not risen above the " in shown
     main(command("FedAvg", tmp_path / "none", *SETS, "--dry_run"))
     shown = capsys.readouterr().out
     assert "an evaluation of up to 120 test examples (beside the test set: 24 validation examples, " in shown

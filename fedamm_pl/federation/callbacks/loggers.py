@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SHOWN_LOSSES = (0.0, 1.0, 5.0, 10.0)
 """Losses at which the weight net is logged as scalars."""
 CHARTS = {
-    "Accuracy": {"all, many, medium, few": ["Multiline", ["test/acc$", "test_shots/.*"]]},
+    "Accuracy": {"all, many, medium, few": ["Multiline", ["test/acc$", "test/acc_(?!class_).*"]]},
     "Validation": {"test and validation": ["Multiline", ["test/acc$", "val/acc$"]]},
     "Clients": {"mean and worst tenth of the clients": ["Multiline", ["local/acc_mean", "local/acc_worst_tenth"]]},
     "Loss": {"clients and test": ["Multiline", ["client/loss$", "test/loss", "val/loss"]]},
@@ -159,23 +159,14 @@ def _named(logger: Logger, attribute: str) -> Path | None:
 
 
 def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
-    """Return what a logger gets of a round. A heading before each slash: TensorBoard folds by it.
+    """Return what a logger gets of a round.
 
     Returns:
-        The metrics, those of groups and classes under ``test_shots`` and ``test_per_class`` (of the validation set under
-        ``val_shots`` and ``val_per_class``); ``bytes/total``, tensor bytes
-        up to this round; ``seconds/...`` (wall time), ``client_seconds/...`` (added up over the clients); ``failures/...``;
-        for a weight net ``weight_net/at_loss_<l>`` and the mean relative weight of each group's classes.
+        The metrics, by their names in metrics.csv; ``bytes/total``, tensor bytes up to this round; ``seconds/...`` (wall time),
+        ``client_seconds/...`` (added up over the clients); ``failures/...``; for a weight net ``weight_net/at_loss_<l>`` and the
+        mean relative weight of each group's classes.
     """
-    headings = {
-        f"{part}/acc_{start}": f"{part}_{heading}"
-        for part in ("test", "val")
-        for start, heading in (("class_", "per_class/acc_"), ("", "shots/"))
-    }
-    scalars: dict[str, float] = {}
-    for name, value in record.metrics.items():
-        prefix = next((prefix for prefix in headings if name.startswith(prefix)), "")
-        scalars[headings.get(prefix, "") + name.removeprefix(prefix)] = value
+    scalars = dict(record.metrics)
     if record.round_num:
         refused = sum(failure.stage == "update" for failure in record.failures)
         scalars["failures/failed_clients"] = len(record.failures) - refused

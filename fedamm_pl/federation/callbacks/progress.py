@@ -50,8 +50,8 @@ class Progress(FederationCallback):
         if self._bar.disable and record.evaluated:
             done, left = record.round_num - self._first, run.config.num_rounds - record.round_num
             parts = [f"round {record.round_num}/{run.config.num_rounds}"]
-            parts += [f"{name} {self._latest[metric]:.3f}" for metric, name in short_names(self._latest).items()]
-            parts += [f"{name} {self._latest[metric]:.3f}" for metric, name in beside(self._latest).items()]
+            shown = short_names(self._latest) | beside(self._latest)
+            parts += [f"{name} {self._latest[metric]:.1%}" for metric, name in shown.items()]
             if "client/loss" in self._latest:
                 parts.append(f"client_loss {self._latest['client/loss']:.3f}")
             parts += self._throughput() + self._failures(run)

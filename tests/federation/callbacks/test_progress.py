@@ -22,9 +22,9 @@ def test_a_file_gets_a_line_for_each_evaluation(capsys: pytest.CaptureFixture[st
     assert errors == ""
     lines = out.splitlines()
     assert [line.partition("  ")[0] for line in lines] == ["round 0/3", "round 2/3", "round 3/3"]
-    number = r"\d\.\d{3}"
-    assert re.fullmatch(rf"round 0/3  all {number}  many {number}  medium {number}  few {number}", lines[0])
-    assert re.search(rf"  client_loss {number}  [\d,]+ examples/s  \d+ s left$", lines[1])
+    share = r"\d+\.\d%"
+    assert re.fullmatch(rf"round 0/3  all {share}  many {share}  medium {share}  few {share}", lines[0])
+    assert re.search(r"  client_loss \d\.\d{3}  [\d,]+ examples/s  \d+ s left$", lines[1])
     assert not lines[2].endswith("left")
 
 
