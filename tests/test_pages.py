@@ -31,6 +31,7 @@ from tests.pages import PAGES, ROOT, Command, all_blocks, blocks, commands, inli
 
 NOT_RUN = {
     ".ci/run": "installs the package and runs all tests",
+    "docker": "is not installed where the tests run; the Dockerfile has tests of its own",
     "export": "sets a variable of the shell",
     "flower-superlink": "starts a server of Flower",
     "flower-supernode": "starts a client of Flower; its --node-config is checked",
