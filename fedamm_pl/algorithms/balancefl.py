@@ -144,9 +144,9 @@ class BalanceFL(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         return Privileges(
-            work="client: a forward pass of the received model each step, a pass over its examples a round"
+            work="client: a forward pass of the received model per step, a pass over its examples per round"
         )
 
     def survey(self, session: ClientSession) -> State:

@@ -91,9 +91,9 @@ class CCVR(PostHocModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beside FedAvg."""
+        """What the method takes beyond FedAvg."""
         return Privileges(
-            revealed="by class: counts, sums of features and of their products",
+            revealed="per class: counts, sums of features and of their products",
             work="to calibrate: all clients pass over their examples, the server trains the last layer",
         )
 

@@ -110,12 +110,12 @@ class ClassPriorModule(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         if self.hparams["counts"] == "global":
             return Privileges(server="the class counts of all clients together")
         if self.hparams["counts"] == "estimated":
             return Privileges(
-                client_state="that it has taken part",
+                client_state="whether it has taken part",
                 server_state="estimated class counts, who has taken part",
                 work="server: infers class counts from each client's first update",
             )

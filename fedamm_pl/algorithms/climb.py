@@ -80,10 +80,10 @@ class Climb(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         return Privileges(
             revealed="the loss of the received model on its examples",
-            server_state="a number for each client",
+            server_state="one number per client",
             work="client: a pass over its examples",
         )
 

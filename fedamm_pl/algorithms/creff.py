@@ -96,12 +96,12 @@ class CReFF(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         steps = (
-            f"{self.hparams['match_steps']} and {self.hparams['retrain_steps']} steps on artificial features a round"
+            f"{self.hparams['match_steps']} and {self.hparams['retrain_steps']} steps on artificial features per round"
         )
         return Privileges(
-            revealed="mean gradients of the classifier of each class, and which classes it holds",
+            revealed="mean classifier gradients per class, and which classes it holds",
             server_state="artificial features, a re-trained classifier",
             work=f"client: a pass over its examples; server: {steps}",
         )

@@ -102,11 +102,11 @@ class DecoupledModule(PostHocModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beside FedAvg."""
+        """What the method takes beyond FedAvg."""
         return Privileges(
             server=NOTHING if self.at_clients else "balanced labelled images",
             revealed="class counts" if self.at_clients else NOTHING,
-            server_state="a mark that the second stage is on" if self.at_clients else NOTHING,
+            server_state="a flag that the second stage has begun" if self.at_clients else NOTHING,
             work=NOTHING if self.at_clients else f"server: {self.hparams['retrain_steps']} steps before an evaluation",
         )
 

@@ -76,9 +76,9 @@ class FedDyn(FederatedModule):
     def privileges(self) -> Privileges:
         """Memories of the moves."""
         return Privileges(
-            client_state="the sum of its moves, one model",
-            server_state="the mean of these sums, one model",
-            work="client: distance from the received model at each step",
+            client_state="the sum of its updates (one model)",
+            server_state="the mean of these sums (one model)",
+            work="client: distance from the received model per step",
         )
 
     # Client

@@ -91,10 +91,11 @@ class FedGraB(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         known = self.hparams["ranks"] == "global_counts"
         return Privileges(
-            server="the class counts of all clients together" if known else NOTHING, client_state="five numbers a class"
+            server="the class counts of all clients together" if known else NOTHING,
+            client_state="five numbers per class",
         )
 
     # Client

@@ -107,12 +107,12 @@ class FEDIC(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         names = ("finetune_steps", "calibration_steps", "distill_steps")
         steps = " + ".join(str(self.hparams[name]) for name in names)
         return Privileges(
-            server="balanced labelled images; each client's model apart",
-            server_state="a calibration net of 3 C + D + 2 numbers and its Adam's moments",
+            server="balanced labelled images; each client's individual model",
+            server_state="a calibration net of 3 C + D + 2 numbers and its Adam moments",
             work=f"server: each model on {self.hparams['num_draws']} draws of its images, {steps} steps of Adam",
         )
 

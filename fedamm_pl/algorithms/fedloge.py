@@ -105,7 +105,7 @@ class FedLoGe(FederatedModule):
     @property
     def privileges(self) -> Privileges:
         """A head of each client's own."""
-        return Privileges(client_state="its own head", work="client: two more heads beside each step")
+        return Privileges(client_state="its own head", work="client: two more heads at each step")
 
     @property
     def head(self) -> nn.Linear:

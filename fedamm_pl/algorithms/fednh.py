@@ -109,7 +109,7 @@ class FedNH(FederatedModule):
     def privileges(self) -> Privileges:
         """Class counts and mean features of the clients."""
         return Privileges(
-            revealed="class counts, class means of features",
+            revealed="class counts and mean features per class",
             work="client: one more pass over its examples",
         )
 

@@ -70,7 +70,7 @@ class FedNova(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         return Privileges(revealed="the number of its local steps")
 
     def expected_payload(self, sent: State) -> State:

@@ -67,7 +67,7 @@ class FedNPC(PostHocModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beside FedAvg."""
+        """What the method takes beyond FedAvg."""
         return Privileges(work=f"server: {self.hparams['noise_steps']} steps on noise before an evaluation")
 
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:

@@ -48,8 +48,8 @@ class FedProx(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
-        return Privileges(work="client: distance from the received model at each step")
+        """What it takes beyond FedAvg."""
+        return Privileges(work="client: distance from the received model per step")
 
     def on_train_start(self) -> None:
         """Remember the global model."""

@@ -156,10 +156,10 @@ class FedReLa(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         passes = self.hparams["num_passes"]
         return Privileges(
-            client_state="new labels of its examples, from round relabel_round on",
+            client_state="new labels for its examples, from round relabel_round on",
             work=f"client: {passes} passes over its examples, once",
         )
 

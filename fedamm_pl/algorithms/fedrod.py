@@ -109,7 +109,7 @@ class FedRoD(ClassPriorModule):
         return Privileges(
             revealed=NOTHING if linear else "a trained hypernetwork",
             client_state="its own head" if linear else NOTHING,
-            work="client: its own head beside each step",
+            work="client: its own head at each step",
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:

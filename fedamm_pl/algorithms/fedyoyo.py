@@ -159,12 +159,12 @@ class FedYoYo(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         views = "two views of each image, " if self.hparams["strong_view"] else ""
         return Privileges(
             revealed="estimates of its class counts",
             server_state="estimates of the class counts",
-            work=f"client: {views}a pass over its examples a round",
+            work=f"client: {views}a pass over its examples per round",
         )
 
     # Client

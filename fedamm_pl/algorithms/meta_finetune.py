@@ -59,8 +59,10 @@ class MetaFineTune(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
-        return replace(super().privileges, work=f"server: {self.hparams['finetune_steps']} steps on its images a round")
+        """What it takes beyond FedAvg."""
+        return replace(
+            super().privileges, work=f"server: {self.hparams['finetune_steps']} steps on its images per round"
+        )
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
         """Take the average, then fine-tune."""

@@ -95,10 +95,10 @@ class Moon(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         return Privileges(
             client_state="its last model",
-            work="client: two forward passes more a step, of the global and its last model",
+            work="client: two more forward passes per step, of the global model and its last model",
         )
 
     def on_train_start(self) -> None:

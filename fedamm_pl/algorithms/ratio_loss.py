@@ -103,8 +103,8 @@ class RatioLoss(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
-        return replace(super().privileges, work="server: a pass over its images a round")
+        """What it takes beyond FedAvg."""
+        return replace(super().privileges, work="server: a pass over its images per round")
 
     def broadcast(self, state: State, server: ServerSession) -> State:
         """Send the model and its ratios."""

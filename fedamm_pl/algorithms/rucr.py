@@ -143,11 +143,11 @@ class RUCR(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         return Privileges(
             revealed="class counts and mean features",
             server_state="mean features of all classes",
-            work="client: a pass over its examples a round; late, re-trains its classifier on features",
+            work="client: a pass over its examples per round; in late rounds re-trains its classifier on features",
         )
 
     # Client

@@ -66,12 +66,12 @@ class Scaffold(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         return Privileges(
             revealed="the change of its control variate",
             client_state="a control variate, as large as the model",
             server_state="a control variate, as large as the model",
-            work="client: a correction of the gradient at each step",
+            work="client: a gradient correction per step",
         )
 
     def broadcast(self, state: State, server: ServerSession) -> State:

@@ -69,11 +69,11 @@ class TauNormalized(PostHocModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beside FedAvg."""
+        """What the method takes beyond FedAvg."""
         chosen = self.hparams["tau"] is None
         return Privileges(
             server="balanced labelled images" if chosen else NOTHING,
-            work="server: measures 21 values of tau on its images" if chosen else NOTHING,
+            work="server: tries 21 values of tau on its images" if chosen else NOTHING,
         )
 
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:

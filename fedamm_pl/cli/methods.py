@@ -29,13 +29,13 @@ WHOLE = 12
 SMALL = 0.01
 """Bytes beside the model that are a smaller part of it are shown as bytes."""
 TITLES = {
-    "server": "the server must have",
-    "revealed": "leaves a client beside the model",
-    "received": "to a client",
-    "sent": "from a client",
+    "server": "needed at the server",
+    "revealed": "revealed besides the model",
+    "received": "sent to a client",
+    "sent": "sent by a client",
     "client_state": "kept at a client",
     "server_state": "kept at the server",
-    "work": "more work",
+    "work": "extra work",
 }
 COMBINED = {"server_optimizer": "federation", "local_optimizer": "algorithm"}
 """Options that every method can be combined with -> their group."""
@@ -46,7 +46,7 @@ class MethodsConfig:
     """How the table is printed."""
 
     format: Literal["text", "markdown", "csv", "json"] = "text"
-    """text for a terminal, markdown for a page, csv and json with whole numbers of bytes for other programs."""
+    """text for a terminal, markdown for a page, csv and json with exact byte counts for other programs."""
 
 
 def methods(words: Sequence[str]) -> None:
@@ -57,10 +57,10 @@ def methods(words: Sequence[str]) -> None:
     """
     parser = Parser(
         prog="fedamm methods",
-        description="What each method needs, reveals and costs beside FedAvg, with its default options.",
+        description="What each method needs, reveals and costs beyond FedAvg, with its default options.",
         allow_abbrev=False,
     )
-    text = "Names or import paths of methods to show in full; by default a table of all."
+    text = "Names or import paths of methods to show in full; by default, a table of all methods."
     parser.add_argument("methods", metavar="METHOD", nargs="*", default=[], help=text)
     with attribute_docstrings():
         parser.add_class_arguments(MethodsConfig, instantiate=False)
@@ -119,9 +119,9 @@ def width() -> int:
 def legend(model: int) -> str:
     """Say what the numbers are."""
     return (
-        f"To and from a client: tensor bytes a round in multiples of FedAvg's ({model:,} each way: {NETWORK}, {NUM_CLASSES} classes, "
-        f"images of {IMAGE_SIZE}x{IMAGE_SIZE}); what adds less than {SMALL:.0%} stands there in bytes. A hyphen: no more than FedAvg. "
-        "Options at their defaults."
+        f"Sent to and by a client: tensor bytes per round as a multiple of FedAvg's ({model:,} in each direction: {NETWORK}, "
+        f"{NUM_CLASSES} classes, images of {IMAGE_SIZE}x{IMAGE_SIZE}); additions of less than {SMALL:.0%} are given in bytes. A hyphen means no "
+        "more than FedAvg. All options have their defaults."
     )
 
 
@@ -186,10 +186,10 @@ def as_text(lines: Sequence[Sequence[str]], most: int) -> list[str]:
 def block(kind: type, costs: Costs, model: int) -> str:
     """Return what a method takes, in full."""
     lines = dict(zip(TITLES.values(), cells(costs, model), strict=True))
-    lines[TITLES["received"]] = f"{costs.received:,} bytes a round, {costs.received / model:.2f} times the model"
-    lines[TITLES["sent"]] = f"{costs.sent:,} bytes a round, {costs.sent / model:.2f} times the model"
+    lines[TITLES["received"]] = f"{costs.received:,} bytes per round, {costs.received / model:.2f} times the model"
+    lines[TITLES["sent"]] = f"{costs.sent:,} bytes per round, {costs.sent / model:.2f} times the model"
     if costs.statistics:
-        lines[TITLES["sent"]] += f"; {costs.statistics:,} before an evaluation that calibrates"
+        lines[TITLES["sent"]] += f"; {costs.statistics:,} before an evaluation with calibration"
     size = max(map(len, lines)) + 1
     shown = (
         wrapped(NOTHING if text == "-" else text, f"  {title + ':':{size}}  ", " " * (size + 4))
@@ -212,7 +212,7 @@ def options() -> list[tuple[str, str]]:
 
 def options_as_text() -> list[str]:
     """Return them for a terminal."""
-    return ["With every method:", *(entry(given, text) for given, text in options())]
+    return ["Options of every method:", *(entry(given, text) for given, text in options())]
 
 
 def markdown(measured: Measured, model: int, options: bool) -> str:
@@ -223,7 +223,7 @@ def markdown(measured: Measured, model: int, options: bool) -> str:
 
 def options_as_markdown() -> list[str]:
     """Return the options that combine for a page."""
-    return ["", "With every method:", "", *(f"- `{given}`: {text}" for given, text in options())]
+    return ["", "Options of every method:", "", *(f"- `{given}`: {text}" for given, text in options())]
 
 
 def record(name: str, costs: Costs) -> dict[str, str | int]:

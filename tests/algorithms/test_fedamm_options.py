@@ -422,9 +422,9 @@ def test_what_it_takes_is_declared() -> None:
         )
     )
     assert plain.server == "balanced labelled images"
-    assert "its model after a virtual step on a batch of its own, each round" in plain.revealed
+    assert "its model after a virtual step on one of its batches, once per round" in plain.revealed
     assert "the class counts of all clients together" in full.server
-    assert "its last layer after a virtual step on a batch of its own, every 5 steps" in full.revealed
+    assert "its last layer after a virtual step on one of its batches, every 5 steps" in full.revealed
 
 
 def test_the_curve_of_each_family_is_shown() -> None:

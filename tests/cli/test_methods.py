@@ -72,7 +72,7 @@ def test_named_methods_are_shown_in_full(capsys: pytest.CaptureFixture[str]) -> 
     assert first.splitlines()[0] == "MetaFineTune"
     assert "balanced labelled images" in first
     assert second.splitlines()[0] == "FedProx"
-    assert f"{MODEL:,} bytes a round, 1.00 times the model" in second
+    assert f"{MODEL:,} bytes per round, 1.00 times the model" in second
 
 
 class Own(FedAvg):

@@ -62,15 +62,15 @@ class MetaExchange(KnowsClasses):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beside FedAvg."""
+        """What it takes beyond FedAvg."""
         synchronous, interval = self.asks_in_fit, self.hparams["meta_interval"]
-        often = ("each step" if interval == 1 else f"every {interval} steps") if synchronous else "each round"
+        often = ("at each step" if interval == 1 else f"every {interval} steps") if synchronous else "once per round"
         part = "its last layer" if self.exchanged_head else "its model"
         return Privileges(
             server="balanced labelled images"
             + ("; the class counts of all clients together" if self.sends_counts else ""),
-            revealed=f"{part} after a virtual step on a batch of its own, {often}; its weight net; sums by class for figures",
-            work=f"client: virtual step, weight-net gradient {often}; server: gradient on its images for each of them",
+            revealed=f"{part} after a virtual step on one of its batches, {often}; its weight net; sums per class for figures",
+            work=f"client: virtual step and weight-net gradient, {often}; server: gradient on its images for each virtual step",
         )
 
     def check(self, batch: Batch) -> None:
