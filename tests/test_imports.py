@@ -14,6 +14,7 @@ BASE = {
     "version",
     "light_torchmetrics",
     "files",
+    "kinds",
     "foreign",
     "hints",
     "stored",

@@ -1,4 +1,4 @@
-"""What the files of a run hold: their content is checked against this description once, when it is read."""
+"""The files of a run are checked once, when they are read: each field, see :mod:`fedamm_pl.federation.contents`, and all together."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,115 +6,20 @@ from itertools import pairwise
 from typing import Any
 
 from fedamm_pl.algorithms.meta.tallies import FAMILY_CURVES
+from fedamm_pl.federation.contents import (
+    ACCURACIES,
+    MAX_GROUPS,
+    MAX_ROUNDS,
+    SHARE,
+    Diagnostics,
+    Summary,
+    metric,
+)
 from fedamm_pl.federation.summary import SHOWN
-from fedamm_pl.results.kinds import (
-    MAX_TEXT,
-    FieldError,
-    Kind,
-    expected,
-    fields,
-    flag,
-    inside,
-    items,
-    mapping,
-    nullable,
-    number,
-    text,
-    whole,
-)
+from fedamm_pl.kinds import FieldError, described, expected, inside, nullable, text, whole
 
-MAX_CLASSES, MAX_CLIENTS, MAX_ROUNDS, MAX_GROUPS = 50_000, 1_000_000, 1_000_000, 100
-"""More than a run has: ImageNet-21k has 21,841 classes."""
-MAX_COLUMNS = 2 * MAX_CLASSES + 2_000  # on the test set and on the validation set
 KINDS = ("final", "best", "mean_last_10")
-
-ACCURACIES = ("test/acc", "val/acc", "local/acc")
-SHARE = number(0, 1)
-OTHER_ACCURACY, OTHER_METRIC = nullable(number(-1e6, 1e6)), nullable(number(-1e308, 1e308))
-
-
-def metric(name: str) -> Kind:
-    """Describe the value of a metric; the loss of a model that has diverged is null."""
-    return SHARE if name in SHOWN else OTHER_ACCURACY if name.startswith(ACCURACIES) else OTHER_METRIC
-
-
-def best(name: str) -> Kind:
-    """Describe the best of a metric, and its round."""
-    return fields({"value": metric(name), "round": whole(MAX_ROUNDS)})
-
-
-def all_of(kind: Kind) -> Kind:
-    """Describe a few names with values of one kind."""
-    return mapping(lambda _: kind, MAX_GROUPS)
-
-
-AMOUNT, AMOUNTS = number(0), all_of(number(0))
-COUNTS = items(whole(), MAX_CLASSES)
-MEMBERS = all_of(items(whole(), MAX_CLASSES))
-SEEN = nullable(items(nullable(number(-1e9, 1e9)), MAX_CLASSES))
-LONG = text(MAX_TEXT)
-HARDWARE: Kind = lambda value: (whole() if isinstance(value, int) else text())(value)  # noqa: E731
-CURVE = fields(
-    {"round": items(whole(MAX_ROUNDS), MAX_ROUNDS), "bytes": items(AMOUNT, MAX_ROUNDS)},
-    dict.fromkeys((*SHOWN, "val/acc"), items(SHARE, MAX_ROUNDS)),
-)
-
-SUMMARY = fields(
-    {
-        "final": mapping(metric, MAX_COLUMNS),
-        "best": mapping(best, MAX_COLUMNS),
-        "mean_last_10": mapping(metric, MAX_COLUMNS),
-        "num_rounds": whole(MAX_ROUNDS),
-        "method": text(),
-        "dataset": text(),
-        "seed": whole(),
-        "imbalance_factor": SHARE,
-        "IF": nullable(number(1)),
-        "uses_meta_set": flag,
-        "bytes_per_round": fields(
-            dict.fromkeys(("received", "sent", "received_per_client", "sent_per_client"), AMOUNT)
-        ),
-        "seconds_per_round": AMOUNTS,
-        "client_seconds_per_round": AMOUNTS,
-        "stopped": nullable(LONG),
-        "ended": nullable(LONG),
-        **dict.fromkeys(("failed_clients", "refused_updates", "failed_rounds", "resumes"), whole()),
-    },
-    {
-        "num_averaged": whole(MAX_ROUNDS),
-        "diverged": nullable(fields({"round": whole(MAX_ROUNDS), "reason": LONG})),
-        "model": text(),
-        **dict.fromkeys(
-            ("unused_images", "validation_examples", "local_test_examples", "clients_without_local_test"), whole()
-        ),
-        "num_parameters": whole(),
-        "class_counts": COUNTS,
-        "shot_groups": MEMBERS,
-        "versions": all_of(text()),
-        "hardware": all_of(HARDWARE),
-        "command": LONG,
-        "curve": CURVE,
-    },
-)
-ROUND = fields(
-    {"round": whole(MAX_ROUNDS), "bytes": AMOUNT, "seconds": AMOUNTS, "client_seconds": AMOUNTS},
-    dict.fromkeys(("weight_curve", *FAMILY_CURVES, "weight_per_class", "loss_histogram"), SEEN),
-)
-DIAGNOSTICS = fields(
-    {
-        "class_names": items(text(), MAX_CLASSES),
-        "class_counts": COUNTS,
-        "shot_groups": MEMBERS,
-        "rounds": items(ROUND, MAX_ROUNDS),
-    },
-    {
-        "client_class_counts": nullable(items(COUNTS, MAX_CLIENTS)),
-        "client_names": nullable(items(text(), MAX_CLIENTS)),
-        "confusion": nullable(items(COUNTS, MAX_CLASSES)),
-        "client_accuracies": items(nullable(SHARE), MAX_CLIENTS),
-        "losses": nullable(items(number(0, 1e9), MAX_CLASSES)),
-    },
-)
+SUMMARY, DIAGNOSTICS = described(Summary), described(Diagnostics)
 
 
 def check_summary(content: Any) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from fedamm_pl.federation.contents import MAX_COLUMNS
 from fedamm_pl.federation.fingerprint import flatten
 from fedamm_pl.files import NO_FOLLOW
-from fedamm_pl.results.content import MAX_COLUMNS, check_diagnostics, check_history, check_options, check_summary
-from fedamm_pl.results.kinds import parse_json
+from fedamm_pl.kinds import parse_json
+from fedamm_pl.results.content import check_diagnostics, check_history, check_options, check_summary
 
 METRICS = "metrics.csv"
 MAX_BYTES = {METRICS: 64_000_000, "config.yaml": 200_000, "summary.json": 32_000_000, "diagnostics.json": 64_000_000}

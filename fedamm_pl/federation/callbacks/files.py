@@ -14,10 +14,10 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
-from fedamm_pl.data.datamodule import FederatedDataModule
 from fedamm_pl.federation.callbacks.base import FederationCallback, RoundRecord
 from fedamm_pl.federation.callbacks.clients_file import ClientsCSV
 from fedamm_pl.federation.checkpoint import load_checkpoint, save_checkpoint, saved_rounds
+from fedamm_pl.federation.contents import Diagnostics, Summary
 from fedamm_pl.federation.fingerprint import versions
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.summary import best_is, curve, num_averaged, summarize, validated
@@ -199,20 +199,15 @@ class FinalFiles(FederationCallback):
         module.load_shared_state(module.deployed(final))
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """Return the content of summary.json.
-
-    ``bytes_per_round`` are tensor bytes, means over rounds (all clients together) and over a client's rounds;
-    ``seconds_per_round`` are means of the wall time, ``client_seconds_per_round`` of what the clients needed, added up over
-    them, which is more where several train at once; both without round 0. ``failed_clients``, ``refused_updates``,
-    ``failed_rounds`` and ``resumes`` are counts over the whole run; ``diverged`` says when the global model was first seen
-    to have diverged, ``stopped`` why the run ended before its time, ``ended`` why a callback ended it well; null where none did.
-    ``curve`` are the evaluated rounds, see :func:`~fedamm_pl.federation.summary.curve`.
-    """
+def summary(run: Run) -> Summary:
+    """Return the content of summary.json."""
     state, data, info = run.state, run.data, run.data.info
     rounds, fits = max(state.round_num, 1), max(state.clients_total, 1)
-    return {
-        **summarize(state.history),
+    results = summarize(state.history)
+    content: Summary = {
+        "final": results["final"],
+        "best": results["best"],
+        "mean_last_10": results["mean_last_10"],
         "num_averaged": num_averaged(state.history),
         "best_is": best_is(state.history[-1]),
         "method": type(run.module).__name__,
@@ -220,7 +215,10 @@ def summary(run: Run) -> dict[str, Any]:
         "model": run.options["algorithm.model"],
         "num_parameters": sum(parameter.numel() for parameter in run.module.model.parameters()),
         "num_rounds": state.round_num,
-        **state.counts,
+        "failed_clients": state.counts["failed_clients"],
+        "refused_updates": state.counts["refused_updates"],
+        "failed_rounds": state.counts["failed_rounds"],
+        "resumes": state.counts["resumes"],
         "diverged": state.diverged,
         "stopped": state.stopped,
         "ended": state.ended,
@@ -228,7 +226,6 @@ def summary(run: Run) -> dict[str, Any]:
         "dataset": data.dataset_name,
         "class_counts": info["class_counts"],
         "unused_images": data.unused_images,
-        **_held_out(data),
         "shot_rule": info["shot_rule"],
         "shot_groups": info["shot_groups"],
         "imbalance_factor": data.imbalance_factor,
@@ -250,24 +247,17 @@ def summary(run: Run) -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "curve": curve(state.history, state.diagnostics),
     }
+    if data.has_validation:
+        content["validation_examples"] = len(data.validation[2])
+    if held := [len(mine) for mine in data.local_test]:
+        content["local_test_examples"], content["clients_without_local_test"] = sum(held), held.count(0)
+    return content
 
 
-def _held_out(data: FederatedDataModule) -> dict[str, int]:
-    """Return how many examples are for validation, and for tests at how many of the clients; nothing where there are none."""
-    held = [len(mine) for mine in data.local_test]
-    local = {"local_test_examples": sum(held), "clients_without_local_test": held.count(0)} if held else {}
-    return ({"validation_examples": len(data.validation[2])} if data.has_validation else {}) | local
-
-
-def diagnostics(run: Run) -> dict[str, Any]:
-    """Return the content of diagnostics.json: the data, the last confusion matrix, and what was seen round by round.
-
-    ``client_class_counts`` are images (client, class); ``losses`` the grid of the weight net's curves and of the histograms;
-    ``client_accuracies`` the accuracies on what each client has held out, null where that is nothing.
-    """
+def diagnostics(run: Run) -> Diagnostics:
+    """Return the content of diagnostics.json."""
     state, info, held = run.state, run.data.info, run.data.client_class_counts.tolist()
-    at_clients = {"client_accuracies": state.client_accuracies["latest"]} if state.client_accuracies else {}
-    return {
+    content: Diagnostics = {
         "class_names": info["class_names"],
         "class_counts": info["class_counts"],
         "shot_groups": info["shot_groups"],
@@ -275,9 +265,11 @@ def diagnostics(run: Run) -> dict[str, Any]:
         "client_names": run.data.client_names if held else [],
         "losses": list(LOSS_GRID),
         "confusion": state.confusion,
-        **at_clients,
         "rounds": state.diagnostics,
     }
+    if state.client_accuracies:
+        content["client_accuracies"] = [*state.client_accuracies["latest"]]
+    return content
 
 
 def _json(content: Any, indent: int | None = 2) -> str:

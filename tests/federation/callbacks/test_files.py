@@ -1,6 +1,7 @@
 """The files of a run directory."""
 
 import csv
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fedamm_pl import FedAMM, FedAvg
 from fedamm_pl.algorithms.fedamm import LOSS_GRID
 from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.callbacks.files import diagnostics, summary
+from fedamm_pl.federation.contents import Diagnostics, Summary
 from fedamm_pl.federation.run import Run
 from tests.federation.executors.methods import HalfReadable
 from tests.federation.small import Recorder, assert_equal, federation
@@ -43,6 +45,23 @@ def test_a_run_leaves_these_files(finished: Path) -> None:
 
 
 # metrics.csv
+
+
+@pytest.mark.parametrize(("name", "described"), [("summary", Summary), ("diagnostics", Diagnostics)])
+def test_all_fields_of_a_file_are_described(name: str, described: Any, finished: Path) -> None:
+    found = read(finished / f"{name}.json").keys()
+    assert described.__required_keys__ <= found <= described.__annotations__.keys()
+    source = inspect.getsource(described)
+    assert source.count('"""') == 2 * (
+        1 + len(described.__annotations__)
+    )  # each has its sentence, which the reference shows
+
+
+def test_what_only_some_runs_have_is_described_too(tmp_path: Path) -> None:
+    data = tiny_data(num_val_per_class=1, local_test_fraction=0.3)
+    federation(FedAMM, data, num_rounds=1, output_dir=tmp_path).run()
+    assert read(tmp_path / "summary.json").keys() == Summary.__annotations__.keys()
+    assert read(tmp_path / "diagnostics.json").keys() == Diagnostics.__annotations__.keys()
 
 
 def test_metrics_have_a_row_for_each_evaluated_round(finished: Path) -> None:

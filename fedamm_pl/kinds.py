@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, cast, get_args, get_origin
+
+from typing_extensions import NotRequired, get_type_hints  # of typing from Python 3.11 on
 
 MAX_NUMBER, MAX_NAME, MAX_TEXT = 10**18, 1_000, 100_000
 MAX_VALUES = 12_000_000
@@ -121,6 +123,16 @@ def fields(needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = Non
                 inside(f".{name}", kind, value[name])
 
     return check
+
+
+def described(content: type) -> Kind:
+    """Describe a mapping by a TypedDict whose fields are annotated with their kinds; one without a kind may hold anything."""
+    kinds, optional = dict[str, Kind](), cast(Any, NotRequired)
+    for name, hint in get_type_hints(content, include_extras=True).items():
+        inner = get_args(hint)[0] if get_origin(hint) is optional else hint
+        kinds[name] = next((kind for kind in get_args(inner)[1:] if get_origin(inner) is Annotated), lambda value: None)
+    needed = content.__required_keys__  # type: ignore[attr-defined]
+    return fields({name: kinds[name] for name in kinds if name in needed}, kinds)
 
 
 def parse_json(content: str) -> Any:
