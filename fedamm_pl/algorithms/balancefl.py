@@ -80,7 +80,7 @@ def balanced_losses(
 
 
 class BalanceFL(FederatedModule):
-    """FedAvg whose clients train as if their examples were of equally many of each class.
+    """FedAvg whose clients train as if they had the same number of examples of each class.
 
     Four things make a client's update look like that. It draws its n_k examples of an epoch with replacement, each of its
     classes as often. An example of class c is changed with probability 1 - n_kc / max_j n_kj: noise is added to its features,
@@ -100,16 +100,17 @@ class BalanceFL(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        absent: For which classes the received model is the teacher: those not in the batch, or those that the client lacks.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        absent: Classes for which the received model is the teacher: batch (those not in the batch) or client (those that the client
+            lacks).
         kd_weight: Weight of the distillation.
-        temperature: Of the distillation.
+        temperature: Temperature of the distillation.
         entropy_weight: Weight of the entropy, summed over the batch.
-        feature_noise: Whether rare classes get noise.
+        feature_noise: Whether noise is added to the features of rare classes.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -27,7 +27,7 @@ MOST_BYTES, MANY_BYTES = 2**31, 2**28
 
 
 class CCVR(PostHocModule):
-    """FedAvg whose server re-trains the classifier on virtual features, drawn from a Gaussian for each class.
+    """FedAvg whose server re-trains the classifier on virtual features drawn from one Gaussian per class.
 
     Before the evaluation all clients send, for each class, the number of their examples, the sum of the features that the
     trained model gives them, and the sum of the products of their features. Added up these are mean and covariance of the
@@ -45,17 +45,17 @@ class CCVR(PostHocModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        num_features: Virtual features a class.
-        clip: Whether to set those below 0 to 0, as real ones are after a rectifier.
-        retrain_epochs: Passes of the server over them.
-        retrain_lr: Learning rate of the server, by SGD with momentum 0.9.
-        retrain_batch_size: Virtual features a batch.
-        calibrate: When: before each of the evaluations, or before the one at the end alone.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        num_features: Virtual features per class.
+        clip: Whether to set negative virtual features to 0, like real features after a rectifier.
+        retrain_epochs: Passes of the server over the virtual features.
+        retrain_lr: Learning rate of the server's SGD with momentum 0.9.
+        retrain_batch_size: Virtual features per batch.
+        calibrate: evaluations (before each evaluation) or end (only before the last one).
 
     Raises:
         ValueError: If an option is out of range, there is no such network, or no linear layer gives its logits.

@@ -22,14 +22,14 @@ class ClassBalanced(ClassPriorModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        counts: Whose examples n_c counts: local (the client's own), or global or estimated (all clients', known or inferred;
-            sent with the model).
-        beta: In [0, 1): how fast further examples of a class lose their worth.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        counts: Which examples n_c counts: local (the client's own), global (all clients', known) or estimated (all clients', inferred);
+            the latter two are sent with the model.
+        beta: In [0, 1): how fast the value of further examples of a class decreases.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

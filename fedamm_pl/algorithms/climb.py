@@ -22,7 +22,7 @@ MAX_LOSS = torch.finfo(torch.float32).max
 
 
 class Climb(FederatedModule):
-    """FedAvg under the constraint that no client's loss is more than a tolerance above the mean of the clients.
+    """FedAvg under the constraint that no client's loss exceeds the mean over the clients by more than a tolerance.
 
     The dual variable lambda_k of each client grows while it is: ``lambda_k <- lambda_k + dual_lr (f_k - mean f - tolerance)``,
     kept in [0, 100], with f_k the global model's loss on the client's examples before it trains and the mean over the clients
@@ -43,14 +43,14 @@ class Climb(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         dual_lr: Step size of the dual ascent, the paper's divided by the number of clients.
-        tolerance: How far above the mean a client's loss may be.
-        primal_rounds: Rounds for each step of the dual ascent, which comes at the end of the last of them.
+        tolerance: How far a client's loss may exceed the mean.
+        primal_rounds: Rounds per step of the dual ascent, which is taken at the end of the last of them.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -24,7 +24,7 @@ MAX_LENGTH = 1e15
 
 
 class CReFF(FederatedModule):
-    """FedAvg whose server re-trains the classifier on balanced artificial features, made to give the clients' gradients.
+    """FedAvg whose server re-trains the classifier on balanced artificial features, fitted to the clients' gradients.
 
     Beside its training, a client computes for each of its classes the mean gradient of the re-trained classifier on its
     features, with the global model in evaluation mode. The server averages these over the clients that hold the class, moves
@@ -44,18 +44,18 @@ class CReFF(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        num_features: Artificial features a class.
-        match_steps: Steps of the server on the features each round.
-        match_lr: Their learning rate, by plain SGD.
-        retrain_steps: Steps of the server on the classifier each round.
-        retrain_lr: Their learning rate, by SGD.
-        retrain_momentum: Its momentum, not Nesterov's.
-        retrain_batch_size: Artificial features in a step, shuffled anew in each pass over them; null: all.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        num_features: Artificial features per class.
+        match_steps: Steps of the server on the features per round.
+        match_lr: Learning rate of these steps, by plain SGD.
+        retrain_steps: Steps of the server on the classifier per round.
+        retrain_lr: Learning rate of these steps, by SGD.
+        retrain_momentum: Its momentum (not Nesterov).
+        retrain_batch_size: Artificial features per step, reshuffled in each epoch; null: all.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

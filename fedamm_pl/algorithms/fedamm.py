@@ -31,7 +31,7 @@ LOSS_GRID = tuple(0.25 * step for step in range(41))
 
 
 class FedAMM(MetaExchange):
-    """FedAvg whose clients weight each example by V(its loss), a weight net meta-learned against the server's meta set.
+    """FedAvg whose clients weight each example by V(its loss); the weight net V is meta-learned on the server's meta set.
 
     ``asynchronous``: each client updates the weight net once a round, before its epochs, trains with the weight net it
     received and returns the updated one. ``synchronous``: it updates it every ``meta_interval`` steps with the mini-batch
@@ -60,31 +60,31 @@ class FedAMM(MetaExchange):
         model: A name that :func:`fedamm_pl.models.registered` knows, the import path of a callable(num_classes, in_channels) ->
             Module, or in Python a Module (``load_from_checkpoint`` then needs ``model=`` again).
         lr: Learning rate of the local SGD and of the virtual step.
-        momentum: Momentum of both SGDs, Nesterov's unless 0; the virtual step has none.
-        weight_decay: Weight decay of both SGDs; the virtual step has none.
+        momentum: Momentum (Nesterov unless 0) of local training and of the weight net; the virtual step has none.
+        weight_decay: Weight decay of local training and of the weight net; the virtual step has none.
         info: What is known of the images: normalisation for uint8 input, class names, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        meta_lr: Learning rate of the weight net; 0 leaves it as it is.
-        meta_update: When a client updates the weight net: asynchronous (once a round) or synchronous.
-        meta_interval: Synchronous: steps from one update to the next.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        meta_lr: Learning rate of the weight net; 0 keeps it fixed.
+        meta_update: When a client updates the weight net: asynchronous (once per round) or synchronous (every ``meta_interval`` steps).
+        meta_interval: synchronous: steps between updates.
         differentiation: How the weight net's gradient is computed: higher, functional or forward (the fast one). All
             agree up to rounding. For a network that it is not right for, another one is taken, which is said. Clients that ask
             at once, side by side, take the fast one if it is right.
-        weight_net_init: Start of the weight net: default (PyTorch's random one) or flat (last layer 0, V is 1/2 everywhere).
+        weight_net_init: Initial weight net: default (PyTorch's random start) or flat (last layer 0, so V is 1/2 everywhere).
         weight_net_hidden: Width of its hidden layers.
         weight_net_depth: Number of its hidden layers.
-        families: An output of the weight net for each family of classes, by local or global class counts, or fixed (the
-            shot groups in ``info``); null: one output for all.
-        num_families: Number of families F found among the counts, 1 to 9; fewer where there are fewer distinct counts.
-        log_counts: Find families among log(1 + n) in place of the counts n.
+        families: One output of the weight net per family of classes, where families are formed by local or global class counts, or are
+            fixed (the shot groups in ``info``); null: one output for all classes.
+        num_families: Number of families F formed from the counts, 1 to 9; fewer if there are fewer distinct counts.
+        log_counts: Form families by log(1 + n) instead of the counts n.
         objective: The loss that is weighted: cross_entropy, logit_adjusted (as in ``LogitAdjusted``) or focal (``FedFocal``).
-        counts: logit_adjusted: whose prior, local (the client's own) or global (all clients'; sent with the model).
+        counts: logit_adjusted: which prior: local (the client's own) or global (all clients'; sent with the model).
         tau: logit_adjusted: strength of the adjustment.
-        absent: logit_adjusted: what a class without examples counts as, one (one example) or mask (nothing).
+        absent: logit_adjusted: how a class without examples is treated: one (as if it had one example) or mask (left out).
         gamma: focal: exponent of the focal loss.
-        detached: In the virtual step V sees constant losses, and the sum of the weights is a constant, as in CMW-Net's program.
-        exchange: What of w_hat and g is sent: full, bfloat16 (rounded) or head (the last linear layer alone).
+        detached: Treat V's input and the sum of the weights as constants in the virtual step, as in CMW-Net's program.
+        exchange: Which part of w_hat and g is sent: full, bfloat16 (rounded) or head (only the last linear layer).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -19,7 +19,7 @@ MEAN_SIZE, MEAN, MEMORY = "mean_size", "mean.", "memory."
 
 
 class FedDyn(FederatedModule):
-    """FedAvg with a linear and a quadratic term in each client's loss, under which the clients' optima agree with the global one.
+    """FedAvg with a linear and a quadratic term in each client's loss, which align the clients' optima with the global optimum.
 
     A client remembers how far it has moved in all its rounds, ``l_k <- l_k + w_k - w`` from 0, and minimises the cross-entropy
     plus ``a_k <w, l_k> + a_k / 2 |w - w_received|^2``, where a_k is alpha times the mean number of examples of all K clients over
@@ -38,13 +38,13 @@ class FedDyn(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         alpha: Weight of the two terms.
-        max_grad_norm: Longer gradients of a step are shortened to this length; null: none are.
+        max_grad_norm: Gradients are clipped to this norm; null: no clipping.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -19,7 +19,7 @@ class ETFHead(nn.Module):
     Args:
         in_features: Size D of the features.
         num_classes: Number of classes C, which is the size of the projection too.
-        scale: Initial value of the learned factor of the cosines.
+        scale: Initial value of the learned scale of the cosines.
     """
 
     corners: Tensor
@@ -37,7 +37,7 @@ class ETFHead(nn.Module):
 
 
 class FedETF(ClassPriorModule):
-    """FedAvg with a fixed simplex classifier on normalised features, trained on the balanced softmax of local class counts.
+    """FedAvg with a fixed simplex classifier on normalised features, trained with the balanced softmax of local class counts.
 
     The network's last linear layer is replaced by an :class:`ETFHead`: classifiers of different clients cannot drift apart.
     As in the authors' program, a class that a client does not hold counts as one example, and weight decay acts on the learned
@@ -51,12 +51,12 @@ class FedETF(ClassPriorModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        scale: Initial value of the learned factor of the cosines.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        scale: Initial value of the learned scale of the cosines.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

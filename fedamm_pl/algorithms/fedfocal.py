@@ -9,7 +9,7 @@ from fedamm_pl.protocol.module import FederatedModule
 
 
 class FedFocal(FederatedModule):
-    """FedAvg on -(1 - p)^gamma log p: examples that are right already count for less. With gamma = 0 it is FedAvg.
+    """FedAvg with the loss -(1 - p)^gamma log p: examples that are already classified correctly count less. With gamma = 0 it is FedAvg.
 
     The client sampling that Sarkar et al. add is left out.
 
@@ -18,11 +18,11 @@ class FedFocal(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         gamma: Exponent of the focal loss.
 
     Raises:

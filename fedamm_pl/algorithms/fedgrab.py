@@ -26,7 +26,7 @@ BASE = 0.1
 
 
 class FedGraB(FederatedModule):
-    """FedAvg on one sigmoid a class, whose positive and negative gradients a controller at each client brings into balance.
+    """FedAvg with one sigmoid per class, whose positive and negative gradients are balanced by a controller at each client.
 
     The loss is the binary cross-entropy summed over the classes. Each client keeps for each class the totals P_c and N_c of the
     absolute gradients that its logit has had from examples of the class and from others. Before each step a PID controller turns
@@ -50,15 +50,15 @@ class FedGraB(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         ranks: How classes are ranked by size: estimated (from the received classifier) or global_counts (sent with the model).
         proportional: Gain of the controller on the change of the error.
         integral: Gain on the error.
-        derivative: Gain on the change of its change.
+        derivative: Gain on the change of that change.
 
     Raises:
         ValueError: If an option is out of range or there is no such network; or if ranks are to be estimated and no linear

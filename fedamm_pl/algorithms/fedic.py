@@ -31,7 +31,7 @@ EVALUATED = 250
 
 
 class FEDIC(FederatedModule):
-    """FedAvg whose server distils the ensemble of its clients' models, calibrated on its balanced images, into their average.
+    """FedAvg whose server distils the ensemble of the clients' models, calibrated on its balanced images, into their average.
 
     After each round the server (1) fine-tunes a copy w' of the average on its images, (2) trains a calibration net, see
     :class:`CalibrationNet`, which weighs the clients' logits against each other and against those of w', and (3) trains the
@@ -56,18 +56,18 @@ class FEDIC(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        finetune_steps: Steps of w' each round, by Adam on 20 labelled images each.
-        calibration_steps: Steps of the calibration net each round, by Adam on the same batches.
-        distill_steps: Steps of the average each round, by Adam on 128 images without and 20 with labels each.
-        adam_lr: Learning rate of the three Adams.
-        distill_weight: Weight of the teacher in the average's loss, in [0, 1]; the rest is that of the labels.
-        temperature: Divides the logits of teacher and student before they are compared.
-        num_draws: Draws of the training transform of the server's images each round.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        finetune_steps: Adam steps for w' per round, each on 20 labelled images.
+        calibration_steps: Adam steps for the calibration net per round, on the same batches.
+        distill_steps: Adam steps for the average per round, each on 128 unlabelled and 20 labelled images.
+        adam_lr: Learning rate of Adam in all three steps.
+        distill_weight: Weight of the teacher in the loss of the average, in [0, 1]; the rest is the weight of the labels.
+        temperature: Temperature that divides the logits of teacher and student.
+        num_draws: Draws of the training transform for the server's images per round.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

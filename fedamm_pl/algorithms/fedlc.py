@@ -9,7 +9,7 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class FedLC(ClassPriorModule):
-    """FedAvg on the cross-entropy of z_c - tau n_c^(-1/4), n_c the client's own examples of the class.
+    """FedAvg on the cross-entropy of z_c - tau n_c^(-1/4), where n_c is the client's number of examples of class c.
 
     The fewer examples a class has, the larger the margin by which it must win. A class that the client does not hold, whose
     margin would be infinite, leaves the softmax: the client does not push it down, which is the point of the method. With
@@ -24,13 +24,13 @@ class FedLC(ClassPriorModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         tau: Strength of the calibration.
-        absent: What a class without local examples counts as: mask (nothing, it leaves the softmax) or one (one example).
+        absent: How a class without local examples is treated: mask (left out of the softmax) or one (as if it had one example).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

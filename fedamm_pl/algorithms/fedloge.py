@@ -26,7 +26,7 @@ LENGTH, SIMPLEX_LR = 0.1, 1e-4
 
 
 class FedLoGe(FederatedModule):
-    """FedAvg whose features are trained towards a fixed sparse simplex, and whose last layer learns beside them, then is evened out.
+    """FedAvg whose features are trained towards a fixed sparse simplex, and whose last layer is trained in parallel and then normalised.
 
     Three heads see the same features z. The fixed one, M, alone trains the network before it, by cross-entropy on M z. The
     network's last linear layer (A, a) learns the cross-entropy of A stop(z) + a; it is averaged with the model. The third, (L, l),
@@ -50,15 +50,15 @@ class FedLoGe(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        sparsity: Share of the entries of each row of M that are 0, in [0, 1); one entry at least is not.
-        simplex_steps: Steps of Adam that move the others.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        sparsity: Fraction of the entries of each row of M that are 0, in [0, 1); at least one entry is not.
+        simplex_steps: Adam steps that optimise the other entries.
         simplex_seed: Seed of M.
-        realign: Whether the rows are evened out.
+        realign: Whether the rows of the last layer are scaled to equal length.
 
     Raises:
         ValueError: If an option is out of range, there are more classes than features, or there is no such network.

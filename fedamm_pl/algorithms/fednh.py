@@ -44,7 +44,7 @@ class PrototypeHead(nn.Module):
 
 
 class FedNH(FederatedModule):
-    """FedAvg with class prototypes in place of the last linear layer, which the server alone moves.
+    """FedAvg with class prototypes instead of the last linear layer, which only the server moves.
 
     The logits are cosines between features and prototypes times a learned scale. The prototypes start far apart and are fixed
     at the clients. After its training a client sends for each of its classes the direction of the mean of its normalised
@@ -64,12 +64,12 @@ class FedNH(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        smoothing: What a prototype keeps of itself in a round, in [0, 1].
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        smoothing: Share of a prototype that is kept in a round, in [0, 1].
         scale: Initial value of the learned factor of the cosines.
         max_grad_norm: Longer gradients of a step are shortened to this length; null: none are.
 

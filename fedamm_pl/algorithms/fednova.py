@@ -37,7 +37,7 @@ def normalizer(num_steps: int, momentum: float) -> float:
 
 
 class FedNova(FederatedModule):
-    """FedAvg with updates divided by how much local work is in them, then scaled by the average work.
+    """FedAvg with updates divided by their amount of local work, then scaled by the average amount.
 
     ``w <- w + (sum_k p_k a_k) * sum_k p_k (w_k - w) / a_k`` with a_k = ||a_k||_1 of the client's local steps, see
     :func:`normalizer`; BatchNorm statistics are averaged as in FedAvg. With equal numbers of steps it is FedAvg, to rounding.

@@ -13,7 +13,7 @@ from fedamm_pl.protocol.session import ServerSession
 
 
 class FedNPC(PostHocModule):
-    """FedAvg whose server trains the classifier for a few steps on noise: normal features with labels drawn independently of them.
+    """FedAvg whose server trains the classifier for a few steps on noise: normal features with independently drawn labels.
 
     Nothing is to be learned from that but that all classes are alike: rows and bias of the classifier move towards their means
     over the classes. Training is FedAvg's, bit for bit; with 0 steps so is the model, with infinitely many all its logits are
@@ -28,15 +28,15 @@ class FedNPC(PostHocModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        num_features: Features of noise that are drawn for each step.
-        noise_steps: Steps; fewer for a classifier that has trained little.
-        noise_lr: Their learning rate, by SGD with momentum 0.9.
-        calibrate: When: before each of the evaluations, or before the one at the end alone.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        num_features: Noise features drawn for each step.
+        noise_steps: Number of steps; use fewer for a classifier that has been trained little.
+        noise_lr: Learning rate of these steps, by SGD with momentum 0.9.
+        calibrate: evaluations (before each evaluation) or end (only before the last one).
 
     Raises:
         ValueError: If an option is out of range, there is no such network, or no linear layer gives its logits.

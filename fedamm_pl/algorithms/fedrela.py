@@ -85,7 +85,7 @@ def relabelled(gain: Tensor, labels: Tensor, draws: Tensor) -> Tensor:
 
 
 class FedReLa(FederatedModule):
-    """FedAvg, or balanced softmax, whose clients late in training give a few examples of frequent classes the labels of rarer ones.
+    """FedAvg, or balanced softmax, whose clients late in training re-label a few examples of frequent classes as rarer classes.
 
     In its first round from relabel_round on, a client looks for examples that the received model takes, more than others of
     their class, for a class that is rarer at the client, see :func:`gains`, and gives some of them that label, by chance. It
@@ -106,17 +106,17 @@ class FedReLa(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        relabel_round: From which round on clients re-label.
-        rate: Examples, in per cent, that exceed the threshold of a class.
-        num_passes: Predictions that are averaged, each on a new draw of the training transform.
-        lr_factor: Factor of the learning rate from relabel_round on.
-        base: What is minimised: cross_entropy, or balanced_softmax of the client's counts, after re-labelling the new ones.
-        absent: For balanced_softmax: whether a class without examples leaves the softmax (mask) or counts as one example (one).
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        relabel_round: First round in which clients re-label.
+        rate: Percentage of examples that exceed the threshold of a class.
+        num_passes: Number of predictions that are averaged, each with a new draw of the training transform.
+        lr_factor: Factor on the learning rate from relabel_round on.
+        base: The loss: cross_entropy, or balanced_softmax of the client's class counts (after re-labelling, of the new counts).
+        absent: balanced_softmax: whether a class without examples is left out of the softmax (mask) or counts as one example (one).
 
     Raises:
         ValueError: If an option is out of range or there is no such network; at the start of a fit if counts are unknown.

@@ -39,7 +39,7 @@ class Hypernetwork(nn.Module):
 
 
 class FedRoD(ClassPriorModule):
-    """FedAvg on the balanced softmax of local class counts, and beside it a head of each client's own on top of the logits.
+    """FedAvg with the balanced softmax of local class counts, and in addition a personal head on top of the logits.
 
     The shared model minimises the cross-entropy of z_c + gamma log n_kc: that is ``LogitAdjusted`` with local counts, bit for bit
     with the same ``absent``, since nothing of the other loss reaches it. With gamma = 0 and ``absent: one`` it is FedAvg. The
@@ -59,14 +59,14 @@ class FedRoD(ClassPriorModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         gamma: Strength of the adjustment.
-        absent: What a class without examples counts as: mask (nothing, it leaves the softmax) or one (one example).
-        head: What makes a client's own head: linear (it is kept there) or hypernetwork (it is made from class shares).
+        absent: How a class without examples is treated: mask (left out of the softmax) or one (as if it had one example).
+        head: The personal head: linear (kept at the client) or hypernetwork (computed from class shares).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

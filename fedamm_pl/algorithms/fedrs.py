@@ -34,7 +34,7 @@ def restricted_scales(counts: Tensor, alpha: float, scaling: Scaling) -> Tensor:
 
 
 class FedRS(ClassPriorModule):
-    """FedAvg on the cross-entropy of s_c z_c, with s_c = alpha below 1 for the classes that the client lacks.
+    """FedAvg on the cross-entropy of s_c z_c, with s_c = alpha below 1 for classes that the client lacks.
 
     A smaller logit has a smaller slope, so a client without examples of a class hardly moves the class's row of the
     classifier. The whole logit is scaled, with its bias (the paper's layer has none); the model is evaluated without scales.
@@ -48,13 +48,13 @@ class FedRS(ClassPriorModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         alpha: Scale of the logit of a class without local examples, in [0, 1].
-        scaling: missing (all other classes have scale 1) or frequency (the fewer local examples, the nearer to alpha).
+        scaling: missing (all other classes have scale 1) or frequency (the fewer local examples, the closer to alpha).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

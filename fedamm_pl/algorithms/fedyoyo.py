@@ -74,7 +74,7 @@ def moved_numbers(before: Tensor | None, found: Tensor) -> Tensor:
 
 
 class FedYoYo(FederatedModule):
-    """FedAvg whose clients learn from two views of each image, the strong one from the weak one, with logits shifted by a prior.
+    """FedAvg whose clients learn from two views of each image, the strong view from the weak one, with logits shifted by a prior.
 
     The prior of a class is a mix of an estimate for all clients and the client's own shares: pi = (1 - gamma) pi_global +
     gamma pi_own. The estimate comes from how different the features of each class are under the received model, see
@@ -100,19 +100,19 @@ class FedYoYo(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         tau: Strength of the shift tau log pi.
         gamma: Share of the client's own prior, in [0, 1].
-        prior_mix: Whether priors are mixed once a round, or compounding at each step.
-        kd_weight: Weight of what the strong view learns from the weak one, where that is classified right.
-        temperature: Of that.
-        warmup: Rounds over which that weight grows from 0.
-        strong_view: Whether there is a strong view; else nothing is learned from the weak one.
-        rotation: Degrees by which the weak view turns at most.
+        prior_mix: once (priors are mixed once per round) or compounding (again at each step).
+        kd_weight: Weight of the distillation from the weak to the strong view, for images whose weak view is classified correctly.
+        temperature: Temperature of this distillation.
+        warmup: Rounds over which this weight grows from 0.
+        strong_view: Whether there is a strong view; without it there is no distillation.
+        rotation: Maximum rotation of the weak view, in degrees.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

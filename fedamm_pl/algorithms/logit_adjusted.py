@@ -9,7 +9,7 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class LogitAdjusted(ClassPriorModule):
-    """FedAvg on the cross-entropy of z_c + tau log pi_c, pi the class prior: rare classes must win by a margin.
+    """FedAvg on the cross-entropy of z_c + tau log pi_c with the class prior pi: rare classes must win by a margin.
 
     tau = 1 is the balanced softmax. A class without examples, which local counts often have, counts as one example here: it is
     pushed down a little, as a rare class would be. In the formulas its prior is 0, so it leaves the softmax and is not pushed
@@ -24,15 +24,15 @@ class LogitAdjusted(ClassPriorModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        counts: Whose prior: local (the client's own), or global or estimated (all clients', known or inferred; sent with
-            the model).
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        counts: Which prior: local (the client's own), global (all clients', known) or estimated (all clients', inferred); the latter two
+            are sent with the model.
         tau: Strength of the adjustment.
-        absent: What a class without examples counts as: one (one example) or mask (nothing, it leaves the softmax).
+        absent: How a class without examples is treated: one (as if it had one example) or mask (left out of the softmax).
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

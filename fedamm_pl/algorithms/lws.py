@@ -6,7 +6,7 @@ from fedamm_pl.algorithms.decoupled import DecoupledModule
 
 
 class LWS(DecoupledModule):
-    """FedAvg, then a factor for each class is trained, which scales its logit, on equally many examples of each class.
+    """FedAvg, followed by training one factor per class, which scales its logit, with balanced sampling of the classes.
 
     The logits are ``s_c (W_c z + b_c)``; s starts at 1, and only s is trained. With a learning rate of 0 it changes nothing.
 
@@ -25,16 +25,16 @@ class LWS(DecoupledModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        where: The place of the second stage: server (on its balanced images) or clients.
-        stage2_start: The round in which it starts at the clients; a run that ends before is FedAvg.
-        retrain_steps: Steps of the server.
-        retrain_lr: Learning rate of the second stage; the run's ``lr_decay`` leaves it as it is.
-        calibrate: When the server does it: before each of the evaluations, or before the one at the end alone.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        where: Where the second stage takes place: server (on its balanced images) or clients.
+        stage2_start: The round in which the second stage starts at the clients; a run that ends earlier is FedAvg.
+        retrain_steps: Number of steps of the server.
+        retrain_lr: Learning rate of the second stage; the run's ``lr_decay`` does not change it.
+        calibrate: When the server does it: evaluations (before each evaluation) or end (only before the last one).
 
     Raises:
         ValueError: If an option is out of range or of the other place, there is no such network, or no linear layer gives its

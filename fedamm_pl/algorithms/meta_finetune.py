@@ -15,7 +15,7 @@ from fedamm_pl.protocol.session import ServerSession
 
 
 class MetaFineTune(FederatedModule):
-    """FedAvg whose server takes a few steps on the cross-entropy of its balanced meta set after each average.
+    """FedAvg whose server takes a few steps on the cross-entropy of its balanced meta set after each averaging step.
 
     A method that is given balanced images must beat this one to show that it makes more of them. With 0 steps it is FedAvg.
     A plain Trainer trains it as FedAvg.
@@ -25,13 +25,13 @@ class MetaFineTune(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        finetune_steps: Steps of the server each round, each on the whole meta set with a new draw of the training transform.
-        finetune_lr: Their learning rate, by plain SGD.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        finetune_steps: Steps of the server per round, each on the entire meta set with a new draw of the training transform.
+        finetune_lr: Learning rate of these steps, by plain SGD.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -34,7 +34,7 @@ class ProjectionHead(nn.Module):
 
 
 class Moon(FederatedModule):
-    """FedAvg with a term that pulls a client's features to those of the global model, away from those of its previous model.
+    """FedAvg with a term that pulls a client's features towards those of the global model and away from those of its previous model.
 
     As in the paper, what is compared comes out of a projection head, Linear(D, D), ReLU, Linear(D, P), and the classifier takes
     it too: the network's last layer is replaced by a :class:`ProjectionHead`, which makes the model that travels larger by
@@ -54,14 +54,14 @@ class Moon(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         mu: Weight of the contrastive term.
-        temperature: Of the contrastive term.
-        projection: Size P of the output of the projection head; null: the network has none.
+        temperature: Temperature of the contrastive term.
+        projection: Output size P of the projection head; null: no projection head.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -42,7 +42,7 @@ def class_ratios(features: Tensor, logits: Tensor, labels: Tensor, max_ratio: fl
 
 
 class RatioLoss(FederatedModule):
-    """FedAvg on cross-entropy weighted by alpha + beta R_c, R_c from the server's balanced meta set, see :func:`class_ratios`.
+    """FedAvg on cross-entropy weighted by alpha + beta R_c, with R_c from the server's balanced meta set; see :func:`class_ratios`.
 
     The server computes the ratios of the global model before each round, in evaluation mode, and sends them along: C numbers
     more. Like FedAMM it uses labelled images that plain FedAvg does not have. With alpha = 1 and beta = 0 it is FedAvg, bit for
@@ -61,14 +61,14 @@ class RatioLoss(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        alpha: Weight that every class has.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        alpha: Weight of every class.
         beta: Weight of the ratio.
-        max_ratio: Bound on the ratio.
+        max_ratio: Upper bound on the ratio.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

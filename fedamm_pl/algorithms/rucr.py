@@ -58,7 +58,7 @@ def anchor_losses(
 
 
 class RUCR(FederatedModule):
-    """FedAvg with features drawn to global class means; late in training clients re-train classifiers on balanced features.
+    """FedAvg with features pulled towards global class means; late in training clients re-train classifiers on balanced features.
 
     Clients measure the mean features of their classes under the received model. Of these the server makes anchors, and in the
     next round a term of weight mu, see :func:`anchor_losses`, draws the features of each class to its anchor. In the first
@@ -82,21 +82,21 @@ class RUCR(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
-        mu: Weight of the term.
-        temperature: t of the term.
-        rectify_round: From which round on classifiers are re-trained; in the first there are no directions to do it with.
-        rectify_epochs: Passes over the mixed features.
-        rectify_lr: Learning rate on them, by plain SGD.
-        rectify_batch_size: Features of a step.
-        num_features: Mixed features of each class.
-        mix_low: Least share of the direction in a mixed feature.
-        mix_high: Largest.
-        rescale: Whether mixed features are multiplied by the mean length of the client's.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
+        mu: Weight of the term that pulls features to the anchors.
+        temperature: Temperature t of this term.
+        rectify_round: First round in which classifiers are re-trained; in the first round of a run there are no directions yet.
+        rectify_epochs: Epochs over the mixed features.
+        rectify_lr: Learning rate of this re-training, by plain SGD.
+        rectify_batch_size: Mixed features per step.
+        num_features: Mixed features per class.
+        mix_low: Minimum share of the class direction in a mixed feature.
+        mix_high: Maximum share.
+        rescale: Whether mixed features are multiplied by the mean length of the client's features.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -18,7 +18,7 @@ CONTROL = "control."
 
 
 class Scaffold(FederatedModule):
-    """FedAvg whose steps are corrected by control variates c - c_k, estimates of how far a client's gradient is off.
+    """FedAvg whose steps are corrected by control variates c - c_k, which estimate the deviation of a client's gradient.
 
     Option II of the paper: after K steps c_k becomes ``c_k - c + (w - w_k) / (K lr)``, and the server moves c by
     ``|S| / N`` times the average of the changes of the |S| clients of the round out of N, in the weights that average the
@@ -34,11 +34,11 @@ class Scaffold(FederatedModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: 0; there is no other.
+        momentum: Must be 0.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

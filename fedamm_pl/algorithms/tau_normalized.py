@@ -34,13 +34,13 @@ class TauNormalized(PostHocModule):
         in_channels: Image channels: 1 grey, 3 colour, or the number of features of a table.
         model: A network's name, import path, or in Python a Module, see :class:`FederatedModule`.
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images: normalisation for uint8 input, class names, class counts, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
         tau: The exponent; null: chosen on the server's balanced images.
-        calibrate: When: before each of the evaluations, or before the one at the end alone.
+        calibrate: evaluations (before each evaluation) or end (only before the last one).
 
     Raises:
         ValueError: If an option is out of range, there is no such network, or no linear layer gives its logits.

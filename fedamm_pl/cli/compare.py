@@ -39,7 +39,9 @@ def compare(words: Sequence[str]) -> None:
     Args:
         words: The command line after ``compare``.
     """
-    parser = Parser(prog="fedamm compare", description="Methods x seeds x settings in one table.", allow_abbrev=False)
+    parser = Parser(
+        prog="fedamm compare", description="Compares methods, seeds and settings in one table.", allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     with attribute_docstrings():
         parser.add_class_arguments(CompareConfig, instantiate=False)

@@ -17,21 +17,21 @@ from fedamm_pl.cli.options import GROUPS, OFFERED, find_class, offered, options_
 from fedamm_pl.cli.shipped import about, names
 from fedamm_pl.models import NAMES
 
-DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping. Trains a classifier over simulated clients with
+DESCRIPTION = """FedAMM: Long-Tailed Federated Learning via Aggregated Meta Mapping. Trains a classifier on simulated clients with
 long-tailed data and writes metrics, checkpoints and the model to a folder."""
 PROGRAM = {
-    "--config FILE": "A YAML file with these options, or the name of a shipped one, like quickstart; later ones override earlier.",
-    "--data NAME --method NAME": "Shipped configurations of data and method, like cifar10 and fedamm; a list: fedamm --method.help",
-    "--seed int (default 0)": "Seed of split, initial weights, sampling and training.",
-    "--data CLASS (default FederatedDataModule)": "The data and how clients hold it; options: fedamm --data.help",
-    "--algorithm CLASS (required)": "The method; a list: fedamm --algorithm.help; options of one: fedamm --algorithm.help CLASS",
-    "--executor CLASS (default Sequential)": "Where clients train; a list: fedamm --executor.help",
-    "--trainer.OPTION": "Hardware and arithmetic; options: fedamm --trainer.help",
-    "--logger {true,false} or list (default true)": "A list of Lightning loggers; true is TensorBoard in the run's folder, "
-    "false none; options of one: fedamm --logger.help CLASS",
-    "--dry_run": "Print what would run and what a round costs, write nothing, and stop.",
-    "--print_config": "Print the configuration that all other options give, and stop.",
-    "--version": "Print the version and stop.",
+    "--config FILE": "A YAML file with these options, or the name of a shipped one, such as quickstart; later files override earlier ones.",
+    "--data NAME --method NAME": "Shipped configurations of data and method, such as cifar10 and fedamm; for a list: fedamm --method.help",
+    "--seed int (default 0)": "Seed for the split, initial weights, sampling and training.",
+    "--data CLASS (default FederatedDataModule)": "The data and their partition; for its options: fedamm --data.help",
+    "--algorithm CLASS (required)": "The method; for a list: fedamm --algorithm.help; for the options of one: fedamm --algorithm.help CLASS",
+    "--executor CLASS (default Sequential)": "Where clients train; for a list: fedamm --executor.help",
+    "--trainer.OPTION": "Hardware and precision; for its options: fedamm --trainer.help",
+    "--logger {true,false} or list (default true)": "A list of Lightning loggers; true means TensorBoard in the run's folder, "
+    "false none; for the options of one: fedamm --logger.help CLASS",
+    "--dry_run": "Print what would run and the cost of a round, write nothing, and exit.",
+    "--print_config": "Print the resulting configuration and exit.",
+    "--version": "Print the version and exit.",
 }
 LISTED = ("federation", "output")
 """Groups whose options the program's page lists; the others have pages of their own."""
@@ -78,7 +78,9 @@ def list_help(group: str) -> str:
     for kind in sorted(OFFERED[group], key=lambda kind: kind.__name__.lower()):
         first = plain(inspect.getdoc(kind) or "").partition("\n")[0]
         lines.append(wrapped(first, f"  {kind.__name__:{width}}  ", " " * (width + 4)))
-    closing = f"Or the import path of your own {GROUPS[group].__name__}. Options of one: fedamm --{group}.help CLASS"
+    closing = (
+        f"Or the import path of your own {GROUPS[group].__name__}. For the options of one: fedamm --{group}.help CLASS"
+    )
     return page(f"fedamm --{group} CLASS [--{group}.OPTION VALUE ...]", "", *lines, "", wrapped(closing))
 
 
@@ -87,7 +89,7 @@ def shipped_help() -> str:
     known = names("method")
     width = max(map(len, known), default=0)
     lines = [wrapped(about("method", name), f"  {name:{width}}  ", " " * (width + 4)) for name in known]
-    closing = "What a file holds: fedamm --data NAME --method NAME --print_config"
+    closing = "To see the content: fedamm --data NAME --method NAME --print_config"
     usage = "fedamm [run] --data NAME --method NAME [--OPTION VALUE ...]"
     return page(usage, f"Data: {', '.join(names('data'))}. Methods:", *lines, "", closing)
 
@@ -99,8 +101,8 @@ def program_help() -> str:
         lines += ["", wrapped(summary(GROUPS[group])), *option_lines(group, GROUPS[group])]
     usage = "fedamm [run] [--config FILE] --algorithm CLASS [--OPTION VALUE ...]\n"
     usage += "       fedamm [run] --data NAME --method NAME [--OPTION VALUE ...]\n"
-    usage += "       fedamm compare --help    methods x seeds x settings in one table\n"
-    usage += "       fedamm report --help     runs as one HTML page\n"
+    usage += "       fedamm compare --help    compare methods, seeds and settings in one table\n"
+    usage += "       fedamm report --help     show runs on one HTML page\n"
     usage += "       fedamm methods           what each method needs, reveals and costs\n"
     usage += "       fedamm completion bash   a script that completes its command line"
     return page(usage, DESCRIPTION, *lines)

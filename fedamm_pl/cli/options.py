@@ -19,13 +19,13 @@ class OutputConfig:
     """Where results go and what is shown."""
 
     dir: str | None = None
-    """Folder of the run; by default runs/<config name>/<date-time>. An interrupted run in it is continued."""
+    """Folder of the run; by default runs/<config name>/<date-time>. An interrupted run in this folder is continued."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints to keep, beside the best."""
+    """How many of the newest checkpoints to keep, in addition to the best."""
     progress: Literal["auto", "none"] = "auto"
-    """auto shows a bar on a terminal and a line per evaluation elsewhere; none shows only the closing table."""
+    """auto shows a progress bar in a terminal and one line per evaluation elsewhere; none shows only the final table."""
     figures: bool = True
-    """Draw figures, into the folder's figures/ as PDF and PNG and for loggers that take images."""
+    """Draw figures, as PDF and PNG in the folder's figures/ and for loggers that accept images."""
 
 
 GROUPS: dict[str, type] = {

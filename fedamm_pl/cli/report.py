@@ -16,7 +16,7 @@ class ReportConfig:
     """Where the page goes."""
 
     output: str | None = None
-    """The page to write; by default report.html, in the run's folder if there is one run, else in the working folder."""
+    """The page to write; by default report.html, in the run's folder for a single run, else in the working directory."""
 
 
 def report(words: Sequence[str]) -> None:
@@ -27,14 +27,14 @@ def report(words: Sequence[str]) -> None:
     """
     parser = Parser(
         prog="fedamm report",
-        description="Runs as one HTML page that needs no network: figures, tables, configuration, command, versions.",
+        description="Shows runs on one HTML page that needs no network: figures, tables, configuration, command, versions.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "runs",
         metavar="RUN",
         nargs="+",
-        help="Folder of a run, finished or not, or a folder with runs below it, like that of a comparison.",
+        help="Folder of a run, finished or not, or a folder that contains runs, such as that of a comparison.",
     )
     with attribute_docstrings():
         parser.add_class_arguments(ReportConfig, instantiate=False)

@@ -31,62 +31,61 @@ SET_UP = ("_images", "_split", "_train", "_meta", "_client_indices", "_info", "e
 
 
 class FederatedDataModule(Holdings):
-    """A training set with a long tail, split over clients, with a balanced meta set at the server and a test set.
+    """A long-tailed training set, split over clients, with a balanced meta set at the server and a test set.
 
-    The meta set is taken out first, then the validation set, then the tail is cut, the rest is partitioned, and each client
-    holds out its local test. All this depends on the data options and the seed alone, so every method sees the same split.
-    Images stay uint8; augmentation is done batch-wise, normalisation by the module. In a plain Trainer the loaders hold the
-    union of all clients; it validates where there is a validation set. All counts, groups and statistics are of the images
-    that clients train on; what a partition leaves over is used by nobody.
-    A copy or a pickle holds no images and no split: it makes them anew, to the same bits.
+    First the meta set is taken out, then the validation set. Then the tail is cut, the rest is partitioned, and each client holds out its
+    local test examples. All of this depends only on the data options and the seed, so every method sees the same split. Images stay uint8;
+    augmentation is applied to batches, and normalisation is done by the module. In a plain Trainer the loaders contain the examples of all
+    clients, and it validates if there is a validation set. All counts, groups and statistics refer to the images that clients train on;
+    examples that a partition leaves over are not used.
+    A copy or a pickle contains no images and no split: it creates them again, bit for bit.
 
     Args:
-        dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini and digits (in the package, digits a table), image_folder, or
-            the name of an npz file, a folder of images, a list of them (.txt) or a table (.csv, .tsv, .parquet) in ``root``.
-        root: Folder of the data; downloads go there. A leading ``~`` is your home.
-        label_column: Tables, and what Hugging Face's datasets saved: the column of the labels.
-        client_column: The same: the column that says which client holds an example; empty: none does.
-        split_column: Tables: the column that says train, val or test; empty: none does.
-        path_column: Tables: the column of the images' paths, below ``root``; empty: the columns are features.
-        test_fraction: Share of each class that is taken for testing where the data bring no test set, in (0, 1).
-        image_size: Size of images in files, in pixels, one number or height and width: they are scaled until they just cover it
-            (bilinear, antialiased) and cropped in the middle; null: they are of one size already.
-        in_memory: Whether images in files are decoded once and kept in memory, or each time they are needed; null: kept if they
-            take up to 1 GiB. Either way batches hold the same images; of more than 5,000 that are not kept, normalisation is
-            computed from 5,000.
-        num_clients: Number of clients K; null: as many as the data or the partition file have, else 20.
+        dataset: cifar10, cifar100, fashion_mnist, fashion_mnist_mini and digits (both included; digits is a table), image_folder, or the
+            name of an npz file, a folder of images, a list of images (.txt) or a table (.csv, .tsv, .parquet) in ``root``.
+        root: Folder of the data; downloads go there. A leading ``~`` stands for your home directory.
+        label_column: Tables and saved Hugging Face data sets: the column with the labels.
+        client_column: Tables and saved Hugging Face data sets: the column that says which client holds an example; empty: none.
+        split_column: Tables: the column that says train, val or test; empty: none.
+        path_column: Tables: the column with the paths of images, relative to ``root``; empty: the columns are features.
+        test_fraction: Fraction of each class that is held out for testing if the data have no test set, in (0, 1).
+        image_size: Size of images in files, in pixels: one number, or height and width. Images are scaled to just cover it (bilinear,
+            antialiased) and cropped at the centre; null: they all have the same size already.
+        in_memory: Whether images in files are decoded once and kept in memory, or decoded each time they are needed; null: kept if they
+            take up to 1 GiB. Batches are the same in both cases. With more than 5,000 images that are not kept, normalisation is computed
+            from 5,000 of them.
+        num_clients: Number of clients K; null: the number in the data or the partition file, else 20.
         partition: How the training set is split over the clients: by_num_classes, by_dirichlet, by_dirichlet_blocks,
-            by_dirichlet_balanced, by_local_long_tail, by_shards, iid; by_client (the data say whose each example is), from_file
-            (``partition_file`` says so); or the import path of your own function f(labels, num_clients, rng).
-        partition_file: from_file: a JSON file, the partition.json of a run or a mapping of each client to the indices of its
+            by_dirichlet_balanced, by_local_long_tail, by_shards, iid; by_client (given by the data), from_file (given by
+            ``partition_file``); or the import path of your own function f(labels, num_clients, rng).
+        partition_file: from_file: a JSON file, either the partition.json of a run or a mapping from clients to the indices of their
             training examples.
-        imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
-        imbalance_profile: Shape of the tail: exponential, step, or none (all images kept).
-        shuffle_ranks: Draw which class is how frequent; without it class 0 is the largest.
-        ranks_by_size: The class with the most images stays the largest; for data that are long-tailed already.
-        largest_class: Training examples of the largest class of the tail (n_max), before clients share them; null: what is left of
-            N examples for each of C classes, (N - (m + v) * C) / C.
-        num_meta_per_class: Balanced images m a class that the server holds and no client does; 0 for none.
-        num_val_per_class: Balanced images a class for validation, taken out of the training set; 0 for none, or for those that
-            the data bring.
-        local_test_fraction: Share of each client's own examples that it does not train on and that the model is tested on, in
-            [0, 1); where it is not 0, at least one example of each client that has two.
-        batch_size: Training images a batch.
-        test_batch_size: Test images a batch; 250 stay in the caches of a CPU, a GPU takes more.
-        min_classes_per_client: by_num_classes: fewest classes drawn for a client.
-        dirichlet_alpha: by_dirichlet, by_dirichlet_blocks, by_dirichlet_balanced: concentration; the smaller, the more the
-            clients differ.
-        local_imbalance_factor: by_local_long_tail: weight of the class that a client ranks last over that of its first.
-        min_client_size: by_dirichlet, by_local_long_tail: fewest images of a client.
-        shards_per_client: by_shards: shards a client.
-        shot_rule: How classes are grouped into many, medium and few, see :func:`fedamm_pl.metrics.shot_groups`.
-        shot_ranges: Rule index: group name -> first and last class, both included.
-        augmentation: Training transform: random crop with padding 4 and horizontal flip, crop alone, or none; null:
+        imbalance_factor: Size of the smallest class divided by that of the largest, in (0, 1]; many papers give the reciprocal as IF.
+        imbalance_profile: Shape of the tail: exponential, step, or none (all images are kept).
+        shuffle_ranks: Assign class sizes to classes at random; otherwise class 0 is the largest.
+        ranks_by_size: Rank the classes by their number of images, so the largest stays the largest; for data that are already long-tailed.
+        largest_class: Training examples of the largest class of the tail (n_max), over all clients; null: as many as N examples leave for
+            each of C classes, (N - (m + v) * C) / C.
+        num_meta_per_class: Number m of balanced images per class that only the server holds; 0 for none.
+        num_val_per_class: Number of balanced images per class for validation, taken out of the training set; 0 for none, or for the
+            validation set of the data.
+        local_test_fraction: Fraction of each client's examples that is held out of its training to test the model, in [0, 1); if it is not
+            0, at least one example of each client that has two.
+        batch_size: Training images per batch.
+        test_batch_size: Test images per batch; 250 fit into the caches of a CPU, a GPU can use more.
+        min_classes_per_client: by_num_classes: minimum number of classes drawn for a client.
+        dirichlet_alpha: by_dirichlet, by_dirichlet_blocks, by_dirichlet_balanced: concentration; smaller values make clients differ more.
+        local_imbalance_factor: by_local_long_tail: weight of a client's last-ranked class divided by that of its first.
+        min_client_size: by_dirichlet, by_local_long_tail: minimum number of images of a client.
+        shards_per_client: by_shards: shards per client.
+        shot_rule: How classes are grouped into many, medium and few; see :func:`fedamm_pl.metrics.shot_groups`.
+        shot_ranges: Rule index: group name -> first and last class (inclusive).
+        augmentation: Training transform: crop_flip (random crop with padding 4 and horizontal flip), crop (only the crop) or none; null:
             crop_flip for images, none for features.
         seed: Seed of the split.
 
     Raises:
-        ValueError: If an option is out of range or the data cannot be found; at ``setup`` for what needs the data.
+        ValueError: If an option is out of range or the data cannot be found; in ``setup`` if the check needs the data.
     """
 
     imported_options = ("partition",)

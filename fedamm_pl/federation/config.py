@@ -22,39 +22,38 @@ class FederationConfig:
     num_rounds: int
     """Rounds to run; 0 evaluates the initial model."""
     client_fraction: float = 0.5
-    """Share of the clients that takes part in a round, in (0, 1]."""
+    """Fraction of the clients that take part in a round, in (0, 1]."""
     local_epochs: int = 5
-    """Local epochs a round."""
+    """Local epochs per round."""
     lr_decay: float = 1.0
-    """What the clients' learning rate is multiplied by from each round to the next, in (0, 1]; FedAMM's meta_lr stays."""
+    """Factor by which the clients' learning rate is multiplied after each round, in (0, 1]; FedAMM's meta_lr is not changed."""
     aggregation: Aggregation = "num_examples"
-    """How clients are averaged: by num_examples (p_k = n_k / n), uniform, or robustly and without weights by the
-    coordinate-wise median or trimmed_mean."""
+    """How clients are averaged: weighted by num_examples (p_k = n_k / n), uniform, or robustly and without weights by the coordinate-wise
+    median or trimmed_mean."""
     trim_fraction: float = 0.1
-    """trimmed_mean: share of the clients dropped at each end, in (0, 0.5]."""
+    """trimmed_mean: fraction of the clients dropped at each end, in (0, 0.5]."""
     max_update_norm: float | None = None
-    """Shorten updates of the shared model whose Euclidean norm exceeds this; null disables it. What a method sends beside the
-    model is not shortened."""
+    """Clip updates of the shared model to this Euclidean norm; null disables it. What a method sends besides the model is not clipped."""
     server_optimizer: ServerOptimizerName = "none"
-    """What the server makes of the average: none takes it; momentum (FedAvgM), adagrad (FedAdagrad), adam (FedAdam) and yogi
-    (FedYogi) take a step along the averaged update, with any method. Buffers and FedAMM's weight net stay averaged."""
+    """How the server uses the average: none takes the average itself; momentum (FedAvgM), adagrad (FedAdagrad), adam (FedAdam) and yogi
+    (FedYogi) take a step along the averaged update, with any method. Buffers and FedAMM's weight net are always averaged."""
     server_lr: float | None = None
     """Step size of the server optimizer; null: 1.0 for momentum, else 0.01."""
     server_momentum: float | None = None
     """Its momentum (beta 1), in [0, 1); null: 0.9, adagrad 0."""
     server_beta2: float = 0.99
-    """adam and yogi: how much of the second moment stays, in [0, 1]."""
+    """adam and yogi: decay rate of the second moment (beta 2), in [0, 1]."""
     server_tau: float = 1e-3
-    """adagrad, adam and yogi: added to the root of the second moment, which starts at its square."""
+    """adagrad, adam and yogi: added to the square root of the second moment, which starts at the square of this value."""
     min_success_fraction: float = 0.5
-    """Share of a round's clients that must succeed, in [0, 1]; else the server keeps its state."""
+    """Fraction of a round's clients that must succeed, in [0, 1]; otherwise the server's state is not changed."""
     max_failed_rounds: int = 3
-    """Failed rounds in a row after which the run stops."""
+    """Number of consecutive failed rounds after which the run stops."""
     eval_interval: int = 5
-    """Rounds from one evaluation on the test set to the next; the last round is always evaluated."""
+    """Rounds between evaluations on the test set; the last round is always evaluated."""
     early_stopping: int | None = None
-    """Evaluations in a row without a higher val/acc after which the run ends; null: it goes on to its last round. Needs a validation
-    set: data.num_val_per_class, or data that bring one."""
+    """Number of consecutive evaluations without a higher val/acc after which the run ends; null: no early stopping. It needs a validation
+    set: data.num_val_per_class, or data that come with one."""
 
     def __post_init__(self) -> None:
         if not 0 < self.client_fraction <= 1:

@@ -59,20 +59,20 @@ class TrainerConfig:
     """How and where clients train and the global model is evaluated."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    """Hardware: auto takes a GPU if there is one."""
+    """Hardware: auto uses a GPU if there is one."""
     devices: int | list[int] = 1
-    """One device: 1, or [2] for the GPU of that number."""
+    """One device: 1, or [2] for the GPU with that number."""
     precision: PrecisionName = "auto"
-    """Arithmetic of training, meta step and evaluation. auto: bf16-mixed where the hardware computes in it, else 32-true.
-    What a server trains itself (MetaFineTune, CReFF) stays in the type of the weights. 16-mixed is left out: its loss scaling
-    would distort the meta gradient."""
+    """Precision of training, meta step and evaluation. auto: bf16-mixed if the hardware supports it, else 32-true. Training at the server
+    (MetaFineTune, CReFF) uses the type of the weights. 16-mixed is not offered, because its loss scaling would distort the meta
+    gradient."""
     memory_format: Literal["auto", "channels_last", "contiguous_format"] = "auto"
-    """Layout of the images that the network gets. auto: channels_last for networks that say `channels_last = True`, as the
-    package's do, else contiguous_format."""
+    """Memory layout of the network's input images. auto: channels_last for networks with `channels_last = True`, such as the package's,
+    else contiguous_format."""
     compile: bool = False
     """Compile the network once for all clients and evaluations (torch.compile; on a CPU it needs a C++ compiler)."""
     deterministic: bool = False
-    """On a GPU: only deterministic kernels, so that the same seed gives the same bits."""
+    """On a GPU: use only deterministic kernels, so that the same seed gives the same bits."""
 
     @cached_property
     def _probe(self) -> pl.Trainer:

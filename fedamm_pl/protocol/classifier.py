@@ -34,11 +34,11 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
             Module (``load_from_checkpoint`` then needs ``trust_model=True`` or ``model=``), or in Python a Module
             (``load_from_checkpoint`` then needs ``model=`` again).
         lr: Learning rate of the local SGD.
-        momentum: Its momentum, Nesterov's unless 0.
+        momentum: Its Nesterov momentum; 0 for none.
         weight_decay: Its weight decay.
         info: What is known of the images or features: their means and deviations, class names, shot groups.
-        local_optimizer: Of local training: sgd, or sam or asam, which follow the gradient at a worst point nearby.
-        rho: How near that is; null: 0.1 for sam, 0.7 for asam.
+        local_optimizer: Optimizer of local training: sgd, sam or asam; the latter two follow the gradient at the worst nearby point.
+        rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
 
     Attributes:
         memory_format: Layout of the images that the network gets: channels-last for networks that say

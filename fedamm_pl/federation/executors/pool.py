@@ -24,10 +24,10 @@ class Pool(Executor):
     """Trains clients on several workers, each of which loads the data itself.
 
     Args:
-        num_workers: Workers.
-        threads_per_worker: Threads of each; by default this process's, as far as there are cores, shared out.
-        client_timeout: Seconds after which a client is given up; null for none.
-        max_retries: How often a client is trained again whose worker died or whose time was over.
+        num_workers: Number of workers.
+        threads_per_worker: Threads per worker; by default the threads of the main process, up to the number of cores, divided equally.
+        client_timeout: Time limit per client in seconds; null for none.
+        max_retries: How often a client is trained again after its worker died or its time was up.
 
     Raises:
         ValueError: If an option is out of range.

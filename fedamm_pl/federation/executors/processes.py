@@ -25,18 +25,18 @@ ROUND, CLIENT = b"round", b"client"
 
 
 class Processes(Pool):
-    """Trains clients in several processes of this machine, on several cores or GPUs.
+    """Trains clients in several processes on this machine, on several cores or GPUs.
 
-    Each process loads the data itself. A process that dies, or whose client is out of time, is replaced, and its client is
-    trained again. With the same number of threads a client the results are those of one client after the other, bit for bit.
+    Each process loads the data itself. A process that dies, or whose client exceeds its time limit, is replaced, and the client is trained
+    again. With the same number of threads per client the results equal those of training one client after the other, bit for bit.
 
-    In a script of your own, what starts the run must stand below ``if __name__ == "__main__":``.
+    In your own script, the code that starts the run must be inside ``if __name__ == "__main__":``.
 
     Args:
-        num_workers: Processes; on GPUs they share them in turn.
-        threads_per_worker: Threads of each; by default this process's, as far as there are cores, shared out.
-        client_timeout: Seconds after which a client is given up; null for none.
-        max_retries: How often a client is trained again whose process died or whose time was over.
+        num_workers: Number of processes; with several GPUs they are assigned in turn.
+        threads_per_worker: Threads per process; by default the threads of the main process, up to the number of cores, divided equally.
+        client_timeout: Time limit per client in seconds; null for none.
+        max_retries: How often a client is trained again after its process died or its time was up.
 
     Raises:
         ValueError: If an option is out of range.

@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 class Ray(Pool):
-    """Trains clients on the workers of a Ray cluster: on several machines, on several GPUs, on parts of one.
+    """Trains clients on the workers of a Ray cluster: on several machines, on several GPUs, or several on one GPU.
 
-    Needs ``pip install ".[ray]"``, and on several machines the same packages and the same data in the same place on each.
-    A worker that dies, whose machine is gone, or whose client is out of time, is replaced, and its client is trained again. With the
-    same number of threads a client the results are those of one client after the other, bit for bit.
+    Needs ``pip install ".[ray]"``. With several machines, each needs the same packages, and the same data in the same place. A worker that
+    dies, loses its machine, or exceeds its client's time limit is replaced, and the client is trained again. With the same number of
+    threads per client the results equal those of training one client after the other, bit for bit.
 
     Args:
-        num_workers: Workers; each trains one client at a time.
-        address: Of a cluster that runs, ``host:6379``, or ``auto`` for that of this machine; by default, or with ``local``, a Ray is
-            started here and ended after the run.
-        cpus_per_worker: Cores that a worker takes from its machine, for Ray to place it; by default its threads.
-        gpus_per_worker: GPUs that a worker takes; 0.25 puts four workers on one GPU. By default 1 if this process trains on a GPU, else 0.
-        threads_per_worker: Threads of each; by default as many as ``cpus_per_worker``; without it 1 in a cluster that runs, else this
-            process's, as far as there are cores, shared out.
-        client_timeout: Seconds after which a client is given up; null for none.
-        max_retries: How often a client is trained again whose worker died or whose time was over.
+        num_workers: Number of workers; each trains one client at a time.
+        address: Address of a running cluster, ``host:6379``, or ``auto`` for the one on this machine; by default, or with ``local``, Ray
+            is started here and stopped after the run.
+        cpus_per_worker: Cores that Ray reserves for a worker; by default its number of threads.
+        gpus_per_worker: GPUs per worker; 0.25 puts four workers on one GPU. By default 1 if this process trains on a GPU, else 0.
+        threads_per_worker: Threads per worker; by default ``cpus_per_worker``. If that is not set: 1 in a running cluster, else the
+            threads of the main process, up to the number of cores, divided equally.
+        client_timeout: Time limit per client in seconds; null for none.
+        max_retries: How often a client is trained again after its worker died or its time was up.
 
     Raises:
         ValueError: If an option is out of range.

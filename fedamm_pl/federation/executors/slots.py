@@ -80,7 +80,7 @@ def run_on_slots(
         meanwhile: Called once, when all workers have a client.
         timeout: Seconds a client may take; None: for ever.
         start_timeout: Seconds a worker may take to start; None: for ever.
-        max_retries: How often a client is trained again whose worker died or whose time was over.
+        max_retries: How often a client is trained again after its worker died or its time was up.
         names: Of all clients, for the log.
         size: How long a task is, in any unit; of equals the first is taken first.
 

@@ -28,7 +28,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Vectorized(Executor):
-    """Trains clients in groups, side by side in one program in this process: fast for many small clients.
+    """Trains clients in groups, in parallel in one program in this process; fast for many small clients.
 
     A result is that of one client after the other but for rounding. It takes methods whose local step is plain SGD on an
     objective of each example, and networks that draw nothing while they train; of the others it says why not, as far as two
@@ -36,7 +36,7 @@ class Vectorized(Executor):
     """
 
     group_size: int = 64
-    """Clients that train side by side. Each takes as much memory as its parameters, three times, and its batch."""
+    """Number of clients that train in parallel. Each needs memory for three times its parameters and for its batch."""
 
     def __post_init__(self) -> None:
         if type(self.group_size) is not int or self.group_size < 1:
