@@ -45,8 +45,8 @@ def rounds_note(rows: Sequence[dict[str, Any]]) -> str:
     """Say in how many rounds the methods have exchanged the same bytes, on average over rows of :func:`at_equal_bytes`."""
     rounds = [f"{name} {mean(row['num_rounds'] for row in mine):.1f}" for name, mine in by_method(rows)]
     return (
-        "At the same bytes: each run counts up to its last evaluation within the bytes that the cheapest method exchanges in all its "
-        f"rounds with the same setting and seed. Rounds until then, mean: {', '.join(rounds)}."
+        "At the same bytes: each run counts up to its last evaluation within the total that the cheapest method exchanges in all its "
+        f"rounds, with the same setting and seed. Mean number of rounds until then: {', '.join(rounds)}."
     )
 
 

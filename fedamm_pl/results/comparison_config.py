@@ -12,11 +12,11 @@ class TuningConfig:
     """How the options of methods are chosen on validation before the runs of the table."""
 
     seeds: list[int]
-    """Of the runs that try candidates; none of them may be among `seeds`."""
+    """Seeds of the runs that try candidates; none of them may be in `seeds`."""
     methods: dict[str, list[dict[str, Any]]]
-    """Name in `methods` -> candidates: options of the algorithm, each of which goes before the method's own."""
+    """Name in `methods` -> candidates: options of the algorithm that override the method's own."""
     per_setting: bool = False
-    """false: one choice for all settings, by the mean over them; true: one for each setting."""
+    """false: one choice for all settings, by the mean over them; true: one choice per setting."""
 
     def __post_init__(self) -> None:
         if not self.seeds or not self.methods:
@@ -32,34 +32,34 @@ class CompareConfig:
     base: dict[str, Any]
     """Options that all runs share, as in the configuration of a run."""
     methods: dict[str, dict[str, Any] | None]
-    """Name in the table -> options of the algorithm; class_path may be left out where it is the name."""
+    """Name in the table -> options of the algorithm; class_path may be omitted if it is the name."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     """Each is used by all methods: same split, same clients, same initial weights."""
     grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    """Option like data.partition -> its values; every combination is a setting with a table of its own."""
+    """Option, such as data.partition -> its values; every combination is a setting with its own table."""
     dir: str | None = None
-    """Folder of the comparison; by default runs/<config name>. What is finished in it is skipped, what was interrupted continues."""
+    """Folder of the comparison; by default runs/<config name>. Finished runs in it are skipped, interrupted ones continue."""
     jobs: int = 1
-    """Runs side by side; they share the processor's cores. 0: run nothing, write the tables of what is finished."""
+    """Number of runs at the same time; they share the processor's cores. 0: run nothing and write the tables of the finished runs."""
     address: str | None = None
-    """A Ray cluster for the runs, `host:6379` or `auto` for that of this machine, in place of `jobs`: as many run as it has room for.
-    `local` starts one here, for a machine with several GPUs. On several machines, data and `dir` must be in folders that all share."""
+    """A Ray cluster for the runs instead of `jobs`: `host:6379`, or `auto` for the one on this machine. As many run as it has room for.
+    `local` starts one here, for a machine with several GPUs. With several machines, data and `dir` must be in folders that all share."""
     cpus_per_run: float = 1.0
-    """Cores that a run takes in the cluster, and its threads."""
+    """Cores, and threads, of each run in the cluster."""
     gpus_per_run: float = 0.0
-    """GPUs that a run takes in the cluster; 0.25 puts four runs on one GPU. 0: it sees none."""
+    """GPUs of each run in the cluster; 0.25 puts four runs on one GPU. 0: it sees none."""
     reference: str | None = None
     """The method that the others are compared with, seed by seed: one of `methods`; by default FedAvg, or the first if there is none."""
     budget: Budget = "rounds"
-    """What all methods may spend: the same rounds, or the same bytes, those of the cheapest method with the same setting and seed.
-    With `bytes`, a run counts up to the last evaluation within that; files are called results_bytes, and the curves of accuracy
-    against bytes are drawn. Change it with `jobs` 0 when all runs are finished."""
+    """What is the same for all methods: the number of rounds, or the bytes, as many as the cheapest method needs with the same setting
+    and seed. With `bytes`, a run counts up to the last evaluation within them; the files are called results_bytes, and accuracy is
+    drawn against bytes. Change it with `jobs` 0 when all runs are finished."""
     groups: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    """Title -> some of `methods`, like those that need the same privileges. Tables and figures show them below their titles, in this
-    order, and those in no group last. Who leads, and mean ranks, are then told within each group only."""
+    """Title -> some of `methods`, such as those that need the same privileges. Tables and figures show them under their titles, in this
+    order; methods in no group come last. Bold print and mean ranks then apply within each group only."""
     tuning: TuningConfig | None = None
     """Candidates for the options of some methods, and seeds to try them with. The best on validation (mean of the last ten evaluations,
-    over these seeds) has the runs of the table. The data need a validation set."""
+    over these seeds) is used for the table. The data need a validation set."""
 
     def __post_init__(self) -> None:
         if not self.methods or not self.seeds or not all(self.grid.values()):

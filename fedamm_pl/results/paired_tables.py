@@ -9,17 +9,17 @@ from fedamm_pl.results.tables import Cells, heading, in_groups, plain
 
 HEAD = ("95 % interval", "p", "p, Holm", "p, Wilcoxon", "within 0.5")
 LEGEND = (
-    "Differences in points, seed by seed, of test accuracy. Interval: of the mean, by Student's t. p: sign flips of the differences, "
-    "two-sided; Holm: the same, corrected for the number of methods; Wilcoxon: signed ranks, uncorrected. Within 0.5: the "
-    "probability that the true mean difference is below half a point, given these seeds. All of it speaks of further seeds on the "
-    "same data, not of other data."
+    "Differences in test accuracy, in points, paired by seed. Interval: of the mean, by Student's t. p: two-sided sign-flip test; "
+    "Holm: the same, corrected for the number of methods; Wilcoxon: signed-rank test, uncorrected. Within 0.5: the probability that "
+    "the true mean difference is below half a point, given these seeds. All of this is about further seeds on the same data, not "
+    "about other data."
 )
 RANKS = (
-    "Mean ranks of the methods over {settings} settings, 1 the best, by their means over the seeds. Friedman: p value that all are "
-    "alike, which takes settings for independent; it is rough for fewer than ten. Two methods differ by Nemenyi's test at 0.05 where "
-    "their mean ranks are {difference} apart."
+    "Mean ranks of the methods over {settings} settings, by their means over the seeds; 1 is best. Friedman: p value of the test that "
+    "all methods are equal; it assumes independent settings and is approximate for fewer than ten. By Nemenyi's test at 0.05, two "
+    "methods differ if their mean ranks are at least {difference} apart."
 )
-WITHIN = "They are within each group: methods of other groups do not count."
+WITHIN = "Methods are ranked within their group only."
 
 
 def difference_cells(paired: Paired, groups: Mapping[str, Sequence[str]] | None = None) -> Cells:
@@ -82,13 +82,13 @@ def group_notes(
 ) -> Iterator[str]:
     """Say what groups of methods mean for the tables, and which of them have no mean ranks."""
     if groups:
-        yield "Bold figures lead within their group: methods of different groups are not ranked against each other."
+        yield "Bold is awarded within each group: methods of different groups are not ranked against each other."
     methods = dict.fromkeys(name for paired in pairs.values() for found in paired.accuracies.values() for name in found)
     unranked = [title for title, _ in in_groups(methods, groups) if title not in ranks]
     if groups and unranked and len(pairs) > 1:
         yield (
-            f"Without mean ranks: {'; '.join(unranked)}. They take {LEAST_METHODS} methods of a group with whole runs in all settings, "
-            f"and {LEAST_PAIRS} seeds that all methods share."
+            f"No mean ranks for: {'; '.join(unranked)}. Ranks need at least {LEAST_METHODS} methods in a group with complete runs in all "
+            f"settings, and at least {LEAST_PAIRS} seeds that all methods share."
         )
 
 

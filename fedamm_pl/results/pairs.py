@@ -125,14 +125,12 @@ def pair(
     if len(names) < 2:
         notes, reason = [], ""  # nobody expects a difference
     elif first not in methods:
-        reason = f"No paired differences: {first}, which the others are compared with, is not among the methods with whole runs."
+        reason = f"No paired differences: the reference, {first}, has no complete runs."
     elif len(methods) < 2:
-        reason = f"No paired differences: {first} is the only method with whole runs."
+        reason = f"No paired differences: only {first} has complete runs."
     elif len(seeds) < LEAST_PAIRS:
         which = f"only {seeds[0]}" if seeds else "none"
-        reason = (
-            f"No paired differences: they take {LEAST_PAIRS} seeds that all methods share, and these share {which}."
-        )
+        reason = f"No paired differences: at least {LEAST_PAIRS} seeds must be shared by all methods, and these share {which}."
     shown = reason is None
     differences = {key: compared(by_name, first) for key, by_name in accuracies.items()} if shown else {}
     notes += few_seeds(len(seeds), len(methods) - 1) if shown else filter(None, [reason])
@@ -183,7 +181,7 @@ def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
 
     Example:
         >>> print(*few_seeds(3, 1))
-        With 3 seeds no p value can be below 0.25 (2/2^3), however large a difference is: to reach 0.05 takes 6 seeds.
+        With 3 seeds no p value can be below 0.25 (2/2^3), however large a difference is: 0.05 needs 6 seeds.
     """
     least = smallest_p(num_seeds)
     if num_compared * least > ALPHA:
@@ -191,7 +189,7 @@ def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
         after = f", nor below {min(1, num_compared * least):.2g} after Holm's correction for {num_compared} methods"
         yield (
             f"With {num_seeds} seeds no p value can be below {least:.2g} (2/2^{num_seeds}){after if num_compared > 1 else ''}, "
-            f"however large a difference is: to reach {ALPHA} takes {needed} seeds."
+            f"however large a difference is: {ALPHA} needs {needed} seeds."
         )
 
 

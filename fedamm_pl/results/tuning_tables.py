@@ -10,8 +10,8 @@ from fedamm_pl.results.tables import Cells, averaged, plain
 from fedamm_pl.results.tuning import METRIC, Choice, Tuning, chosen, options_text
 
 CHOSEN = (
-    "Options chosen on validation: the highest mean of val/acc, over {settings}{seeds}, and over the last {last} evaluations of each "
-    "run. Test accuracies play no part, except that a run counts as diverged by what it does on the test set, and its candidate is then "
+    "Options chosen on validation data: the highest val/acc, averaged over {settings}{seeds} and over the last {last} evaluations of each "
+    "run. Test accuracy plays no part, except that divergence is detected on the test set, and a candidate with a run that diverged is "
     "ruled out. {counts}"
 )
 
@@ -47,9 +47,9 @@ def counts_text(choices: list[Choice]) -> str:
     """Say on how many configurations each method was tuned."""
     counts = {choice.method: len(choice.candidates) for choice in choices}
     if len(set(counts.values())) == 1:
-        return f"Tuned on {counts[choices[0].method]} configurations each."
+        return f"Each method was tuned over {counts[choices[0].method]} configurations."
     each = "; ".join(f"{method} on {count}" for method, count in counts.items())
-    return f"Not tuned on as many configurations each: {each}."
+    return f"The methods were not tuned over the same number of configurations: {each}."
 
 
 def tuning_notes(tuning: Tuning) -> Iterator[str]:

@@ -79,7 +79,7 @@ def test_tables_at_the_same_bytes_stand_beside_those_at_the_same_rounds(tmp_path
     text = write_results(tmp_path, runs, budget="bytes")
     assert (tmp_path / "results.md").read_bytes() == before
     assert (tmp_path / "results_bytes.md").read_text() == text
-    assert "Rounds until then, mean: FedAvg 12.0, FedAMM 6.0, Scaffold 2.0." in text
+    assert "Mean number of rounds until then: FedAvg 12.0, FedAMM 6.0, Scaffold 2.0." in text
     assert "all, mean of last 2 to 10" in text
     with (tmp_path / "results_bytes.csv").open() as file:
         lines = list(csv.DictReader(file))

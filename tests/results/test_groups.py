@@ -62,9 +62,9 @@ def test_ranks_are_within_groups() -> None:
     assert dict(zip(ranks["three"].methods, ranks["three"].ranks["all"], strict=True)) == {"FedAvg": 2, "FedAMM": 1, "Moon": 3}  # fmt: skip
     assert firsts(rank_cells(ranks))[:2] == ["method", "three"]
     assert firsts(rank_cells(ranks))[-1] == "Friedman, p"
-    assert "are 2.34 (three) apart." in rank_legend(ranks)  # 2.343 · sqrt(3 · 4 / (6 · 2)), q of 3 as in Demsar
+    assert "are at least 2.34 (three) apart." in rank_legend(ranks)  # 2.343 · sqrt(3 · 4 / (6 · 2)), q of 3 as in Demsar
     assert list(rank_within(pairs)) == [""]
-    assert "within each group" not in rank_legend(rank_within(pairs))
+    assert "within their group" not in rank_legend(rank_within(pairs))
 
 
 def ticks(figure: Figure) -> list[str]:
@@ -110,8 +110,8 @@ def test_the_files_of_a_comparison_show_the_groups(tmp_path: Path) -> None:
     text = write_results(tmp_path, runs, groups=GROUPS)
     assert text.count(r"| **needs \| images** |") == text.count("| **others** |") == 3
     assert r"| **all, mean of last 10 or fewer: needs \| images** |" in text
-    assert "Bold figures lead within their group" in text
-    assert r"Without mean ranks: needs \| images; needs nothing; others. They take 3 methods" in text
+    assert "Bold is awarded within each group" in text
+    assert r"No mean ranks for: needs \| images; needs nothing; others. Ranks need at least 3 methods" in text
     assert "Mean ranks of the methods" not in text
     assert "Bold figures" not in plain
     assert (tmp_path / "results.tex").read_text().count(r"\textbf{needs \textbar{} images}") == 3

@@ -60,11 +60,11 @@ def test_only_the_seeds_that_all_share_are_paired_whatever_their_order() -> None
 @pytest.mark.parametrize(
     ("found", "left_out", "reference", "note"),
     [
-        (rows(FedAvg=[60], FedProx=[61]), {}, None, "they take 2 seeds that all methods share, and these share only 0."),
-        ([a_row("FedAvg", 0, 60), a_row("FedProx", 1, 60)], {}, None, "that all methods share, and these share none."),
-        (rows(**THREE), {"FedAvg": "seed 1 diverged"}, "FedAvg", "differences: FedAvg, which the others are compared with"),
-        (rows(FedAvg=[60, 61], A=[60, 61]), {"A": "seed 1 diverged"}, None, "FedAvg is the only method with whole runs."),
-        ([], {"A": "seed 0 is not finished", "B": "seed 0 is not finished"}, None, "No paired differences: A, which"),
+        (rows(FedAvg=[60], FedProx=[61]), {}, None, "at least 2 seeds must be shared by all methods, and these share only 0."),
+        ([a_row("FedAvg", 0, 60), a_row("FedProx", 1, 60)], {}, None, "must be shared by all methods, and these share none."),
+        (rows(**THREE), {"FedAvg": "seed 1 diverged"}, "FedAvg", "differences: the reference, FedAvg, has no complete runs."),
+        (rows(FedAvg=[60, 61], A=[60, 61]), {"A": "seed 1 diverged"}, None, "only FedAvg has complete runs."),
+        ([], {"A": "seed 0 is not finished", "B": "seed 0 is not finished"}, None, "No paired differences: the reference, A"),
     ],
 )  # fmt: skip
 def test_where_nothing_is_paired_one_line_says_why(
@@ -107,7 +107,7 @@ def test_reference_is_fedavg_or_the_first() -> None:
 def test_many_seeds_need_no_warning() -> None:
     assert list(few_seeds(6, 1)) == []
     assert "nor below 0.062 after Holm's correction for 2 methods" in next(few_seeds(6, 2))
-    assert next(few_seeds(6, 2)).endswith("takes 7 seeds.")
+    assert next(few_seeds(6, 2)).endswith("needs 7 seeds.")
     assert list(few_seeds(17, 40)) == []
 
 
@@ -210,7 +210,7 @@ def test_a_comparison_says_prints_and_draws_differences_and_ranks(tmp_path: Path
     assert text.count("With 2 seeds no p value can be below 0.5") == 3
     assert "| FedProx | 1.00 |" in text
     assert "Mean ranks of the methods over 2 settings" in text
-    assert text.count("All of it speaks of further seeds on the same data") == 1
+    assert text.count("All of this is about further seeds on the same data") == 1
     with (tmp_path / "results_paired.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["data.partition"] for line in lines] == ["iid"] * 2 + ["by_shards"] * 2 + [""] * 2
@@ -274,7 +274,7 @@ def test_what_cannot_be_said_any_more_is_removed(tmp_path: Path) -> None:
     write_results(tmp_path, a_comparison(tmp_path, FOUND, grid={"data.partition": ["iid", "by_shards"]}))
     assert len(list(tmp_path.glob("results_*"))) == 5
     fewer = a_comparison(tmp_path, FOUND, grid={"data.partition": ["iid"]}, seeds=[1])
-    assert "No paired differences: they take 2 seeds that all methods share, and these share only 1." in write_results(
+    assert "No paired differences: at least 2 seeds must be shared by all methods, and these share only 1." in write_results(
         tmp_path, fewer
     )
     assert not list(tmp_path.glob("results_*"))

@@ -149,9 +149,9 @@ def test_results_say_what_was_tried_and_chosen(tmp_path: Path) -> None:
     text = write_results(tmp_path, runs, tuning=tuning)
     assert "| avg | lr 0.3 | 60.5 | 2 | 55.5 to 60.5 |" in text
     assert "| amm | no change | 50.5 | 2 | 50.5 to 50.5 |" in text
-    assert "the highest mean of val/acc, over all settings and seeds 100, 101, which are in no table" in text
+    assert "the highest val/acc, averaged over all settings and seeds 100, 101, which are in no table" in text
     assert "over the last 3 evaluations of each run" in text
-    assert "Tuned on 2 configurations each." in text
+    assert "Each method was tuned over 2 configurations." in text
     assert r"avg & lr 0.3 & 60.5 & 2" in (tmp_path / "results.tex").read_text()
     with (tmp_path / "tuning.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -170,7 +170,7 @@ def test_results_say_what_was_tried_and_chosen(tmp_path: Path) -> None:
 def test_other_numbers_of_configurations_are_said(tmp_path: Path) -> None:
     more = {"avg": CANDIDATES["avg"], "amm": CANDIDATES["amm"][:1]}
     _, tuning = tried(tmp_path, FOUND, tuning={"methods": more})
-    assert tuning_legend(tuning).endswith("Not tuned on as many configurations each: avg on 2; amm on 1.")
+    assert tuning_legend(tuning).endswith("The methods were not tuned over the same number of configurations: avg on 2; amm on 1.")
 
 
 @pytest.mark.parametrize(
