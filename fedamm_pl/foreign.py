@@ -40,5 +40,7 @@ def imported(name: str, expected: str) -> Callable[..., Any]:
     except Exception as error:  # whatever its author's file does
         raise ValueError(f"{expected}, got {name!r}, whose import raises {failure(error)}.") from error
     if not callable(found):
-        raise ValueError(f"{expected}, got {name!r}, which cannot be called so (it is a {type(found).__name__}).")
+        raise ValueError(
+            f"{expected}, got {name!r}, which cannot be called like this (it is a {type(found).__name__})."
+        )
     return found  # type: ignore[no-any-return]

@@ -76,11 +76,11 @@ class ShotAccuracy(Metric):
 
     ``compute`` returns the accuracy over all examples (micro average), a scalar: NaN before the first example.
     :meth:`accuracies` returns by name ``acc``, the same number, ``acc_<group>`` (mean of the per-class accuracies of the
-    group) and ``acc_class_<c>``. A class that never occurred as a target is left out there, never counted as 0; a group
-    without such a class has no entry.
+    group) and ``acc_class_<c>``. A class that never occurred as a target is left out, not counted as 0; a group with only such classes has
+    no entry.
 
-    In a LightningModule ``self.log("test/acc", metric)`` in a step logs the one, and
-    ``self.log_dict(metric.accuracies())`` at the end of an epoch all of them; after the latter call ``metric.reset()``.
+    In a LightningModule, ``self.log("test/acc", metric)`` in a step logs the overall accuracy, and ``self.log_dict(metric.accuracies())``
+    at the end of an epoch logs all accuracies; after the latter, call ``metric.reset()``.
 
     Args:
         num_classes: Number of classes C.
@@ -122,10 +122,10 @@ class ShotAccuracy(Metric):
         """Count a batch.
 
         Args:
-            preds: Predicted classes of shape (N,), whole numbers, or scores of shape (N, C), floating point. NaN counts as
+            preds: Predicted classes of shape (N,), integers, or scores of shape (N, C), floating point. NaN counts as
                 the largest score, as it does for torch and torchmetrics: a test of a model that has diverged comes to its
                 end, where the loss is NaN.
-            target: True classes, whole numbers of shape (N,).
+            target: True classes, integers of shape (N,).
 
         Raises:
             ValueError: If shapes, types or classes are others.

@@ -49,7 +49,7 @@ def worst_point_nearby(
 
 
 class SharpnessAwareSGD(torch.optim.SGD):
-    """SGD that steps from w with the gradient at w + eps, on the same batch: two forward and backward passes a step.
+    """SGD that steps from w with the gradient at w + eps, on the same batch: two forward and backward passes per step.
 
     Momentum and weight decay are at w. See :func:`worst_point_nearby`.
 

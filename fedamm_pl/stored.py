@@ -95,7 +95,7 @@ def require_bounded(content: Any, size: int) -> None:
         values += sum(len(value) for value in level if isinstance(value, str | bytes)) // CHARACTERS
         values += sum((1 + isinstance(holder, dict)) * len(holder) for holder in holders)
         if values > size:
-            raise ValueError(f"it holds more values than its {size} bytes: the same ones again and again")
+            raise ValueError(f"it holds more values than its {size} bytes: the same values repeated")
         level = [part for holder in holders for part in holder]
         level += [part for holder in holders if isinstance(holder, dict) for part in holder.values()]
         if not level:

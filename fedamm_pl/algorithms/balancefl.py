@@ -82,18 +82,18 @@ def balanced_losses(
 class BalanceFL(FederatedModule):
     """FedAvg whose clients train as if they had the same number of examples of each class.
 
-    Four things make a client's update look like that. It draws its n_k examples of an epoch with replacement, each of its
-    classes as often. An example of class c is changed with probability 1 - n_kc / max_j n_kj: noise is added to its features,
-    with the covariance within classes that they have under the received model. The cross-entropy is taken over the classes of
-    the batch, or of the client, alone; for the others the received model is the teacher. And predictions over the former are
-    kept uncertain: their entropy is raised, summed over the batch, so that its weight grows with the batch.
+    Four measures achieve this. A client draws its n_k examples of an epoch with replacement, the same number from each of its classes.
+    With probability 1 - n_kc / max_j n_kj, noise is added to the features of an example of class c, with the within-class covariance of
+    the features under the received model. The cross-entropy is computed only over the classes of the batch, or of the client; for the
+    other classes the received model is the teacher. Finally, the entropy of the predictions over the former classes is increased; it is
+    summed over the batch, so its weight grows with the batch.
 
-    With entropy_weight = 0 it is FedAvg on balanced draws for clients that hold equally many examples of each class, where
-    each batch has all classes. Nothing more is sent or kept. A round costs a pass over the examples more, and each step a
-    forward pass of the received model. In a plain Trainer, where nothing has been received, it is FedAvg.
+    With entropy_weight = 0 it is FedAvg on balanced draws for clients that hold the same number of examples of each class, where
+    each batch has all classes. Nothing extra is sent or kept. A round costs one more pass over the examples, and each step a forward pass
+    of the received model. In a plain Trainer, where nothing has been received, it is FedAvg.
 
-    Otherwise than in the authors' program, the received model runs in evaluation mode, where it gives the noise's covariance
-    too; the noise is drawn anew for each step, in place of 500 draws used in turn.
+    Unlike in the authors' program, the received model runs in evaluation mode, where it gives the noise's covariance
+    too; the noise is redrawn for each step, in place of 500 draws used in turn.
 
     Args:
         num_classes: Number of classes C.

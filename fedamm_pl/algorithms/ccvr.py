@@ -29,16 +29,15 @@ MOST_BYTES, MANY_BYTES = 2**31, 2**28
 class CCVR(PostHocModule):
     """FedAvg whose server re-trains the classifier on virtual features drawn from one Gaussian per class.
 
-    Before the evaluation all clients send, for each class, the number of their examples, the sum of the features that the
-    trained model gives them, and the sum of the products of their features. Added up these are mean and covariance of the
-    features of all clients, exactly. The server draws equally many features of each class and re-trains the classifier on
-    them, from where it stands. A class of one example is drawn next to it; one without examples is left out, and its row of
-    the classifier stays. Covariances that are not of full rank have the eigenvalues below 0 set to 0, and 1e-6 added to all.
+    Before the evaluation all clients send, for each class, the number of their examples, the sum of their features under the trained
+    model, and the sum of the products of these features. Together they give exactly the mean and covariance of the features of all
+    clients. The server draws the same number of features per class and re-trains the classifier on them, starting from the trained one.
+    For a class with a single example, features are drawn close to it; a class without examples is left out, and its row of the classifier
+    does not change. In covariances, negative eigenvalues are set to 0, and 1e-6 is added to all eigenvalues.
 
-    Training is FedAvg's, bit for bit; with ``num_features`` or ``retrain_epochs`` 0 it is FedAvg altogether. What leaves a
-    client are class counts, means and covariances of its features: C (1 + D + D (D + 1) / 2) numbers of 8 bytes, D the
-    number of features, each time that the model is calibrated, and it costs each client the trained model and a pass over
-    its examples. In a plain Trainer it is FedAvg.
+    Training is FedAvg's, bit for bit; with ``num_features`` or ``retrain_epochs`` 0 it is exactly FedAvg. Class counts, means and
+    covariances of features leave a client: C (1 + D + D (D + 1) / 2) numbers of 8 bytes, with D features, at each calibration. Each client
+    also receives the trained model and passes over its examples. In a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -190,7 +189,7 @@ def retrained(
     lr: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Train a linear classifier on features; classes without any stay out of the softmax, and their rows as they are.
+    """Train a linear classifier on features; classes without any are left out of the softmax, and their rows do not change.
 
     Args:
         examples: Features of shape (N, D), labels of shape (N,).

@@ -60,7 +60,7 @@ class ClassPriorModule(FederatedModule):
     need: the server sends them along with the model, and their bytes are counted. In a plain Trainer all are the counts
     in ``info``.
 
-    For estimated counts nobody says what it holds, and nothing more is sent to the server, but the server *infers* it: from
+    For estimated counts nobody says what it holds, and nothing extra is sent to the server, but the server *infers* it: from
     the first update of each client, see :func:`class_shares`, times the number of its examples. The sum over the clients seen so
     far, at least 5 a class, goes out with the model. A client that takes part for the first time trains as if all classes were
     equal, as the estimate is made for; it keeps to itself that it has. The server keeps the sum, and whom it has seen. (In the

@@ -24,17 +24,19 @@ MAX_LOSS = torch.finfo(torch.float32).max
 class Climb(FederatedModule):
     """FedAvg under the constraint that no client's loss exceeds the mean over the clients by more than a tolerance.
 
-    The dual variable lambda_k of each client grows while it is: ``lambda_k <- lambda_k + dual_lr (f_k - mean f - tolerance)``,
+    The dual variable lambda_k of each client grows while the constraint is violated: ``lambda_k <- lambda_k + dual_lr (f_k - mean f -
+    tolerance)``,
     kept in [0, 100], with f_k the global model's loss on the client's examples before it trains and the mean over the clients
     of the round. The server scales the client's update by ``1 + lambda_k - mean lambda``, with the lambdas before the round and
     their mean over all clients.
 
     Where it differs from the authors' program: (1) theirs divides the step by the number K of clients, so ``dual_lr`` here is
     their step size over K: the 0.1 here is their 2 with 20 clients, where their default is 1. (2) Only the clients of a round
-    measure their loss, which costs one pass over their examples and 8 bytes sent; theirs asks all K. So a client's variable moves
-    only when it is drawn, and the mean, over few clients, is not that of all: whoever is drawn with clients of low loss moves
-    up. (3) Theirs takes a dual step every fifth round, here ``primal_rounds`` says so and is 1, as with few clients a round the
-    variables move seldom anyway. (4) Theirs averages the scaled updates uniformly; here the run's ``aggregation`` says how.
+    measure their loss, which costs one pass over their examples and 8 bytes sent; theirs asks all K. So a client's variable changes only
+    when it is sampled, and the mean over few clients differs from that over all: the variable of a client that is sampled together with
+    clients of low loss increases. (3) Theirs takes a dual step every fifth round, here ``primal_rounds`` sets this and is 1, because with
+    few clients per round the variables change rarely anyway. (4) Theirs averages the scaled updates uniformly; here the run's
+    ``aggregation`` is used.
 
     With dual_lr = 0 it is FedAvg, bit for bit; in a plain Trainer it is FedAvg too.
 

@@ -26,14 +26,14 @@ MAX_LENGTH = 1e15
 class CReFF(FederatedModule):
     """FedAvg whose server re-trains the classifier on balanced artificial features, fitted to the clients' gradients.
 
-    Beside its training, a client computes for each of its classes the mean gradient of the re-trained classifier on its
-    features, with the global model in evaluation mode. The server averages these over the clients that hold the class, moves
-    ``num_features`` artificial features a class until their gradients point the same way, and trains a new classifier on them.
-    Clients go on training the averaged model; it is evaluated, and delivered, with the re-trained classifier.
+    In addition to its training, a client computes for each of its classes the mean gradient of the re-trained classifier on its features,
+    with the global model in evaluation mode. The server averages these gradients over the clients that hold the class, optimises
+    ``num_features`` artificial features per class until their gradients point in the same direction, and trains a new classifier on them.
+    Clients continue training the averaged model; it is evaluated and delivered with the re-trained classifier.
 
     The gradients reveal which classes a client holds, and cost C * C * (D + 1) numbers more from each client and round, beside
     8 C bytes that say which classes it holds; the re-trained classifier costs C * (D + 1) numbers more to each.
-    Otherwise than in the authors' program, the class gradients are exact means over the client's unaugmented examples (theirs are
+    Unlike in the authors' program, the class gradients are exact means over the client's unaugmented examples (theirs are
     means over 10 draws of at most 32 augmented ones), in the first round they are of the model's own classifier (theirs: of a
     random one), and the classifier is re-trained in full-batch steps with momentum. Theirs takes 300 epochs of batches of 32:
     ``retrain_steps: 9600, retrain_batch_size: 32, retrain_lr: 0.01, retrain_momentum: 0`` for 10 classes, at about the same

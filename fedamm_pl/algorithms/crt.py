@@ -10,7 +10,7 @@ class CRT(DecoupledModule):
     """FedAvg, followed by training a new random classifier on the fixed features, with balanced sampling of the classes.
 
     ``where: server``: before an evaluation, on the server's balanced images; training is FedAvg's, bit for bit, and with 0
-    steps it is FedAvg altogether. It is the control of MetaFineTune, which steps on the whole network. ``where: clients``: in
+    steps it is exactly FedAvg. It is the control of MetaFineTune, which updates the entire network. ``where: clients``: in
     the rounds from ``stage2_start`` on, on the clients' own images, see :class:`DecoupledModule`. A client then sends the
     classifier, C (D + 1) numbers, and its class counts, 8 C bytes, in place of the model, so its class counts are revealed; it
     receives the model and 8 bytes. Before that round it is FedAvg, bit for bit. The server's sums are beyond what a median

@@ -1,4 +1,4 @@
-"""``DecoupledModule``: the base of methods that train the classifier once more, on equally many examples of each class."""
+"""``DecoupledModule``: the base of methods that train the classifier once more, with the same number of examples per class."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ STAGE, COUNTS, ROWS = "stage2", "class_counts", "rows."
 
 
 class DecoupledModule(PostHocModule):
-    """FedAvg, then a second stage in which the features stay as they are and the classifier alone is trained.
+    """FedAvg, then a second stage in which the features are unchanged and the classifier alone is trained.
 
     A subclass says by :meth:`renewed`, :meth:`started` and :meth:`classifier` what of it is trained. In either place the
     network, its BatchNorm too, computes as in an evaluation, and steps are those of SGD with the momentum and weight decay of
@@ -36,9 +36,9 @@ class DecoupledModule(PostHocModule):
     cosine. The next round trains without that.
 
     ``where: clients``: in the rounds from ``stage2_start`` on, instead of the whole network. A client draws its classes
-    equally often; classes that it lacks stay out of its softmax. It sends the classifier and its class counts, and each row
+    equally often; classes that it lacks are left out of its softmax. It sends the classifier and its class counts, and each row
     of the classifier is averaged over the clients in proportion to their examples of that class, whatever the run's
-    aggregation and server optimizer are. A row that nobody holds stays.
+    aggregation and server optimizer are. A row that no client holds stays.
 
     Args:
         num_classes: Number of classes C.
@@ -97,7 +97,7 @@ class DecoupledModule(PostHocModule):
 
     @property
     def returned(self) -> Mapping[str, Reduction]:  # type: ignore[override]  # an option decides
-        """What clients send beside the model, if they take part in the second stage."""
+        """What clients send besides the model, if they take part in the second stage."""
         return {**super().returned, **({ROWS: "sum", COUNTS: "sum"} if self.at_clients else {})}
 
     @property
@@ -217,7 +217,7 @@ class DecoupledModule(PostHocModule):
         return {COUNTS: counts, **{ROWS + name: value * _by_row(counts, value) for name, value in rows.items()}}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the averaged model; in the second stage the averaged rows of the classifier, with those that nobody holds."""
+        """Take the averaged model; in the second stage the averaged rows of the classifier, with those that no client holds."""
         state = super().server_step(state, reduced, server)
         if STAGE not in server.sent:
             return state

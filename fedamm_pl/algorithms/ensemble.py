@@ -72,7 +72,7 @@ class Pool:
     features: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
 
     def add(self, features: Tensor, logits: Tensor) -> bool:
-        """Add a model by its outputs, and return True; or False, if they are of no use to an ensemble."""
+        """Add a model by its outputs, and return True; or False, if they cannot be used in an ensemble."""
         if not all(bool((part.abs() <= MAX_OUTPUT).all()) for part in (features, logits)):  # NaN is not either
             return False
         self.votes.append(logits)

@@ -33,26 +33,26 @@ LOSS_GRID = tuple(0.25 * step for step in range(41))
 class FedAMM(MetaExchange):
     """FedAvg whose clients weight each example by V(its loss); the weight net V is meta-learned on the server's meta set.
 
-    ``asynchronous``: each client updates the weight net once a round, before its epochs, trains with the weight net it
-    received and returns the updated one. ``synchronous``: it updates it every ``meta_interval`` steps with the mini-batch
-    as support, and trains with the updated one. The server averages weight nets like classifiers. With a constant weight
-    net a client's step equals FedAvg's; ``weight_net_init: flat`` starts with one, so that the first round is FedAvg's.
+    ``asynchronous``: each client updates the weight net once per round, before its epochs; it trains with the received weight net and
+    returns the updated one. ``synchronous``: each client updates the weight net every ``meta_interval`` steps, with the mini-batch as
+    support, and trains with the updated one. The server averages weight nets like classifiers. With a constant weight net a client's step
+    equals FedAvg's; ``weight_net_init: flat`` starts with one, so the first round is FedAvg's.
 
-    V is that of CMW-Net with ``families``: one output for each family of classes of like size, behind shared layers. ``fixed``
-    families are the shot groups; ``local`` ones follow from the client's own class counts, which do not leave it; ``global``
-    ones from those of all clients, which the server must know and sends along, 8 C bytes to each client, as it does with
-    ``counts: global``. With one family, or equal outputs, V is the plain one. ``objective`` is the loss that is weighted, and V sees
-    that same loss; the meta loss stays the plain cross-entropy.
+    With ``families``, V is that of CMW-Net: one output for each family of classes of similar size, after shared layers. ``fixed`` families
+    are the shot groups. ``local`` families are formed from the client's own class counts, which do not leave it; ``global`` families from
+    those of all clients, which the server must know and sends with the model, 8 C bytes to each client, as with ``counts: global``. With
+    one family, or equal outputs, V is the plain one. ``objective`` is the loss that is weighted, and it is also the input of V; the meta
+    loss remains the plain cross-entropy.
 
-    The exchange before the epochs costs as many bytes as FedAvg's: w_hat up, g down, in the size of w. ``exchange: bfloat16`` sends
-    both in half of that, w_hat as its difference from w, and ``head`` the last linear layer's part alone.
+    The exchange before the epochs costs as many bytes as FedAvg: w_hat up and g down, each of the size of w. ``exchange: bfloat16`` sends
+    both in half the bytes, w_hat as its difference from w; ``head`` sends only the last linear layer's part.
 
-    V travels about as far as the number of meta steps times ``meta_lr`` times ``lr``, but no rule sets ``meta_lr`` for all data: with
-    the same product, and nearly the same learned curve, accuracy rose on one data set and fell on another (docs/results.md).
-    A curve V(loss) near 0 for all but the largest losses, in the figures, comes from a large ``meta_lr``.
+    The distance that V moves is about the number of meta steps times ``meta_lr`` times ``lr``, but no rule sets ``meta_lr`` for all data:
+    with the same product, and nearly the same learned curve, accuracy rose on one data set and fell on another (docs/results.md). If the
+    curve V(loss) in the figures is near 0 for all but the largest losses, ``meta_lr`` is large.
 
-    Logged beside ``train/loss`` (the unweighted mean of the objective; the cross-entropy is comparable with FedAvg's): ``train/meta_loss``, the
-    loss on the meta set after the virtual step.
+    Besides ``train/loss`` (the unweighted mean of the objective; the cross-entropy is comparable with FedAvg's) it logs
+    ``train/meta_loss``, the loss on the meta set after the virtual step.
 
     Args:
         num_classes: Number of classes C.
@@ -68,9 +68,9 @@ class FedAMM(MetaExchange):
         meta_lr: Learning rate of the weight net; 0 keeps it fixed.
         meta_update: When a client updates the weight net: asynchronous (once per round) or synchronous (every ``meta_interval`` steps).
         meta_interval: synchronous: steps between updates.
-        differentiation: How the weight net's gradient is computed: higher, functional or forward (the fast one). All
-            agree up to rounding. For a network that it is not right for, another one is taken, which is said. Clients that ask
-            at once, side by side, take the fast one if it is right.
+        differentiation: How the weight net's gradient is computed: higher, functional or forward (the fastest). All agree up to rounding.
+            If the chosen one does not work for a network, another is used, and a message says so. Clients that ask together
+            (``Vectorized``) use the fastest one if it works.
         weight_net_init: Initial weight net: default (PyTorch's random start) or flat (last layer 0, so V is 1/2 everywhere).
         weight_net_hidden: Width of its hidden layers.
         weight_net_depth: Number of its hidden layers.
@@ -153,7 +153,7 @@ class FedAMM(MetaExchange):
             torch.distributed.broadcast(parameter.data, 0)
 
     def on_train_start(self) -> None:
-        """Start the epoch's sums; once a round, collect what ``higher`` leaves in reference cycles: its patched networks."""
+        """Start the epoch's sums; once per round, collect what ``higher`` leaves in reference cycles: its patched networks."""
         super().on_train_start()
         self.learn_classes(self.session)
         self._seen = []

@@ -27,7 +27,7 @@ class FedDyn(FederatedModule):
     also of those never drawn: ``h <- h + (1 / K) sum_S (w_k - w)``, and sends ``mean + h``. What is evaluated and delivered is the
     mean without h. BatchNorm statistics are averaged as in FedAvg.
 
-    There is no limit in which it is FedAvg: with alpha = 0 a client's steps are FedAvg's, and h remains. Nothing more is sent; a
+    There is no limit in which it is FedAvg: with alpha = 0 a client's steps are FedAvg's, and h remains. Nothing extra is sent; a
     client receives 8 bytes more, the mean number of examples, and keeps one model; the server keeps one. a_k is at most
     1 / (2 lr): the steps of a client with very few examples would diverge. The method was derived for plain SGD, so momentum is 0
     by default. A robust aggregation takes the place of the mean. In a plain Trainer there are no other clients, and it is FedAvg

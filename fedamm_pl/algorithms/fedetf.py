@@ -11,7 +11,7 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 
 
 class ETFHead(nn.Module):
-    """Scaled cosines between a learned projection of the features and the fixed corners of a simplex, one a class.
+    """Scaled cosines between a learned projection of the features and the fixed corners of a simplex, one per class.
 
     The corners are the columns of ``sqrt(C / (C - 1)) (I - 1/C)`` (a simplex equiangular tight frame): of length 1, with
     cosines of -1 / (C - 1) between them. A rotation of them would be taken up by the projection, so none is drawn.

@@ -46,7 +46,7 @@ class FEDIC(FederatedModule):
 
     Its work each round: it evaluates ``num_draws`` times its images for each client, and trains on about 17,000 images.
 
-    Nothing more is sent. But the server must see each client's model apart: sums alone, as secure aggregation gives them, do not
+    Nothing extra is sent. But the server must see each client's model apart: sums alone, as secure aggregation gives them, do not
     do, and a robust aggregation protects the average, not the ensemble. A model whose logits or features are not finite, or beyond
     1e6, has no voice in it. With ``distill_steps`` 0 it is FedAvg; with ``distill_weight`` 0 the server fine-tunes the average
     by Adam and no model but the average matters. In a plain Trainer it is FedAvg.
@@ -126,7 +126,7 @@ class FEDIC(FederatedModule):
         pool = Pool(torch.cat([images for images, _ in draws]), draws[0][1].to(self.device))
         next_state = super().server_update(state, self._evaluated(results, pool, server), server)
         if not pool.votes:
-            log.warning("round %d: no client's model can be distilled; the average stays as it is", server.round_num)
+            log.warning("round %d: no client's model can be distilled; the average is unchanged", server.round_num)
             return next_state
         generator = server.generator("FEDIC")
         self.load_shared_state(next_state)

@@ -15,7 +15,7 @@ class FedLC(ClassPriorModule):
     margin would be infinite, leaves the softmax: the client does not push it down, which is the point of the method. With
     ``absent: one`` it counts as one example instead, and is pushed down almost as any rare class.
 
-    Nothing more is sent, the counts stay at the client. With tau = 0 and ``absent: one`` it is FedAvg, bit for bit; with tau =
+    Nothing extra is sent, the counts stay at the client. With tau = 0 and ``absent: one`` it is FedAvg, bit for bit; with tau =
     0 alone, FedAvg on the softmax over the client's own classes. A client of one class then has a loss of 0 and learns
     nothing. In a plain Trainer the counts are those in ``info``.
 

@@ -40,7 +40,7 @@ class FedNova(FederatedModule):
     """FedAvg with updates divided by their amount of local work, then scaled by the average amount.
 
     ``w <- w + (sum_k p_k a_k) * sum_k p_k (w_k - w) / a_k`` with a_k = ||a_k||_1 of the client's local steps, see
-    :func:`normalizer`; BatchNorm statistics are averaged as in FedAvg. With equal numbers of steps it is FedAvg, to rounding.
+    :func:`normalizer`; BatchNorm statistics are averaged as in FedAvg. With equal numbers of steps it is FedAvg, up to rounding.
     Weight decay counts as a part of the gradient. A client sends 8 bytes more: its number of steps. The proximal term that the
     authors' program offers beside this is left out; for its server momentum there is ``--federation.server_optimizer``.
 

@@ -94,11 +94,11 @@ class FedReLa(FederatedModule):
     relabel_round is a round, whatever the number of rounds is: 80 or 90 % of it is the authors' choice, the default 90 % of 500.
     In a shorter run set it, or nobody re-labels. Until then, and with rate = 0 and lr_factor = 1, it is FedAvg, bit for bit, or
     with base = balanced_softmax LogitAdjusted with local counts and tau = 1. A client whose classes are equally frequent keeps
-    its labels, and none goes to a class that is as frequent at the client or more. Nothing more is sent. A client keeps its
+    its labels, and none goes to a class that is as frequent at the client or more. Nothing extra is sent. A client keeps its
     new labels, 8 bytes for each example, and computes num_passes forward passes over its examples, once. Their share that has
     changed is logged as ``client/relabelled``. In a plain Trainer nothing is re-labelled: it is the base method.
 
-    Otherwise than in the authors' program, the model predicts in evaluation mode, a client re-labels when it next takes part
+    Unlike in the authors' program, the model predicts in evaluation mode, a client re-labels when it next takes part
     (theirs needs all clients in that round), and no run ends early by its accuracy on the test set.
 
     Args:

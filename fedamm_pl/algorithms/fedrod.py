@@ -50,7 +50,7 @@ class FedRoD(ClassPriorModule):
     by the client's own class counts, averaged over the clients; ``personal/acc_global`` is that of g in the same weights. They
     cost a pass over the test set at each evaluation, and C (D + 1) products a client and image.
 
-    A linear head stays at the client, C (D + 1) numbers between its rounds; nothing more is sent. A hypernetwork makes the head
+    A linear head stays at the client, C (D + 1) numbers between its rounds; nothing extra is sent. A hypernetwork makes the head
     from the client's class shares and is averaged with the model: C D^2 + 2 C D + D numbers more each way, and nothing is kept.
     In a plain Trainer it is the balanced softmax of the counts in ``info``, with a head trained beside it.
 

@@ -40,7 +40,7 @@ class FedRS(ClassPriorModule):
     classifier. The whole logit is scaled, with its bias (the paper's layer has none); the model is evaluated without scales.
     ``scaling: missing`` is the paper's; the authors' program grades the scales by frequency, which is ``scaling: frequency``.
 
-    Nothing more is sent, the counts stay at the client. With alpha = 1 it is FedAvg, bit for bit, and so is a client that
+    Nothing extra is sent, the counts stay at the client. With alpha = 1 it is FedAvg, bit for bit, and so is a client that
     holds all classes under ``missing``. In a plain Trainer the counts are those in ``info``.
 
     Args:

@@ -92,8 +92,8 @@ class FedYoYo(FederatedModule):
 
     Features of a table have no views: they need ``strong_view`` false and ``rotation`` 0.
 
-    Otherwise than in the authors' program, clients are not measured first and then trained with what that gave, which would take
-    a second exchange; and pi is mixed once a round, in place of at each step, which lets it drift to the client's own.
+    Unlike in the authors' program, clients are not measured first and then trained with what that gave, which would take
+    a second exchange; and pi is mixed once per round, in place of at each step, which lets it drift to the client's own.
 
     Args:
         num_classes: Number of classes C.
@@ -153,7 +153,7 @@ class FedYoYo(FederatedModule):
         require_range("rotation", rotation, least=0)
         if self.takes_features and (strong_view or rotation):
             raise ValueError(
-                "Expected `strong_view` to be false and `rotation` 0 for FedYoYo on features, which have no views as images have, "
+                "Expected `strong_view` to be false and `rotation` 0 for FedYoYo on features, which have no views like images, "
                 f"got {strong_view} and {rotation}."
             )
 

@@ -11,7 +11,7 @@ class LWS(DecoupledModule):
     The logits are ``s_c (W_c z + b_c)``; s starts at 1, and only s is trained. With a learning rate of 0 it changes nothing.
 
     ``where: server``: before an evaluation, on the server's balanced images; training is FedAvg's, bit for bit, and with 0
-    steps it is FedAvg altogether. ``where: clients``: in the rounds from ``stage2_start`` on, on the clients' own images, see
+    steps it is exactly FedAvg. ``where: clients``: in the rounds from ``stage2_start`` on, on the clients' own images, see
     :class:`DecoupledModule`. The received classifier is scaled, so s starts at 1 in each round. A client then sends the
     scaled classifier, C (D + 1) numbers, and its class counts, 8 C bytes, in place of the model, so its class counts are
     revealed; it receives the model and 8 bytes. Before that round it is FedAvg, bit for bit. The server's sums are beyond

@@ -74,7 +74,7 @@ class RUCR(FederatedModule):
     counts and mean features of each client: 8 C bytes and C D numbers more from a client, C (D + 1) to it; from rectify_round
     on C (D + 1) more from it and C D to it. A round costs a pass over the examples more.
 
-    Otherwise than in the authors' program, anchors are those of the round before, which saves an exchange, and directions those
+    Unlike in the authors' program, anchors are those of the round before, which saves an exchange, and directions those
     of clients that take part; both are measured in evaluation mode. Mixed features are as long as real ones (rescale).
 
     Args:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 GRID = tuple(step / 10 for step in range(21))
 """The values of tau from which the server chooses, those of the paper."""
 DRAWS = 10
-"""How often the balanced images are drawn anew for it."""
+"""How often the balanced images are redrawn for it."""
 
 
 class TauNormalized(PostHocModule):

@@ -1,4 +1,4 @@
-"""Runs of a comparison side by side, each in a process of its own, forked from one that has imported the package already."""
+"""Runs of a comparison in parallel, each in a process of its own, forked from one that has imported the package already."""
 
 import contextlib
 import math
@@ -22,7 +22,7 @@ from fedamm_pl.results.tables import averaged
 from fedamm_pl.terminal import printable, say
 
 FORKS = "forkserver" in get_all_start_methods()
-"""Whether the system knows such forks; on Windows each run imports everything anew."""
+"""Whether the system knows such forks; on Windows each run imports everything again."""
 CONTEXT: Any = get_context("forkserver" if FORKS else "spawn")
 
 
@@ -50,7 +50,7 @@ Start = Callable[[PlannedRun, int], Job]
 def execute(
     runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc", begin: Start | None = None
 ) -> list[PlannedRun]:
-    """Run what is not finished, some side by side, each in a process of its own; stop all of them if this one is stopped.
+    """Run what is not finished, some in parallel, each in a process of its own; stop all of them if this one is stopped.
 
     Args:
         runs: The runs.

@@ -45,7 +45,7 @@ def reworded(message: str, owner: type | None) -> str:
         name = options.get(wrong[1], f"--{wrong[1]}")
         if wrong[1] in OFFERED and owner is None:
             got = re.sub(r"^Expected a dot import path string: |^Problem with given class_path ", "", wrong[2])
-            got = re.sub(r"^Import path (\S+) does not .*", r"\1, which is none", got)
+            got = re.sub(r"^Import path (\S+) does not .*", r"\1, which is not one", got)
             got = re.sub(r"^Not a valid subclass of .*? Got value: (.*?) Subclass types .*", r"\1", got)
             return unknown_class(wrong[1], got)
         text = re.sub(r"typing\.|<class '(?:\w+\.)*(\w+)'>", lambda match: match[1] or "", wrong[2])

@@ -27,7 +27,7 @@ GAP = 2
 WHOLE = 12
 """Cells of so many characters are not broken."""
 SMALL = 0.01
-"""Bytes beside the model that are a smaller part of it are shown as bytes."""
+"""Bytes besides the model that are a smaller part of it are shown as bytes."""
 TITLES = {
     "server": "needed at the server",
     "revealed": "revealed besides the model",

@@ -107,5 +107,5 @@ def find_class(group: str, name: str) -> type:
     except (Exception, SystemExit) as error:  # the module may be yours, and raise anything
         raise ValueError(f"{name} ({type(error).__name__}: {error})" if module else name) from error
     if not (inspect.isclass(found) and issubclass(found, GROUPS[group])):
-        raise ValueError(f"{name}, which is none")
+        raise ValueError(f"{name}, which is not one")
     return found

@@ -19,11 +19,11 @@ Batch = tuple[Tensor, Tensor]
 class BatchLoader:
     """An iterable of (images, labels) batches sliced from tensors, without per-image work.
 
-    Each pass shuffles and augments anew from one stream of random numbers; two loaders made with the same seed yield
+    Each pass shuffles and augments again from one stream of random numbers; two loaders made with the same seed yield
     the same batches. A last batch of one example, on which BatchNorm may be undefined, joins the batch before it.
 
     In a training in several processes each rank takes its part of every batch of ``num_ranks * batch_size`` examples, drawn
-    and augmented as one. All ranks have equally many batches; with a seed also equally large ones, so that up to
+    and augmented as one. All ranks have the same number of batches; with a seed also equally large ones, so that up to
     ``num_ranks - 1`` examples, others in each pass, are left out. Without a seed each example is visited once.
 
     Attributes:

@@ -47,7 +47,7 @@ def split_of_file(
 
     Args:
         labels: Labels of the whole training set, shape (N,).
-        class_names: One name a class.
+        class_names: One name per class.
         options: ``partition_file``, ``num_meta_per_class``, ``num_val_per_class`` and ``seed`` are used.
         content: Returns the hash of the data; called if the file says of which it is.
 

@@ -122,7 +122,7 @@ def place_among_ranks(trainer: pl.Trainer | None) -> tuple[int, int]:
 
 
 def _say_left_out(loader: BatchLoader, name: str) -> None:
-    """Say how many images a pass leaves out, so that all processes get equally many."""
+    """Say how many images a pass leaves out, so that all processes get the same number of images."""
     if loader.left_out:
         rank_zero_only(log.warning)(
             "%d of %d %s examples, others in each epoch, are left out, so that all %d processes get equally many",

@@ -28,7 +28,7 @@ def hold_out(
     Args:
         clients: Indices of each client.
         labels: Labels of the whole training set, shape (N,).
-        class_names: One name a class.
+        class_names: One name per class.
         fraction: Share of a client's examples, in [0, 1); 0: nothing is held out.
         seed: Seed of the draws.
 
@@ -46,7 +46,7 @@ def hold_out(
     lost = [class_names[label] for label in np.unique(labels[np.concatenate(test)]) if not left[label]]
     if lost:
         log.warning(
-            "local_test_fraction %s: nobody trains on class %s any more, all of its examples are held out",
+            "local_test_fraction %s: no client trains on class %s any more, all of its examples are held out",
             *(fraction, " and ".join(lost)),
         )
     return train, test

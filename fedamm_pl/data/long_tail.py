@@ -37,7 +37,7 @@ def long_tail_counts(num_classes: int, largest: float, imbalance_factor: float, 
     Args:
         num_classes: Number of classes C.
         largest: Examples of the class of rank 0, ``(N - (m + v) * C) / C`` for a balanced set of N with m meta and v
-            validation images a class.
+            validation images per class.
         imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
         profile: The shape of the tail.
 

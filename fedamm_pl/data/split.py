@@ -81,7 +81,7 @@ def federated_split(
 
     Args:
         labels: Labels of the whole training set, shape (N,).
-        class_names: One name a class.
+        class_names: One name per class.
         options: Those of :class:`~fedamm_pl.data.datamodule.FederatedDataModule`.
         owners: The name of each training example's client, length N, for by_client.
         content: Returns the hash of the data, for from_file.
@@ -109,7 +109,7 @@ def federated_split(
     else:
         if owners is not None:
             log.warning(
-                "the data say who holds each example; partition %s does not use it, by_client does",
+                "the data name a client for each example; partition %s ignores this, by_client uses it",
                 options["partition"],
             )
         parts = partition(labels[tail.train], options)
@@ -164,9 +164,9 @@ def _from_file(
         else "; it does not say of which data it is, so there is no check that it is of these: its numbers are taken for places "
         f"among the {len(labels)} training examples, from 0"
     )
-    log.info("partition_file %s says who holds what: %s not used%s", path, ignored, unchecked)
+    log.info("partition_file %s determines the partition: %s not used%s", path, ignored, unchecked)
     if lost:
-        log.warning("partition_file %s: classes that nobody holds: %s", path, shortened(lost))
+        log.warning("partition_file %s: classes that no client holds: %s", path, shortened(lost))
     _warn_of_empty_clients(clients, found.names)
     return FederatedSplit(
         *(clients, train, found.meta, held.tolist(), unused.tolist(), left_over, found.names),
@@ -193,7 +193,7 @@ def _left_over(unused: Sequence[int], lost: Sequence[str], num_images: int, why:
     if not sum(unused):
         return ""
     share = f"{sum(unused)} of {num_images} training examples ({100 * sum(unused) / num_images:.2g} %)"
-    gone = f"; classes that nobody holds: {shortened(lost)}" if lost else ""
+    gone = f"; classes that no client holds: {shortened(lost)}" if lost else ""
     return f"{share} are left over, since {why}, and used by nobody{gone}"
 
 
@@ -207,7 +207,7 @@ def _warn_of_a_second_cut(
     order = "size" if options["ranks_by_size"] else "chance" if options["shuffle_ranks"] else "index"
     log.warning(
         "the classes differ in size already (class %s has %d examples, class %s has %d): imbalance_profile %s, which ranks "
-        "classes by %s, throws %d of %d examples away; imbalance_profile none keeps them all",
+        "classes by %s, discards %d of %d examples; imbalance_profile none keeps them all",
         *(class_names[most], sizes[most], class_names[least], sizes[least]),
         *(options["imbalance_profile"], order, thrown_away, len(labels)),
     )

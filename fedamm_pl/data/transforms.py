@@ -112,7 +112,7 @@ def require_suited(shape: Sequence[int], augmentation: Augmentation | None) -> N
     if augmentation != "none" and min(height, width) <= PADDING:
         raise ValueError(
             f"Expected `augmentation` to be none for images of {height} x {width} pixels, which a crop with padding {PADDING} "
-            f"can shift away whole, got {augmentation}."
+            f"can shift out completely, got {augmentation}."
         )
 
 

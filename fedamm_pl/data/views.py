@@ -67,7 +67,7 @@ def weak_view(images: Tensor, augmentation: Augmentation, degrees: float, genera
 def strong_view(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """Return images with the training transform, changed much, and a hole of half their height and width.
 
-    Colour images (three channels) are changed by AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019), drawn anew for
+    Colour images (three channels) are changed by AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019), redrawn for
     every :data:`SHARING` images; others are turned by up to 30 degrees.
 
     Args:

@@ -139,7 +139,7 @@ class TrimmedMean:
 
 
 class Reducer:
-    """Reduces what clients send, each entry as its prefix says: averages, means and sums side by side.
+    """Reduces what clients send, each entry as its prefix says: averages, means and sums next to each other.
 
     Args:
         reductions: Prefix -> reduction.

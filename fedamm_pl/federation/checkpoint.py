@@ -199,8 +199,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if loaded.get("format") != FORMAT:
             raise OtherVersionError(
                 f"Expected {path} to be of fedamm_pl {__version__} (format {FORMAT}), got a checkpoint that version "
-                f"{loaded['fingerprint']['fedamm_pl']} wrote (format {loaded.get('format', 1)}): go on with that version, or "
-                "choose another `output_dir` to start anew."
+                f"{loaded['fingerprint']['fedamm_pl']} wrote (format {loaded.get('format', 1)}): continue with that version, or "
+                "choose another `output_dir` to start again."
             )
         state = RunState(**loaded["state"])
         types = get_type_hints(RunState)
@@ -214,7 +214,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # whatever goes wrong, an older one may be whole
         raise ValueError(
-            f"Expected {path} to be a whole checkpoint of a run, got a damaged file ({reason_of(error)})."
+            f"Expected {path} to be an intact checkpoint of a run, got a damaged file ({reason_of(error)})."
         ) from error
 
 
@@ -233,7 +233,7 @@ def _require_sound(state: RunState, size: int) -> None:
     for name in ("seconds", "client_seconds", "bytes_total", "counts"):
         account = getattr(state, name)
         if account.keys() != getattr(blank, name).keys() or not all(0 <= part < math.inf for part in account.values()):
-            raise ValueError(f"its {name} are no account of a run")
+            raise ValueError(f"its {name} are not valid for a run")
     if state.client_accuracies and "latest" not in state.client_accuracies:
         raise ValueError("its client_accuracies lack the latest")
     if not state.history or not all({"round", "test/acc"} <= row.keys() for row in state.history):
@@ -241,7 +241,7 @@ def _require_sound(state: RunState, size: int) -> None:
     if state.diverged is not None and not {"round", "reason"} <= state.diverged.keys():
         raise ValueError("its diverged lacks round or reason")
     if odd := [name for name, value in state.shared.items() if value.layout is not torch.strided or value.is_meta]:
-        raise ValueError(f"its {odd[0]} is no dense tensor")
+        raise ValueError(f"its {odd[0]} is not a dense tensor")
     if (needed := payload_bytes(state.shared)) > SPARE_BYTES + 4 * size:
         raise ValueError(f"its tensors take {needed} bytes")
     if entry := first_nonfinite(state.shared):
@@ -255,7 +255,7 @@ def saved_rounds(folder: Path) -> list[int]:
 
 
 def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = None) -> Checkpoint | None:
-    """Read the newest whole checkpoint of a folder; damaged and half-written ones are reported and passed over.
+    """Read the newest whole checkpoint of a folder; damaged and half-written ones are reported and skipped.
 
     Args:
         folder: Where they are.
@@ -269,7 +269,7 @@ def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = N
         ValueError: If there are checkpoints and none of them is whole.
     """
     for path in folder.glob(f".{PATTERN}.tmp"):
-        log.warning("%s was being written when a run was stopped. It is passed over.", path)
+        log.warning("%s was being written when a run was stopped. It is skipped.", path)
     paths = sorted(folder.glob(PATTERN), reverse=True)
     damaged: list[ValueError] = []
     for path in paths:
@@ -282,12 +282,12 @@ def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = N
             damaged.append(error)
             continue
         for reason in damaged:
-            log.warning("%s It is passed over.", reason)
+            log.warning("%s It is skipped.", reason)
         return found
     if paths:
         raise ValueError(
-            f"Expected {folder} to hold a whole checkpoint to continue from, got {len(paths)} damaged: "
-            "choose another `output_dir`, or delete them to start anew."
+            f"Expected {folder} to hold an intact checkpoint to continue from, got {len(paths)} damaged: "
+            "choose another `output_dir`, or delete them to start again."
         )
     return None
 
@@ -295,6 +295,6 @@ def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = N
 def _require_kept(path: Path, state: RunState, holds: Callable[[int, int], bool] | None) -> None:
     if holds and (lacking := [client for client, round_num in state.kept.items() if not holds(client, round_num)]):
         raise ValueError(
-            f"Expected {path} to be a whole checkpoint of a run, got one without what its clients keep: the files of "
+            f"Expected {path} to be an intact checkpoint of a run, got one without its clients' state: the files of "
             f"{len(lacking)} of {len(state.kept)} are missing or damaged, the first of client {lacking[0]}."
         )

@@ -54,7 +54,7 @@ def check_options(
 
     Raises:
         ValueError: If an aggregation has too few clients, or cannot protect what the method's clients send, the method takes no
-            server optimizer, the executor cannot answer in mid-fit a method that asks there, or there is no validation set to stop
+            server optimizer, the executor cannot answer during local training a method that asks there, or there is no validation set to stop
             early by.
     """
     method, sampled = type(module).__name__, num_sampled(data.num_clients, config.client_fraction)
@@ -73,7 +73,7 @@ def check_options(
         raise ValueError(not_optimizable(module, config.server_optimizer))
     if module.asks_in_fit and not executor.can_ask:
         raise ValueError(
-            f"Expected `executor` to be one that answers clients in mid-fit for {method} with these options, "
+            f"Expected `executor` to be one that answers clients during local training for {method} with these options, "
             f"got {type(executor).__name__}, which cannot."
         )
     if config.early_stopping is not None and not data.has_validation:
@@ -122,7 +122,7 @@ def _check_parameters(module: FederatedModule) -> None:
 
 
 def _check_network(module: FederatedModule, image: Tensor, num_classes: int, single: tuple[str, str] | None) -> None:
-    """Pass images through a copy of the network, in both modes, forwards and backwards; random states stay as they are.
+    """Pass images through a copy of the network, in both modes, forwards and backwards; random states are unchanged.
 
     Args:
         module: Has the network.
@@ -172,6 +172,6 @@ def _check_single_example(module: FederatedModule, network: nn.Module, image: Te
             network(image)
     except ValueError as error:  # BatchNorm over single values
         raise ValueError(
-            f"Expected {remedy} for {module.network_name}, which cannot train on one example "
+            f"Expected {remedy} for {module.network_name}, which cannot train on a single example "
             f"({error}), got client {client} with one."
         ) from error

@@ -46,7 +46,7 @@ class Estimate:
 
 
 def estimate(orchestrator: Orchestrator) -> Estimate:
-    """Estimate what a round costs, from one client's fit and an evaluation; the run's state stays as it is.
+    """Estimate what a round costs, from one client's fit and an evaluation; the run's state is unchanged.
 
     Args:
         orchestrator: A run that is not open; of several workers one is used.

@@ -50,7 +50,7 @@ def require_sound(state: State, nonnegative: Iterable[str] = ()) -> State:
     if name := first_nonfinite(state):
         raise RoundFailedError(f"the server's update made {name} NaN or infinite")
     if name := first_negative(state, (name for name in nonnegative if name in state)):
-        raise RoundFailedError(f"the server's update put {name} below 0, which no variance or count can be")
+        raise RoundFailedError(f"the server's update put {name} below 0, which is impossible for a variance or count")
     return state
 
 
@@ -212,11 +212,13 @@ class Intake:
         """Check an outcome of any kind: return it in plain types, the failure that it is, or None if it is nobody's."""
         # by its type: what is of an odd kind may raise as soon as it is asked for its class
         if type(outcome) is not ClientResult and type(outcome) is not ClientFailure:
-            log.warning("round %d: what came back is a %s, not a result", self.round_num, line(type(outcome).__name__))
+            log.warning(
+                "round %d: the returned object is a %s, not a result", self.round_num, line(type(outcome).__name__)
+            )
             return None
         client = outcome.client_id
         if type(client) is not int or not 0 <= client <= MAX_WHOLE:
-            log.warning("round %d: what came back names no client but %s", self.round_num, shown(client))
+            log.warning("round %d: the returned result does not name a client but %s", self.round_num, shown(client))
             return None
         try:
             if waiting.pop(client, None) is None:

@@ -54,20 +54,20 @@ class RunOverError(Exception):
 class Orchestrator:
     """Runs federated rounds: sample clients, train them, aggregate, evaluate.
 
-    Making one touches no file; :meth:`run` locks the output folder, makes it and takes up what it holds.
+    Creating it touches no files; :meth:`run` creates and locks the output folder and continues a run in it.
 
     Args:
-        module: The algorithm, with the initial weights. After the run it holds the final ones.
+        module: The algorithm, with the initial weights; after the run it holds the final weights.
         data: The data and its clients.
         config: How the federation runs.
-        seed: Seed of client sampling and of all draws of clients and server.
-        callbacks: Observers: logs, progress, your own.
-        output_dir: Folder for checkpoints, metrics.csv, summary.json and final.ckpt; a run that was interrupted
-            there is continued. Without it nothing is written.
-        keep_checkpoints: How many of the newest checkpoints to keep, beside the best.
-        trainer: Where and in which arithmetic to train.
+        seed: Seed for client sampling and for all random draws of clients and server.
+        callbacks: Observers: logging, progress, your own.
+        output_dir: Folder for checkpoints, metrics.csv, summary.json and final.ckpt; an interrupted run in it is continued. Without it
+            nothing is written.
+        keep_checkpoints: How many of the newest checkpoints to keep, in addition to the best.
+        trainer: Hardware and precision of training.
         executor: Where clients train; by default one after the other in this process.
-        options: Fields of :class:`FederationConfig` by name, in place of ``config`` or beside it: ``num_rounds=2``.
+        options: Fields of :class:`FederationConfig` by name, instead of or in addition to ``config``: ``num_rounds=2``.
 
     Raises:
         ValueError: If an option is out of range, or module, data, options and executor do not fit together.
@@ -116,7 +116,7 @@ class Orchestrator:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Run]:
-        """Lock the folder, start the workers and take up the state that a run has left; :meth:`run` does it by itself.
+        """Lock the folder, start the workers and load the state of an earlier run; :meth:`run` does this itself.
 
         Raises:
             ValueError: If ``output_dir`` cannot be written, is in use by another run, or holds a run with other options or
@@ -156,13 +156,13 @@ class Orchestrator:
         return RunSpec(self.module, self.data, self.trainer, self.seed, torch.get_num_threads())
 
     def run(self) -> History:
-        """Run the rounds that are left.
+        """Run the remaining rounds.
 
         Returns:
             A row of metrics for each evaluated round, the first of round 0.
 
         Raises:
-            FederationError: If ``max_failed_rounds`` rounds in a row failed; all files are written before.
+            FederationError: If ``max_failed_rounds`` rounds in a row failed; all files are written first.
             ValueError: If the run cannot be opened, see :meth:`opened`.
         """
         with self.opened() as run, quiet():
@@ -209,7 +209,7 @@ class Orchestrator:
             except RoundFailedError as error:
                 failed = str(error)
                 kept.drop()
-                log.warning("round %d failed, the global model stays as it was: %s", round_num, failed)
+                log.warning("round %d failed, the global model is unchanged: %s", round_num, failed)
             # Evaluate if due, do the accounts, tell the callbacks.
             state.round_num = round_num
             close = partial(self._close, run, observers, intake, failed, stopwatch)
@@ -267,7 +267,7 @@ class Orchestrator:
         observers.call("on_client_end", run, dataclasses.replace(result, kept={}))
 
     def task(self, round_num: int, client_id: int) -> ClientTask:
-        """Return what a client is asked to do in a round, beside the broadcast."""
+        """Return a client's task in a round, in addition to the broadcast."""
         return ClientTask(client_id, derive_seed(self.seed, "client", round_num, client_id))
 
     def _tasks(self, round_num: int, clients: Iterable[int]) -> list[ClientTask]:

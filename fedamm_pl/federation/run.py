@@ -1,4 +1,4 @@
-"""``Run``: what callbacks see of a run, and the two things that they may do to it."""
+"""``Run``: a run as seen by callbacks, and the two ways in which they may change it."""
 
 import logging
 from collections.abc import Callable
@@ -22,14 +22,14 @@ OWN = ("test/", "val/", "local/", "client/", "personal/", "calibration/")
 
 @dataclass(eq=False)
 class Run:
-    """A run as callbacks see it. They read; to add something they call :meth:`log`, to end the run :meth:`stop`.
+    """A run as seen by callbacks. They may read it, add to it by :meth:`log`, and end it by :meth:`stop`.
 
     Attributes:
         config: How the federation runs.
         seed: The seed of the run.
         module: The server's module; after an evaluation it holds the deployed state.
         data: The data.
-        trainer: Where and in which arithmetic; resolved.
+        trainer: Hardware and precision, resolved.
         state: The state after the last completed round.
         environment: What the workers compute with.
         output_dir: Folder of the run, if it writes one.
@@ -55,14 +55,14 @@ class Run:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the result: a run goes on with the same only."""
+        """What determines the result: a run can only be continued with the same."""
         return fingerprint(self.options, self.environment["content_hash"], self.environment.get("partition_hash"))
 
     def log(self, name: str, value: float) -> None:
-        """Add a number to the row of the round: for the callbacks after this one, and in metrics.csv if it is evaluated.
+        """Add a number to the row of the round: for the callbacks after this one, and for metrics.csv if the round is evaluated.
 
         Raises:
-            ValueError: If the row has a number of this name already, or will have one of the run's own.
+            ValueError: If the row already has a number of this name, or the name is reserved by the run.
         """
         if name == "round" or name.startswith(OWN) or any(name in row for row in self.rows):
             raise ValueError(f"Expected `name` to be new in the row of the round, got {name}.")
@@ -70,15 +70,15 @@ class Run:
             row[name] = float(value)
 
     def stop(self, reason: str) -> None:
-        """End the run well after this round: it is evaluated, and all files are written.
+        """End the run normally after this round: it is evaluated, and all files are written.
 
         Args:
-            reason: For summary.json.
+            reason: The reason, for summary.json.
         """
         self.state.ended = reason
 
     def resume(self, store: ClientStore) -> None:
-        """Take up the state that a run in the folder has left, if there is one.
+        """Load the state of an earlier run in the folder, if there is one.
 
         Args:
             store: What the clients kept.

@@ -95,7 +95,7 @@ class Server:
             return dataclasses.replace(result, payload=self.module.contribution(result, self.session))
 
     def update(self, state: State, contributions: Iterable[ClientResult]) -> State:
-        """Return the next state; the last one stays as it is.
+        """Return the next state; the last one is unchanged.
 
         Raises:
             ServerOptimizerError: If there is a server optimizer, and the method makes its next state without it.

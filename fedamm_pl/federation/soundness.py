@@ -17,7 +17,7 @@ from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, 
 from fedamm_pl.terminal import line
 
 MAX_WHOLE = 2**53
-"""The largest number of examples, and the largest tally: up to it all whole numbers are exact in float64."""
+"""The largest number of examples, and the largest tally: up to it all integers are exact in float64."""
 MAX_BYTES = 2**40
 """Bytes that a client can have sent or received in a round: a tebibyte."""
 MAX_SECONDS = 366 * 24 * 3600.0
@@ -78,7 +78,7 @@ def check_result(result: ClientResult, expected: Expected) -> tuple[ClientResult
     """Check what a client returned.
 
     Args:
-        result: The result. Its fields may be of any kind, and need not stay as they are.
+        result: The result. Its fields may be of any kind, and need not are unchanged.
         expected: What it must be like.
 
     Returns:
@@ -211,7 +211,7 @@ def _check_values(payload: State, expected: Expected) -> float:
         if entry := first_nonfinite(payload):
             raise ValueError(f"{entry} is NaN or infinite")
         if entry := first_negative(payload, (name for name in expected.nonnegative if name in payload)):
-            raise ValueError(f"{entry} holds a number below 0, which no variance or count can be")
+            raise ValueError(f"{entry} holds a number below 0, which is impossible for a variance or count")
         raise ValueError("its length is NaN or infinite")
     return float(length)
 

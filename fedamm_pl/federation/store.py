@@ -139,7 +139,7 @@ class FileStore:
         """
         path = self._path(client_id, round_num)
         if path.exists() and not path.is_file():  # to read a pipe would wait for ever
-            raise OSError(errno.EINVAL, "what a client kept is not a file", str(path))
+            raise OSError(errno.EINVAL, "the client's stored state is not a file", str(path))
         content = path.read_bytes()
         packed, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
         try:
@@ -147,7 +147,7 @@ class FileStore:
                 raise ValueError("its checksum differs")
             return unpack(packed)[0]
         except ValueError as error:
-            raise OSError(errno.EIO, f"what a client kept is damaged, {error}", str(path)) from error
+            raise OSError(errno.EIO, f"the client's stored state is damaged, {error}", str(path)) from error
 
     def write(self, client_id: int, round_num: int, state: State) -> None:
         """Keep a state as the client's version of a round."""

@@ -52,7 +52,7 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     try:
         words, named = _arguments(build, num_classes, in_channels)
     except TypeError as error:
-        raise ValueError(f"{KNOWN}, got {name!r}, which cannot be called so ({error}).") from error
+        raise ValueError(f"{KNOWN}, got {name!r}, which cannot be called like this ({error}).") from error
     try:
         model = build(*words, **named)
     except Exception as error:  # whatever its author's code does

@@ -68,8 +68,8 @@ def _of_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """
     if in_channels != 3:
         raise ValueError(
-            f"Expected `model` to be a network for {in_channels} channels or features, got {name} of torchvision, which takes images "
-            f"of 3: take one of {', '.join(MODELS)}, or a function of your own that builds it and replaces its first layer."
+            f"Expected `model` to be a network for {in_channels} channels or features, got {name} of torchvision, which needs images "
+            f"with 3 channels: use one of {', '.join(MODELS)}, or a function of your own that builds it and replaces its first layer."
         )
     # without the second classifiers of these two, which would be sent and never train
     options: dict[str, Any] = (

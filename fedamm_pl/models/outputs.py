@@ -110,8 +110,12 @@ def last_linear_call(model: nn.Module, images: Tensor) -> tuple[Call, int]:
             dict.fromkeys(name for name, part in model.named_modules() for call in calls if part is call[0])
         )
         raise ValueError(
-            f"Expected `model` to return what a linear layer gives, got {type(model).__name__}, whose logits "
-            + (f"are made of it or come from elsewhere (its linear layers: {names})." if names else "come without one.")
+            f"Expected `model` to return the output of a linear layer, got {type(model).__name__}, whose logits "
+            + (
+                f"are computed from it or come from elsewhere (its linear layers: {names})."
+                if names
+                else "come without one."
+            )
         )
     layer, features, _ = found[-1]
     return (layer, features, logits), sum(call[0] is layer for call in calls)

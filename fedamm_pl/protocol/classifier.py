@@ -241,7 +241,7 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         Args:
             losses: Of shape (B,).
             present: Which of them count, shape (B,); None: all. The others are there because clients whose batches differ in
-                size train side by side.
+                size train in parallel.
         """
         return losses.mean() if present is None else losses.where(present, 0).sum() / present.sum()
 

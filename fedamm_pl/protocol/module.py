@@ -17,7 +17,7 @@ CALIBRATED = "calibrated."
 
 
 class FederatedModule(SharedState):
-    """A classifier that trains in a plain Trainer and as client and server of a federation; by itself, FedAvg.
+    """A classifier that trains in a plain Trainer, or as client and server of a federation; by itself, FedAvg.
 
     A client's round is a fit on its own data: Lightning's hooks, with ``session`` at hand; ``train/...`` metrics that a
     subclass logs per epoch arrive at the server as ``client/...``. The server's side are the hooks below "Server"; it has a
@@ -43,7 +43,7 @@ class FederatedModule(SharedState):
 
     plain_steps: bool = True
     """Whether a local step, as the hooks of this class stand, is one of SGD on ``step_loss`` alone. Clients then
-    can train side by side. A subclass with a ``training_step`` or other fit hooks of its own that are no more than that says it
+    can train in parallel. A subclass with a ``training_step`` or other fit hooks of its own that are no more than that says it
     again. What differs between clients in it must be a buffer of the module, set in ``on_train_start``."""
 
     optimizable: ClassVar[bool] = True
@@ -54,19 +54,19 @@ class FederatedModule(SharedState):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method, with its options, takes beside FedAvg; for the table of methods."""
+        """What the method needs beyond FedAvg with its options; for the table of methods."""
         return Privileges(server="balanced labelled images" if self.uses_meta_set else NOTHING)
 
     def check(self, batch: Batch) -> None:
-        """Refuse, or say, what the method cannot do with the network; here nothing.
+        """Refuse or report what the method cannot do with the network; here nothing.
 
-        Called before the first round. Module and random numbers must stay as they are.
+        Called before the first round. It must not change the module or the random number generators.
 
         Args:
             batch: A few training images, as the data hold them, and their labels.
 
         Raises:
-            ValueError: If a step would fail, or go wrong unseen.
+            ValueError: If a step would fail, or be wrong without notice.
         """
 
     # Client
@@ -80,12 +80,12 @@ class FederatedModule(SharedState):
 
     @property
     def local_lr(self) -> float:
-        """Learning rate of the local SGD; in a federation that of the round."""
+        """Learning rate of the local SGD; in a federation, that of the round."""
         return super().local_lr * (1.0 if self.session is None else self.session.broadcast.lr_factor)
 
     @property
     def asks_in_fit(self) -> bool:
-        """Whether clients put questions in the middle of a fit, by ``session.ask``; some executors cannot answer then."""
+        """Whether clients ask questions in the middle of a fit, by ``session.ask``; some executors cannot answer then."""
         return False
 
     def question(self, session: ClientSession) -> State | None:
@@ -97,10 +97,10 @@ class FederatedModule(SharedState):
         return None
 
     def take_answer(self, answer: Answer) -> None:
-        """Take up the answer, before the fit and in the arithmetic of the run; here nothing: ``session.answer`` has it."""
+        """Process the answer before the fit, in the run's precision; here nothing: ``session.answer`` has it."""
 
     def questions(self, sessions: Sequence[ClientSession]) -> list[State] | None:
-        """Return :meth:`question` of each of several clients, computed at once; None, as here: each is asked by itself.
+        """Return :meth:`question` of several clients, computed together; None, as here: they are computed one by one.
 
         Called only of a class whose ``question``, ``answer`` and ``take_answer`` are those of the class that defines this, and
         without personal state. With :meth:`answers` and :meth:`take_answers` it must come to the same but for rounding. Whatever
@@ -113,7 +113,7 @@ class FederatedModule(SharedState):
         raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing at once")
 
     def survey(self, session: ClientSession) -> State:
-        """Return statistics of the received model on the client's data; they are sent along with the result.
+        """Return statistics of the received model on the client's data; they are sent with the result.
 
         Called before the fit, in evaluation mode, without gradients, in the arithmetic of the run. ``returned`` says how the
         server reduces them; ``session.surveyed`` has them during the fit.
@@ -121,15 +121,15 @@ class FederatedModule(SharedState):
         return {}
 
     def local_data(self, session: ClientSession) -> ClientData:
-        """Return what the client trains on; here its data as they are.
+        """Return the data on which the client trains; here its own data, unchanged.
 
-        Called before the fit, after the survey and the answer. A client counts for as many examples as it holds, whatever
-        this returns.
+        Called before the fit, after the survey and the answer. The weight of a client depends on the examples that it holds, whatever this
+        returns.
         """
         return session.data
 
     def observe(self, labels: Tensor, losses: Tensor) -> None:
-        """Take note of a batch of the last local epoch, for :meth:`tallies`, where clients train side by side; here nothing.
+        """Record a batch of the last local epoch for :meth:`tallies` when clients train in parallel; here nothing.
 
         Args:
             labels: Of shape (B,).
@@ -137,7 +137,7 @@ class FederatedModule(SharedState):
         """
 
     def client_payload(self) -> State:
-        """Return what the client sends back after its fit, beside the survey."""
+        """Return what the client sends back after its fit, in addition to the survey."""
         return self.shared_state()
 
     def tallies(self) -> State:
@@ -159,7 +159,7 @@ class FederatedModule(SharedState):
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
-        """Return what goes out to the clients of a round, given the server's state: the shared entries, and more if need be.
+        """Return what is sent to the clients of a round, given the server's state: the shared entries, and more if needed.
 
         A client finds the rest in ``session.payload``.
         """
@@ -188,14 +188,14 @@ class FederatedModule(SharedState):
         raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing at once")
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Return what of a client's result is reduced, its payload scaled or converted, say.
+        """Return the part of a client's result that is reduced, for example its payload scaled or converted.
 
         Args:
             result: A result of the expected names, shapes and types, finite, its update shortened if it was too long.
             server: ``state`` is the server's state at the start of the round, ``sent`` what was broadcast.
 
         Raises:
-            ValueError: If a number in it is out of the range that it can have; the result is refused.
+            ValueError: If a number in it is out of its possible range; the result is refused.
         """
         return result.payload
 
@@ -205,7 +205,7 @@ class FederatedModule(SharedState):
         A subclass that calls this one leaves that to the user; what it changes afterwards it changes in the optimizer's outcome.
 
         Args:
-            state: The last one. The next may hold more entries than the shared ones; they are kept, also over a resume.
+            state: The last state. The next one may hold more entries than the shared ones; they are kept, also when a run is resumed.
             reduced: The contributions, reduced.
             server: The meta set, generators for draws, the round.
         """
@@ -213,7 +213,7 @@ class FederatedModule(SharedState):
         return {**state, **server.optimize(state, average)}
 
     def server_update(self, state: State, results: Iterable[ClientResult], server: ServerSession) -> State:
-        """Return the server's next state; override it only where a reduction for each prefix cannot say it.
+        """Return the server's next state; override it only if a reduction per prefix is not enough.
 
         Args:
             state: The last one.
@@ -221,7 +221,7 @@ class FederatedModule(SharedState):
             server: How to reduce them.
 
         Raises:
-            ValueError: If there is no result of a weight above 0.
+            ValueError: If there is no result with a weight above 0.
         """
         return self.server_step(state, server.reduce(results), server)
 
@@ -254,7 +254,7 @@ class FederatedModule(SharedState):
         return result.payload
 
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:
-        """Return shared entries that are evaluated and delivered in place of the trained ones; training goes on without them.
+        """Return shared entries that replace the trained ones in evaluation and delivery; training continues without them.
 
         The module holds the trained state, in evaluation mode.
 
@@ -264,7 +264,7 @@ class FederatedModule(SharedState):
             server: The meta set, generators for draws, the round.
 
         Raises:
-            ArithmeticError: If nothing can be made of these numbers; it is said, and the trained model is evaluated.
+            ArithmeticError: If these numbers cannot be used; this is reported, and the trained model is evaluated.
         """
         return {}
 
@@ -274,7 +274,7 @@ class FederatedModule(SharedState):
         return {name: state.get(CALIBRATED + name, value) for name, value in shared.items()}
 
     def personal_logits(self, features: Tensor, logits: Tensor, class_counts: Tensor) -> Tensor:
-        """Return the logits of a client's own model, for ``personal/acc``; a method whose clients have one overrides it.
+        """Return the logits of a client's personal model, for ``personal/acc``; methods with personal models override it.
 
         Called at each evaluation for each client, in evaluation mode, without gradients, in the arithmetic of the run. The module
         holds the deployed state and the client's personal one.
@@ -290,7 +290,7 @@ class FederatedModule(SharedState):
         raise NotImplementedError(f"{type(self).__name__} clients have no model of their own")
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
-        """Return what figures show of the method after a round, while the module holds the deployed state; here nothing.
+        """Return what figures show about the method after a round, while the module holds the deployed state; here nothing.
 
         Args:
             tallies: The clients' :meth:`tallies`, added up; empty at round 0 and after a failed round.

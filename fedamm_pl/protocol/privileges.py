@@ -11,9 +11,9 @@ class Privileges:
 
     Attributes:
         server: What the server must have, labelled images for example.
-        revealed: What leaves a client beside its model and the number of its examples.
+        revealed: What leaves a client besides its model and the number of its examples.
         client_state: What a client keeps from one of its rounds to the next.
-        server_state: What the server keeps beside the model.
+        server_state: What the server keeps besides the model.
         work: What client and server compute more.
     """
 

@@ -1,4 +1,4 @@
-"""One round as a module sees it: ``ClientSession`` on a client, ``ServerSession`` at the server."""
+"""A round as seen by a module: ``ClientSession`` at a client, ``ServerSession`` at the server."""
 
 import time
 import weakref
@@ -17,24 +17,24 @@ ClientStage = Literal["data", "training", "meta step"]
 
 
 class ClientSession:
-    """What a client has in a round: broadcast, task, data, and a line to the server that counts bytes.
+    """What a client has in a round: broadcast, task, data, and a connection to the server that counts bytes.
 
-    It knows at which stage the client is, and for how long.
+    It records the client's current stage and how long each stage takes.
 
     Args:
         broadcast: What the server sent to all.
         task: Which client this is.
         client_data: Client id -> its data; called when the data are first used.
         ask: Puts a question to the server.
-        kept: What the client kept to itself from its last round.
+        kept: The client's private state from its last round.
 
     Attributes:
         payload: The received state; the client's own copy.
-        kept: What it keeps to itself from one of its rounds to the next, empty at first: assign to it during the fit.
+        kept: The client's private state between its rounds, empty at first: assign to it during the fit.
         surveyed: What :meth:`~fedamm_pl.protocol.module.FederatedModule.survey` returned before the fit.
         answer: The answer to the question before the fit; None if there was none.
         metrics: Means over the last local epoch, for the result.
-        num_steps: Steps that the fit has taken, once it has ended.
+        num_steps: Number of steps of the fit, once it has ended.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class ServerSession:
 
     Attributes:
         round_num: The round.
-        num_clients: Number of clients K, in this round or not.
-        local_epochs: Passes E of a client over its data.
-        meta: A number of your choice -> the whole meta set, with the training transform drawn for that number.
-        meta_for: A question -> the whole meta set, with the training transform drawn for it.
-        generator: A purpose in words -> a generator for the server's own draws, a function of (seed, round, purpose).
+        num_clients: Number of all clients K.
+        local_epochs: Number E of local epochs.
+        meta: Any number -> the entire meta set, with a draw of the training transform for that number.
+        meta_for: A question -> the entire meta set, with a draw of the training transform for that question.
+        generator: A purpose in words -> a generator for the server's draws, a function of (seed, round, purpose).
         reduce: The results of a round -> their payloads reduced as ``shared`` and ``returned`` say.
         optimize: The server's last state, and the averaged shared entries -> these after the step of the run's server optimizer,
             with what it remembers; without one, as here, the average.

@@ -124,7 +124,9 @@ def test_asking_in_mid_fit_is_refused_where_it_cannot_be_answered(monkeypatch: p
     monkeypatch.setattr(Sequential, "can_ask", False)
     data = tiny_data()
     Orchestrator(make(FedAMM, data), data, num_rounds=1, trainer=CPU)
-    with pytest.raises(ValueError, match="answers clients in mid-fit for FedAMM with these options, got Sequential"):
+    with pytest.raises(
+        ValueError, match="answers clients during local training for FedAMM with these options, got Sequential"
+    ):
         Orchestrator(make(FedAMM, data, meta_update="synchronous"), data, num_rounds=1, trainer=CPU)
 
 

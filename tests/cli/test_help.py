@@ -147,8 +147,8 @@ def test_help_without_a_class_lists_them(group: str, shown: Shown) -> None:
     [
         ("--algorithm.help", "fedamm", ["--algorithm", "got fedamm", "did you mean FedAMM?"]),
         ("--algorithm.help", "nowhere.Net", ["--algorithm", "nowhere.Net", "No module named 'nowhere'"]),
-        ("--algorithm.help", f"{__name__}.METHODS", ["--algorithm", "METHODS, which is none"]),
-        ("--algorithm.help", "torch.nn.Linear", ["--algorithm", "torch.nn.Linear, which is none"]),
+        ("--algorithm.help", f"{__name__}.METHODS", ["--algorithm", "METHODS, which is not one"]),
+        ("--algorithm.help", "torch.nn.Linear", ["--algorithm", "torch.nn.Linear, which is not one"]),
         ("--data.help", "FedAMM", ["--data", "FederatedDataModule", "got FedAMM"]),
         ("--executor.help", "Process", ["--executor", "did you mean Processes?"]),
     ],

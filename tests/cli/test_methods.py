@@ -103,7 +103,7 @@ def test_own_method_is_named_by_its_path(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["fedprx"], "Expected METHOD to be one of "),
         (["fedprx"], "got fedprx; did you mean FedProx?"),
-        (["fedamm_pl.Orchestrator"], "got fedamm_pl.Orchestrator, which is none"),
+        (["fedamm_pl.Orchestrator"], "got fedamm_pl.Orchestrator, which is not one"),
         (["no.where"], "got no.where (ModuleNotFoundError: "),
         ([f"{__name__}.Unmakeable"], "TypeError"),
         (["--format", "xml"], "Expected --format to be one of "),

@@ -372,7 +372,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_passed_over(
     main(command(algorithm, folder))
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert "round_000005.ckpt" in warning
-    assert "passed over" in warning
+    assert "is skipped" in warning
     assert "continuing after round 4\n" in capsys.readouterr().out
     assert_same_result(folder, finished)
 

@@ -105,7 +105,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "number of classes where weights are asked for": (
         ["--algorithm.model", f"{__name__}.pretrained_first"],
-        ["--algorithm.model", "pretrained_first", "cannot be called so", "taken for pretrained"],
+        ["--algorithm.model", "pretrained_first", "cannot be called like this", "taken for pretrained"],
     ),
     "unknown data set": (["--data.dataset", "nothing"], ["--data.dataset", "cifar10", "nothing.npz", "'nothing'"]),
     "missing configuration": (["--config", "nowhere.yaml"], ["--config", "nowhere.yaml"]),
@@ -323,7 +323,7 @@ def test_a_truncated_checkpoint_alone_is_refused(refuse: Any, command: Any) -> N
     for path in others:
         path.unlink()
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert_names(refuse(command("FedAMM", "run")), ["run/checkpoints", "whole checkpoint", "--output.dir"])
+    assert_names(refuse(command("FedAMM", "run")), ["run/checkpoints", "intact checkpoint", "--output.dir"])
 
 
 BROKEN = {

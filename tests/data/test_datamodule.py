@@ -438,7 +438,7 @@ def test_what_a_partition_leaves_over_is_said(root: Path, caplog: pytest.LogCapt
 def test_class_that_nobody_holds_is_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = module(root, partition="by_shards", num_clients=50, imbalance_factor=0.011)  # 100 of 141
     assert data.info["class_counts"] == [66, 22, 9, 3, 0]
-    assert data.left_over.endswith("; classes that nobody holds: 4")
+    assert data.left_over.endswith("; classes that no client holds: 4")
     assert data.left_over in caplog.text
     assert data.imbalance_factor == 0
     assert sum(map(len, data.info["shot_groups"].values())) == NUM_CLASSES

@@ -94,4 +94,4 @@ def test_a_class_that_nobody_trains_on_any_more_is_named(caplog: pytest.LogCaptu
         for seed in range(50):
             labels, (mine,), _ = drawn([[1, 1]], 0.5, seed)
             lost = NAMES[1 - labels[mine[0]]]
-            assert f"nobody trains on class {lost} any more" in caplog.records[-1].getMessage()
+            assert f"no client trains on class {lost} any more" in caplog.records[-1].getMessage()

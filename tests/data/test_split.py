@@ -123,7 +123,7 @@ def test_clients_that_nobody_uses_are_said(caplog: pytest.LogCaptureFixture) -> 
     People(None, partition="iid", num_clients=3).setup()
     assert caplog.text == ""
     People(partition="iid", num_clients=3).setup()
-    assert "say who holds each example; partition iid does not use it, by_client does" in caplog.text
+    assert "name a client for each example; partition iid ignores this, by_client uses it" in caplog.text
 
 
 # Which partition
@@ -265,7 +265,7 @@ def test_a_file_that_does_not_fit_is_refused(changes: dict[str, Any], message: s
 def test_a_class_that_no_client_of_a_file_holds_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = from_file(tmp_path / "p.json", {"a": [0, 2], "b": []})
     assert data.info["class_counts"] == [2, 0]
-    assert "classes that nobody holds: walk" in caplog.text
+    assert "classes that no client holds: walk" in caplog.text
     assert "1 clients hold no examples and take part in no round: 'b'" in caplog.text
 
 

@@ -830,7 +830,7 @@ def test_a_failed_round_leaves_the_model_and_the_next_starts_from_it(
     assert [bool(record.failed) for record in recorder.records] == [False, False, True, False]
     *failures, last = warnings_in(caplog)
     assert len(failures) == 3
-    assert last == f"round 2 failed, the global model stays as it was: {recorder.records[2].failed}"
+    assert last == f"round 2 failed, the global model is unchanged: {recorder.records[2].failed}"
 
 
 # When the run stops
@@ -998,7 +998,7 @@ def test_a_server_update_that_is_not_finite_fails_the_round(
     run.run()
     reason = f"the server's update made {WEIGHT} NaN or infinite"
     assert [record.failed for record in recorder.records] == [None, None, reason, None]
-    assert warnings_in(caplog) == [f"round 2 failed, the global model stays as it was: {reason}"]
+    assert warnings_in(caplog) == [f"round 2 failed, the global model is unchanged: {reason}"]
     expected = by_hand(lambda: make(FedAvg, data), data, all_clients(2), 3, 1.0)
     for state, wanted in zip(recorder.states, expected, strict=True):
         assert_equal(state, wanted)

@@ -223,7 +223,7 @@ def test_a_checkpoint_that_lacks_what_a_client_kept_is_passed_over(
     (warning,) = warnings_in(caplog)
     assert f"round_{ROUNDS:06d}.ckpt" in warning
     assert f"client {client}" in warning
-    assert "passed over" in warning
+    assert "is skipped" in warning
     assert len(warning.splitlines()) == 1
     assert not (copy / "clients/executed").exists()
     (copy / "clients/executed").mkdir()  # the bomb could have gone off
@@ -240,7 +240,7 @@ def test_without_a_checkpoint_whose_clients_files_are_whole_a_run_is_refused(
     for name in kept_files(copy):
         damage(copy / "clients" / name)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"to hold a whole checkpoint to continue from, got \d damaged") as refused:
+    with pytest.raises(ValueError, match=r"to hold an intact checkpoint to continue from, got \d damaged") as refused:
         federation(algorithm, copy).run()
     assert len(str(refused.value).splitlines()) == 1
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
@@ -400,9 +400,9 @@ def test_a_file_that_cannot_be_read_in_the_middle_of_a_run_ends_it_in_one_line(
             main(arguments)
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fedamm: error: what a client kept is damaged, its checksum differs (")
+    assert line.startswith("fedamm: error: the client's stored state is damaged, its checksum differs (")
     assert any(f"({path})" in line for path in paths)
     # the checkpoints of this run cannot be gone on from but for the first, when nobody had kept anything
     main(arguments)
-    assert "passed over" in capsys.readouterr().err
+    assert "is skipped" in capsys.readouterr().err
     assert_same_end(folder, short_run)

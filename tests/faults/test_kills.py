@@ -326,7 +326,7 @@ def test_a_run_that_is_killed_while_it_writes_ends_as_the_uninterrupted(
     what, file, _ = moment.split()
     if file.startswith(".round") and what != "replaced":
         (line,) = (line for line in log.splitlines() if file in line)
-        assert "passed over" in line
+        assert "is skipped" in line
     else:
         assert log == ""
     assert_same_run(folder, short_run)
@@ -425,7 +425,7 @@ def assert_passed_over(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """One warning, and it names the file."""
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert name in warning
-    assert "passed over" in warning
+    assert "is skipped" in warning
     assert "\n" not in warning
 
 
@@ -537,7 +537,7 @@ def test_a_flipped_bit_is_recognised(number: int, fedamm_run: Path, tmp_path: Pa
         path.write_bytes(content)
         content[position] ^= bit
         with pytest.raises(
-            ValueError, match=r"round_000005\.ckpt to be a whole checkpoint of a run, got a damaged file"
+            ValueError, match=r"round_000005\.ckpt to be an intact checkpoint of a run, got a damaged file"
         ):
             load_checkpoint(path)
     path.write_bytes(content)

@@ -111,7 +111,7 @@ def test_code_in_a_checkpoint_is_refused(
         shutil.copy(fedamm_run / "checkpoints/round_000005.ckpt", path)
         write(path, content)
         seal(path)
-        with pytest.raises(ValueError, match=r"round_000005\.ckpt to be a whole checkpoint of a run") as refused:
+        with pytest.raises(ValueError, match=r"round_000005\.ckpt to be an intact checkpoint of a run") as refused:
             load_checkpoint(path)
         assert "checksum" not in str(refused.value)
         assert "weights_only" not in str(refused.value)
@@ -137,7 +137,7 @@ def test_a_run_passes_code_over(
     assert "continuing after round 4\n" in printed.out
     (line,) = printed.err.splitlines()
     assert "round_000005.ckpt" in line
-    assert "passed over" in line
+    assert "is skipped" in line
     assert "checksum" not in line
     assert not trace.exists()
     assert (folder / "metrics.csv").read_bytes() == (fedamm_run / "metrics.csv").read_bytes()

@@ -349,12 +349,12 @@ def test_a_checkpoint_of_another_format_is_refused_by_the_version_that_wrote_it(
     rewrite(newest, change)
     expected = (
         f"Expected {newest} to be of fedamm_pl {fedamm_pl.__version__} (format {FORMAT}), got a checkpoint that version "
-        f"{version} wrote (format {number}): go on with that version, or choose another "
+        f"{version} wrote (format {number}): continue with that version, or choose another "
     )
     with pytest.raises(OtherVersionError) as other:
         load_checkpoint(newest)
-    assert str(other.value) == f"{expected}`output_dir` to start anew."
-    assert refuse(command("FedAMM", half)) == f"fedamm: error: {expected}--output.dir to start anew."
+    assert str(other.value) == f"{expected}`output_dir` to start again."
+    assert refuse(command("FedAMM", half)) == f"fedamm: error: {expected}--output.dir to start again."
 
 
 def other_torch(monkeypatch: pytest.MonkeyPatch) -> str:

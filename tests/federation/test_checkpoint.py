@@ -62,7 +62,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
         with pytest.raises(
-            ValueError, match=r"to be a whole checkpoint of a run, got a damaged file \(its checksum differs\)"
+            ValueError, match=r"to be an intact checkpoint of a run, got a damaged file \(its checksum differs\)"
         ):
             load_checkpoint(path)
 
@@ -81,7 +81,7 @@ def test_an_entry_of_another_type_is_no_whole_checkpoint(name: str, tmp_path: Pa
         if value == "text" and name in ("stopped", "ended"):
             load_checkpoint(path)
             continue
-        with pytest.raises(ValueError, match=r"to be a whole checkpoint of a run, got a damaged file \("):
+        with pytest.raises(ValueError, match=r"to be an intact checkpoint of a run, got a damaged file \("):
             load_checkpoint(path)
 
 
@@ -104,7 +104,9 @@ def test_another_format_is_another_matter(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(2), {"fedamm_pl": "9.1"}, {})
     path = save_checkpoint(tmp_path, state(3), {"fedamm_pl": "9.1"}, {})
     rewrite(path, format=FORMAT + 1)
-    with pytest.raises(OtherVersionError, match=rf"version 9.1 wrote \(format {FORMAT + 1}\): go on with that version"):
+    with pytest.raises(
+        OtherVersionError, match=rf"version 9.1 wrote \(format {FORMAT + 1}\): continue with that version"
+    ):
         latest_checkpoint(tmp_path)  # and the older one is not taken
 
 
@@ -119,12 +121,12 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path, caplog: pytest.LogCapture
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert found.state.round_num == 2
-    assert "round_000010.ckpt to be a whole checkpoint" in caplog.text
-    assert ".round_000011.ckpt.tmp was being written when a run was stopped. It is passed over." in caplog.text
+    assert "round_000010.ckpt to be an intact checkpoint" in caplog.text
+    assert ".round_000011.ckpt.tmp was being written when a run was stopped. It is skipped." in caplog.text
     for path in tmp_path.glob("round_*"):
         path.write_bytes(b"half")
     with pytest.raises(
-        ValueError, match=f"Expected {tmp_path} to hold a whole checkpoint to continue from, got 3 damaged"
+        ValueError, match=f"Expected {tmp_path} to hold an intact checkpoint to continue from, got 3 damaged"
     ):
         latest_checkpoint(tmp_path)
 
@@ -138,7 +140,7 @@ def test_one_that_lacks_what_a_client_kept_is_not_whole(tmp_path: Path, caplog: 
     found = latest_checkpoint(tmp_path, lambda client, round_num: (client, round_num) in there)
     assert found is not None
     assert found.state.round_num == 1
-    assert "the files of 2 of 3 are missing or damaged, the first of client 5. It is passed over." in caplog.text
+    assert "the files of 2 of 3 are missing or damaged, the first of client 5. It is skipped." in caplog.text
 
 
 def test_files_of_ones_own_beside_them_are_no_checkpoints(tmp_path: Path) -> None:
@@ -253,10 +255,10 @@ def test_a_long_history_is_no_more_than_the_file_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bytes_total": {}}, "its bytes_total are no account of a run"),
-        ({"counts": {"failed_clients": 0}}, "its counts are no account of a run"),
-        ({"seconds": {"clients": float("nan"), "evaluate": 0.0, "other": 0.0}}, "its seconds are no account of a run"),
-        ({"client_seconds": {"train": -1.0, "meta": 0.0}}, "its client_seconds are no account of a run"),
+        ({"bytes_total": {}}, "its bytes_total are not valid for a run"),
+        ({"counts": {"failed_clients": 0}}, "its counts are not valid for a run"),
+        ({"seconds": {"clients": float("nan"), "evaluate": 0.0, "other": 0.0}}, "its seconds are not valid for a run"),
+        ({"client_seconds": {"train": -1.0, "meta": 0.0}}, "its client_seconds are not valid for a run"),
         ({"history": []}, "its history is empty or has a row without round or test/acc"),
         ({"history": [{}]}, "its history is empty or has a row without round or test/acc"),
         ({"diverged": {"round": 1}}, "its diverged lacks round or reason"),
@@ -271,7 +273,7 @@ def test_what_would_fail_in_a_later_round_is_no_whole_checkpoint(
 ) -> None:
     path = save_checkpoint(tmp_path, state(), {}, {})
     rewrite(path, state={**vars(state()), **changes})
-    with pytest.raises(ValueError, match=rf"to be a whole checkpoint of a run, got a damaged file .*{said}"):
+    with pytest.raises(ValueError, match=rf"to be an intact checkpoint of a run, got a damaged file .*{said}"):
         load_checkpoint(path)
 
 

@@ -131,7 +131,7 @@ def test_an_executor_that_cannot_answer_in_mid_fit_is_refused_for_methods_that_a
 
     synchronous: dict[str, Any] = {"meta_update": "synchronous"}
     with pytest.raises(
-        ValueError, match=r"`executor` to be one that answers clients in mid-fit for FedAMM .* got Deaf"
+        ValueError, match=r"`executor` to be one that answers clients during local training for FedAMM .* got Deaf"
     ):
         federation(FedAMM, method=synchronous, executor=Deaf())
     federation(FedAMM, executor=Deaf())  # asks before the fit
@@ -325,7 +325,7 @@ class Scaled(Plain):
 @pytest.mark.parametrize("algorithm", USES_FEATURES)
 def test_methods_that_use_features_refuse_logits_that_no_linear_layer_gives(algorithm: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"what a linear layer gives, got Scaled, whose .*\(its linear layers: body\.1, head\)"
+        ValueError, match=r"the output of a linear layer, got Scaled, whose .*\(its linear layers: body\.1, head\)"
     ):
         federation(algorithm, method={"model": Scaled()})
 

@@ -165,16 +165,16 @@ def test_errors_of_the_programs_own_are_no_failure_of_a_client(error: type[BaseE
 @pytest.mark.parametrize(
     ("outcome", "line"),
     [
-        (None, "what came back is a NoneType, not a result"),
-        ("a result", "what came back is a str, not a result"),
-        (ClientTask(2, 2), "what came back is a ClientTask, not a result"),
-        (result([2]), "what came back names no client but [2]"),
-        (result(True), "what came back names no client but True"),
-        (result(2.0), "what came back names no client but 2.0"),
-        (result(-2), "what came back names no client but -2"),
-        (result(10**5000), "what came back names no client but <int>"),
-        (result("2\x1b[2J\n"), r"what came back names no client but '2\x1b[2J\n'"),
-        (ClientFailure(None, "data", "rain"), "what came back names no client but None"),  # type: ignore[arg-type]
+        (None, "the returned object is a NoneType, not a result"),
+        ("a result", "the returned object is a str, not a result"),
+        (ClientTask(2, 2), "the returned object is a ClientTask, not a result"),
+        (result([2]), "the returned result does not name a client but [2]"),
+        (result(True), "the returned result does not name a client but True"),
+        (result(2.0), "the returned result does not name a client but 2.0"),
+        (result(-2), "the returned result does not name a client but -2"),
+        (result(10**5000), "the returned result does not name a client but <int>"),
+        (result("2\x1b[2J\n"), r"the returned result does not name a client but '2\x1b[2J\n'"),
+        (ClientFailure(None, "data", "rain"), "the returned result does not name a client but None"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_nobodys_costs_the_client_of_which_nobody_heard(

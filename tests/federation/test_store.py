@@ -136,7 +136,7 @@ def test_what_is_no_file_is_not_waited_for(kind: Any, tmp_path: Path) -> None:
     path.unlink()
     kind(path)
     assert not store.holds(0, 1)
-    with pytest.raises(OSError, match="what a client kept is not a file"):
+    with pytest.raises(OSError, match="the client's stored state is not a file"):
         store.read(0, 1)
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_not_read(place: int, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    with pytest.raises(OSError, match="what a client kept is damaged, its checksum differs"):
+    with pytest.raises(OSError, match="the client's stored state is damaged, its checksum differs"):
         store.read(3, 2)
     assert not store.holds(3, 2)
     path.write_bytes(b"")

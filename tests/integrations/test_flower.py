@@ -145,7 +145,7 @@ def test_what_a_client_has_lost_of_its_own_is_said(
     for path in (tmp_path / "state").rglob("client_2/*.state"):
         path.unlink()
     federate(options=f"{METHODS['Scaffold']} --federation.num_rounds 3")
-    assert "client 2 failed (data): Expected what this client kept in round 2 to be in" in caplog.text
+    assert "client 2 failed (data): Expected the state of this client from round 2 to be in" in caplog.text
     assert summary(tmp_path / "run")["failed_clients"] == 1
 
 
@@ -269,7 +269,7 @@ def test_what_is_not_sound_is_refused_by_name(
     ("names", "said"),
     [
         ("0129", "refused: Expected `client` to be one of the 4 of the partition, got '9'"),
-        ("0122", "refused: client 2 is there already, at another node"),
+        ("0122", "refused: client 2 is already connected from another node"),
         ("012", r"Expected 4 clients within 0.2 s, got 3 \(missing: 3\)"),
         ("012 ", "refused: Expected --node-config to name the client"),
     ],
@@ -285,11 +285,11 @@ def test_names_of_clients(names: str, said: str, config: Path, tmp_path: Path) -
 def test_a_method_that_asks_in_mid_fit_is_refused(federate: Federate, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="status 2"):
         federate(options="--algorithm.meta_update synchronous")
-    assert "answers clients in mid-fit for FedAMM with these options, got Flower" in capsys.readouterr().err
+    assert "answers clients during local training for FedAMM with these options, got Flower" in capsys.readouterr().err
 
 
 def test_whose_the_data_are_must_be_agreed(federate: Federate) -> None:
-    with pytest.raises(ValueError, match="client 0 should bring data of its own, it brings a part of the partition"):
+    with pytest.raises(ValueError, match="client 0 should have data of its own, it has a part of the partition"):
         federate(**{"own-data": True, "clients": "4", "wait": 0.2})
 
 
@@ -364,7 +364,7 @@ def test_a_node_that_was_started_anew_between_two_messages_begins_again(
     serve(machines, config, {"output-dir": str(tmp_path / "run"), "options": METHODS["FedAMM, forward"], "wait": 5.0})
     simulate(config, tmp_path / "simulation", METHODS["FedAMM, forward"])
     assert_equal(final(tmp_path / "run"), final(tmp_path / "simulation"))
-    assert "client 1 is asked again: its node was started anew in mid-round" in caplog.text
+    assert "client 1 is asked again: its node was restarted during the round" in caplog.text
 
 
 def test_a_client_that_is_late_is_lost_for_the_round_and_takes_part_in_the_next(
@@ -398,7 +398,7 @@ def test_a_client_that_goes_and_comes_back_at_another_node(
         machines.add(10 + client, client=str(client), state=str(tmp_path))
     told = {"output-dir": str(tmp_path / "run"), "options": options, "wait": 5.0, "rejoin-timeout": 0.2}
     serve(machines, config, told)
-    assert "client 3 is not connected any more" in caplog.text
+    assert "client 3 is no longer connected" in caplog.text
     assert "client 3 failed (lost): it is not connected" in caplog.text
     assert seen.count(4) == 4
 
@@ -506,7 +506,7 @@ def test_a_client_that_joins_in_the_middle(hospitals: Path, caplog: pytest.LogCa
     asked = [message.metadata.dst_node_id for message in machines.pushed if message.metadata.message_type == BEGIN]
     assert asked.count(2) == 2
     assert asked.count(0) == 3
-    assert "node 3 is refused: client 'd' is none of those that were named" in caplog.text
+    assert "node 3 is refused: client 'd' is not one of the named clients" in caplog.text
     assert summary(folder)["failed_clients"] == 0
 
 
@@ -552,7 +552,7 @@ def test_a_node_that_was_refused_while_its_dead_twin_was_listed_is_asked_again(
     serve(machines, config, {"output-dir": str(tmp_path / "run"), "options": options, "wait": 5.0})
     simulate(config, tmp_path / "simulation", options)
     assert_equal(final(tmp_path / "run"), final(tmp_path / "simulation"))
-    assert "node 99 is refused: client 3 is there already, at another node" in caplog.text
+    assert "node 99 is refused: client 3 is already connected from another node" in caplog.text
     assert "client 3 is asked again: ClientApp stopped responding. (code 5)" in caplog.text
 
 
@@ -603,7 +603,7 @@ def test_a_node_whose_app_fails_is_refused_and_not_asked_for_ever(config: Path, 
     machines = Machines(config, options, fault)
     for client in range(2):
         machines.add(10 + client, client=str(client), state=str(tmp_path))
-    with pytest.raises(ValueError, match="refused: it cannot say who it is: ClientApp stopped responding"):
+    with pytest.raises(ValueError, match="refused: it cannot identify itself: ClientApp stopped responding"):
         serve(machines, config, {"output-dir": str(tmp_path / "run"), "options": options, "wait": 0.5})
     assert machines.kinds() == [HELLO, HELLO]
 

@@ -126,7 +126,9 @@ def test_a_builder_is_called_as_its_signature_says(name: str, in_features: int) 
     ],
 )
 def test_a_builder_that_cannot_be_called_so_is_not_called(name: str, problem: str) -> None:
-    with pytest.raises(ValueError, match=rf"^Expected `model` to be one of .* which cannot be called so \(.*{problem}"):
+    with pytest.raises(
+        ValueError, match=rf"^Expected `model` to be one of .* which cannot be called like this \(.*{problem}"
+    ):
         build_model(f"builders_of_mine.{name}", 5, 2)
 
 

@@ -133,8 +133,8 @@ def test_model_can_be_an_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("no_such_package.Net", r"No module named 'no_such_package'"),
         ("fedamm_pl.models.Missing", "has no attribute 'Missing'"),
         ("./network.Net", r"got '\./network\.Net'"),
-        ("os.path", "cannot be called so"),
-        ("torch.nn.ReLU", "cannot be called so"),
+        ("os.path", "cannot be called like this"),
+        ("torch.nn.ReLU", "cannot be called like this"),
         ("builtins.max", "returned int"),
     ],
 )

@@ -127,8 +127,10 @@ def test_torchvisions_networks_for_other_tasks_have_no_name_here(name: str) -> N
 
 @pytest.mark.parametrize("in_channels", [1, 4, 16])
 def test_torchvisions_networks_say_what_to_do_with_images_that_are_not_in_colour(in_channels: int) -> None:
-    line = f"Expected `model` to be a network for {in_channels} channels or features, got resnet18 of torchvision, which takes"
-    with pytest.raises(ValueError, match=f"^{line} images of 3: take one of small_cnn, .*replaces its first layer.$"):
+    line = f"Expected `model` to be a network for {in_channels} channels or features, got resnet18 of torchvision, which needs"
+    with pytest.raises(
+        ValueError, match=f"^{line} images with 3 channels: use one of small_cnn, .*replaces its first layer.$"
+    ):
         build_model("resnet18", 3, in_channels)
 
 

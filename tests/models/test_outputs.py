@@ -190,10 +190,13 @@ def test_of_a_layer_that_is_called_twice_the_features_are_those_of_the_last_call
         (Twice, "for nothing else, got Twice, which uses head more than once"),
         (Alias, "for nothing else, got Alias, which uses head under other names too: same"),
         (Tied, r"for nothing else, got Tied, which uses head under other names too: .*other\.weight"),
-        (Scaled, r"to return what a linear layer gives, got Scaled, whose logits .* \(its linear layers: head, body\)"),
+        (
+            Scaled,
+            r"to return the output of a linear layer, got Scaled, whose logits .* \(its linear layers: head, body\)",
+        ),
         (
             lambda: nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()),
-            "to return what a linear layer gives, got Sequential, whose logits come without one",
+            "to return the output of a linear layer, got Sequential, whose logits come without one",
         ),
     ],
 )

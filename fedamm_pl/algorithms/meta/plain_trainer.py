@@ -37,7 +37,7 @@ def check_precision(trainer: pl.Trainer) -> None:
     if trainer.precision == "16-mixed":
         raise ValueError(
             "Expected `precision` to be one without loss scaling for FedAMM, which would leave the meta gradient "
-            "unscaled, got '16-mixed': take bf16-mixed."
+            "unscaled, got '16-mixed': use bf16-mixed."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the processes of one training (DDP) know together: sums, and values side by side."""
+"""What the processes of one training (DDP) share: sums, and the values of all ranks."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def gathered(values: Tensor) -> tuple[Tensor, slice]:
-    """Put the values of all ranks side by side.
+    """Collect the values of all ranks.
 
     Args:
         values: This rank's, shape (n,); n may differ from rank to rank.

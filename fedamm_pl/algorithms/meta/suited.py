@@ -76,7 +76,7 @@ def unsuited(model: nn.Module, way: str, reason: str) -> ValueError:
 def fault(model: nn.Module, batch: Batch, way: str, anew: bool = False) -> str | None:
     """Return why a way is not right for a network, or None; see :func:`suited`.
 
-    Each network is examined once, in the mode that it is in then. It stays as it is, random numbers too.
+    Each network is examined once, in the mode that it is in then. It is unchanged, random numbers too.
     """
     found = _faults.setdefault(model, {})
     if anew or way not in found:

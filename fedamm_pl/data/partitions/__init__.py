@@ -23,7 +23,7 @@ SIMULATED = (
     "iid",
 )
 EQUAL = ("by_num_classes", "by_dirichlet_balanced", "by_shards")
-"""Partitions that leave images over, since all clients hold equally many."""
+"""Partitions that leave images over, since all clients hold the same number of images."""
 MIN_SIZED = ("by_dirichlet", "by_local_long_tail")
 """Partitions that heed ``min_client_size``."""
 NAMED = ("by_client", "from_file")

@@ -9,7 +9,7 @@ from fedamm_pl.data.partitions.simulated import Labels, require_alpha, require_c
 BLOCK = 10
 """Clients that share out a block of the training set by themselves."""
 MAX_BLOCK_REDRAWS = 10_000
-"""How often a block is drawn anew; with a long tail of 100 and alpha 0.1, one draw in a thousand is even enough."""
+"""How often a block is redrawn; with a long tail of 100 and alpha 0.1, one draw in a thousand is even enough."""
 
 
 def by_dirichlet_blocks(
@@ -20,7 +20,7 @@ def by_dirichlet_blocks(
     The rule of CReFF (Shang et al., 2022) and of methods that compare with it. The examples are shuffled and cut into
     ceil(K / 10) blocks of floor(10 N / K), the last of what is left; each serves ten clients, the last the remaining ones.
     In a block of n examples and m clients, for the classes in order: draw p ~ Dir_m(alpha), set p_j to 0 for every client
-    that already holds n / m or more, normalise, and cut the class at floor(cumsum(p) * n_c). A block is drawn anew until
+    that already holds n / m or more, normalise, and cut the class at floor(cumsum(p) * n_c). A block is redrawn until
     its smallest client holds floor(n / (2 m)) or more.
 
     Args:

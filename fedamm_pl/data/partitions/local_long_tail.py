@@ -19,7 +19,7 @@ def by_local_long_tail(
     Client k ranks the classes at random; the class of rank r has weight w = local_imbalance_factor^(r / (C - 1)) with it.
     The examples of class c are shared out in proportion to the clients' weights w_kc, so that a class that is rare in all can
     be the largest of a client. Whole numbers come from cutting the class at the rounded cumulative shares, with the clients
-    in a random order, another for each class. The rankings are drawn anew until every client has at least ``min_size`` examples.
+    in a random order, another for each class. The rankings are redrawn until every client has at least ``min_size`` examples.
 
     With a factor of 1 every client gets an equal part of each class. The smaller the factor, the nearer is each class to
     belonging to those clients alone that rank it highest.

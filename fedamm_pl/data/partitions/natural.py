@@ -49,7 +49,7 @@ def require_different(names: Iterable[str], where: str) -> None:
     for name in names:
         if seen.setdefault(unicodedata.normalize("NFC", name), name) != name:
             raise UnusableFileError(
-                f"Expected the names of clients of {where} to differ, got {name!r:.80} in two ways of writing its accents: take one."
+                f"Expected the names of clients of {where} to differ, got {name!r:.80} with its accents encoded in two ways: use one."
             )
 
 

@@ -35,8 +35,8 @@ def own_partition(
     first, second = (_called(name, function, labels.copy(), num_clients, make_rng()) for _ in range(2))
     if not all(np.array_equal(mine, again) for mine, again in zip(first, second, strict=True)):
         raise ValueError(
-            f"Expected {name} to share out alike whenever it is called with the same arguments, got two partitions: draw "
-            "from the generator that it is given, and from nothing else."
+            f"Expected {name} to return the same partition whenever it is called with the same arguments, got two different ones: draw "
+            "only from the generator that it is given."
         )
     return first
 
@@ -54,7 +54,7 @@ def _called(
         ) from error
     if len(clients) != num_clients:
         raise ValueError(
-            f"Expected {name} to return {num_clients} arrays of indices, one a client, got {len(clients)}."
+            f"Expected {name} to return {num_clients} arrays of indices, one per client, got {len(clients)}."
         )
     holders = np.full(num_examples, -1)
     for client, found in enumerate(clients):

@@ -11,7 +11,7 @@ Labels = npt.NDArray[np.integer]
 log = logging.getLogger(__name__)
 
 MAX_REDRAWS = 1000
-"""How often a partition draws anew before it gives up."""
+"""How often a partition is redrawn before an error."""
 
 
 def require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1) -> None:

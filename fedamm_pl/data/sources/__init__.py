@@ -178,7 +178,7 @@ def _require_used(options: ReadOptions, dataset: str, used: Sequence[str]) -> No
         given = [name for name in given if name != "in_memory"]
     if columns := [name for name in given if name in ROLES and name not in used]:
         raise ValueError(
-            f"Expected {', '.join(columns)} to be given for a table alone ({', '.join(SUFFIXES)}), got {dataset!r}."
+            f"Expected {', '.join(columns)} to be given only for a table ({', '.join(SUFFIXES)}), got {dataset!r}."
         )
     if others := [name for name in given if name not in used]:
-        raise ValueError(f"Expected {', '.join(others)} to be given for images in files alone, got {dataset!r}.")
+        raise ValueError(f"Expected {', '.join(others)} to be given only for images in files, got {dataset!r}.")

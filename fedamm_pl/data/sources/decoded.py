@@ -253,7 +253,7 @@ def kept(sources: Sequence[DecodedImages], options: ReadOptions) -> list[Source]
         require_memory(at_once, f"the largest images in {form.where}, of {form.most_pixels} pixels,")
         ahead = min(number, 2 * IMAGES * num_threads())
         require_memory(ahead * each, what.replace(f"{number}", f"{ahead}", 1))
-        log.info("%s are decoded when they are needed; in memory they would take %s", what, amount(needed))
+        log.info("%s are decoded on demand; in memory they would take %s", what, amount(needed))
         return [*sources]
     require_memory(needed + at_once, what)
     try:

@@ -165,7 +165,7 @@ def _require_eight_bits(image: ImageFile.ImageFile, path: Path | Content) -> Non
     if deep or image.mode not in GREY | COLOURED:
         got = image.mode if image.mode not in GREY | COLOURED else deep
         raise UnusableFileError(
-            f"Expected {path} to have 8 bits a channel, grey or in colour, got mode {got}: convert it first."
+            f"Expected {path} to have 8 bits per channel, grey or in colour, got mode {got}: convert it first."
         )
 
 

@@ -1,4 +1,4 @@
-"""``ImageData``: a labelled data set of images or features, and what is asked of one."""
+"""``ImageData``: a labelled data set of images or features, and its checks."""
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,9 @@ class ImageData:
         train_labels: int64, shape (N,).
         test_images: The same for testing, shape (M, ...).
         test_labels: int64, shape (M,).
-        class_names: One name a class, in the order of the labels.
-        clients: Who holds each training example, N names, for data that come from natural clients; None: not known.
-        val_images: Validation examples that the data bring, of the same kind, or None.
+        class_names: One name per class, in the order of the labels.
+        clients: The client of each training example, N names, for data with natural clients; None: not known.
+        val_images: Validation examples of the data, of the same kind, or None.
         val_labels: Their labels, or None.
         rows: Name of a part -> which row, from 0, each of its examples was in the file that lists them; of several files, one
             after the other. None: no file lists them.
@@ -63,14 +63,14 @@ class ImageData:
 
 
 class ImageInfo(TypedDict, total=False):
-    """What a trained module must know of its images or features, in primitive types, so that a checkpoint of it stands alone.
+    """What a trained module must know about its images or features, in primitive types, so that its checkpoint is self-contained.
 
     Attributes:
         image_size: Height and width in pixels; empty for features (B, D).
         mean: Channel means in [0, 1], or the D means of the features.
         std: Standard deviations of the same.
-        class_names: One name a class.
-        class_counts: Training examples a class that clients hold.
+        class_names: One name per class.
+        class_counts: Training examples per class that clients hold.
         shot_rule: The rule that made the shot groups.
         shot_groups: Group name -> class indices.
     """
@@ -85,7 +85,7 @@ class ImageInfo(TypedDict, total=False):
 
 
 def check_images(data: ImageData, where: str = "") -> None:
-    """Check what a data set may get wrong, before it fails in the middle of a run.
+    """Check a data set for errors that would otherwise appear in the middle of a run.
 
     Args:
         data: The data set.
@@ -122,7 +122,7 @@ def check_images(data: ImageData, where: str = "") -> None:
             )
     if data.clients is not None and len(data.clients) != len(data.train_labels):
         raise ValueError(
-            f"Expected clients{where} to be {len(data.train_labels)} names, one a training example, got {len(data.clients)}."
+            f"Expected clients{where} to be {len(data.train_labels)} names, one per training example, got {len(data.clients)}."
         )
     sizes = {part: len(labels) for part, (_, labels) in data.parts.items() if len(labels)}
     if data.rows is not None and (got := {part: len(rows) for part, rows in data.rows.items()}) != sizes:

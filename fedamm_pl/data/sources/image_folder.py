@@ -47,14 +47,14 @@ def read_image_folder(folder: Path, options: ReadOptions | None = None) -> Image
     A file's suffix says that it is an image, its content which of these formats it has. Images are turned upright as their
     EXIF orientation says. Palettes, 1-bit and CMYK images become grey levels or RGB (CMYK by the plain formula, without a
     colour profile); of several frames or pages the first is taken. Hidden and system names, other files and further folders
-    are passed over; what is passed over is logged in one line. Links are followed, also out of the folder, which is logged too.
+    are skipped; what is skipped is logged in one line. Links are followed, also out of the folder, which is logged too.
 
     Args:
         folder: The folder. If the images of all parts are grey they stay grey, else all become RGB.
         options: How it is read, see :func:`~fedamm_pl.data.sources.image_files.read_images`.
 
     Returns:
-        The images, classes in alphabetical order of their folders; names that are all whole numbers, by size, where the layout is
+        The images, classes in alphabetical order of their folders; names that are all integers, by size, where the layout is
         not ``{train,test}/<class>``.
 
     Raises:
@@ -118,8 +118,8 @@ def _layout(folder: Path, found: Sequence[ImageFolder], passed: PassedOver) -> s
     loose = [place for place in passed.found.get(LOOSE, ()) if Path(place).suffix.lower() in SUFFIXES]
     none = f"{some(loose)} without a folder of its class" if loose else "none"
     raise UnusableFileError(
-        f"Expected {folder} to hold images in one of the ways {', '.join(LAYOUTS)}, got {f'them {got}' if got else none}"
-        f"{': all must lie in one way.' if len(ways) > 1 else '.'}"
+        f"Expected {folder} to hold images in one of the layouts {', '.join(LAYOUTS)}, got {f'them {got}' if got else none}"
+        f"{': all must follow one layout.' if len(ways) > 1 else '.'}"
     )
 
 

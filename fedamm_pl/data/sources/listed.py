@@ -35,7 +35,7 @@ class Listed:
 
     Attributes:
         images: All of them, N images or rows of features.
-        labels: What the file says of each: whole numbers or texts.
+        labels: What the file says of each: integers or texts.
         parts: train, val or test for each, see :data:`PARTS`; None: the file does not say.
         clients: Who holds each; None: the file does not say.
         where: The file, for messages.
@@ -53,7 +53,7 @@ class Listed:
 def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
     """Number the classes and share the examples out to training, validation and test.
 
-    The classes are the different labels of the training examples in order, whole numbers by size and texts by alphabet, from
+    The classes are the different labels of the training examples in order, integers by size and texts by alphabet, from
     whatever number they start. Where no example is for testing, each class gives a share of its own, drawn by the seed.
     Validation and test examples of a class without training examples are left out, which is logged.
 
@@ -132,7 +132,7 @@ def _parts(listed: Listed) -> Texts:
 
 
 def _as_numbers(labels: Sequence[int | str]) -> Sequence[int] | Sequence[str]:
-    """Return labels as whole numbers, if all of them are, else as texts."""
+    """Return labels as integers, if all of them are, else as texts."""
     texts = {label: str(label).strip() for label in set(labels)}
     if all(WHOLE.fullmatch(text) for text in texts.values()):  # 007 is a name, not the number 7
         numbers = {label: int(text) for label, text in texts.items()}

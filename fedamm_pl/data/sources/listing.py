@@ -1,4 +1,4 @@
-"""Which files of an image folder are its images, and what is passed over."""
+"""Which files of an image folder are its images, and what is skipped."""
 
 import logging
 import os
@@ -93,8 +93,8 @@ def image_folders(
         folder: Where to look.
         names: The folders on the way to it.
         depth: How many levels below it to look.
-        passed: Where is noted what is passed over.
-        top: Whether images in the folder itself are passed over.
+        passed: Records what is skipped.
+        top: Whether images in the folder itself are skipped.
 
     Raises:
         ValueError: If a folder cannot be read, or a link in it leads nowhere.
@@ -130,9 +130,7 @@ def entries(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
         try:
             inside = path.resolve(strict=True).is_relative_to(passed.root.resolve())
         except (OSError, RuntimeError) as error:  # it leads nowhere, or in a circle
-            raise UnusableFileError(
-                f"Expected {path} to be a file or folder, got a link that leads nowhere."
-            ) from error
+            raise UnusableFileError(f"Expected {path} to be a file or folder, got a broken link.") from error
         passed.add(INSIDE if inside else LINKS, path)
     return found
 

@@ -134,7 +134,7 @@ def _require_room(path: Path, headers: list[Header]) -> None:
     if unpacked > max(MAX_RATIO * packed, RATIO_COUNTS_FROM):
         raise UnusableFileError(
             f"Expected {path} to hold examples, got a file of {amount(packed)} that unpacks to {amount(unpacked)}, more than "
-            f"{MAX_RATIO} times as much: its arrays are all but empty."
+            f"{MAX_RATIO} times as much: its arrays are almost empty."
         )
     # while channels are moved to the front, or numbers change their type, one part is there twice
     require_memory(

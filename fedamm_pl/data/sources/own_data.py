@@ -20,8 +20,8 @@ def image_data(loaded: Any) -> ImageData:
 
     Clear are: an :class:`ImageData` or its parts as a tuple in the same order, with or without the names; arrays or tensors of
     uint8 images, also as (N, H, W), and as (N, H, W, C) with 1 or 3 channels, or of float features (N, D); any other
-    :class:`~fedamm_pl.data.sources.source.Source`; labels as any list, array or tensor of whole numbers, also as a column; names
-    as any list of texts or whole numbers, or None for the numbers of the classes.
+    :class:`~fedamm_pl.data.sources.source.Source`; labels as any list, array or tensor of integers, also as a column; names
+    as any list of texts or integers, or None for the numbers of the classes.
 
     Args:
         loaded: What the code returned.
@@ -59,12 +59,12 @@ def _holders(value: Any) -> list[str] | None:
     if value is None:
         return None
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise ValueError(f"Expected clients to be names, one a training example, got {_kind(value)}.")
+        raise ValueError(f"Expected clients to be names, one per training example, got {_kind(value)}.")
     listed = value.tolist() if isinstance(value, np.ndarray | Tensor) else list(value)
     bad = next((i for i, name in enumerate(listed) if not isinstance(name, str | int) or not str(name).strip()), None)
     if bad is not None:
         raise ValueError(
-            f"Expected clients to be names, one a training example, got {listed[bad]!r:.60} for example {bad}."
+            f"Expected clients to be names, one per training example, got {listed[bad]!r:.60} for example {bad}."
         )
     return [str(name) for name in listed]
 
@@ -85,7 +85,7 @@ def _images(value: Any, field: str) -> Source:
         return value[:, None]
     if value.shape[3] in (1, 3) and min(value.shape[1:3]) > 4:
         if field == "train_images":  # the others are of the same kind
-            log.info("images of shape %s are taken for (N, H, W, C), channels last", tuple(value.shape))
+            log.info("images of shape %s are interpreted as (N, H, W, C), channels last", tuple(value.shape))
         return value.permute(0, 3, 1, 2).contiguous()
     return value
 
@@ -100,7 +100,7 @@ def _labels(value: Any, field: str) -> Tensor:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         whole = None
     if whole is None or (whole != array).any():
-        raise ValueError(f"Expected {field} to be one whole number an image, got {_kind(value)}.")
+        raise ValueError(f"Expected {field} to be one whole number per image, got {_kind(value)}.")
     return torch.from_numpy(whole)
 
 
@@ -111,7 +111,7 @@ def _names(value: Any, num_classes: int) -> list[str]:
     if not isinstance(listed, list | tuple | range) or not all(
         isinstance(name, str | int | np.integer) and not isinstance(name, bool) for name in listed
     ):
-        raise ValueError(f"Expected class_names to be a list of texts, one a class, got {_kind(value)}.")
+        raise ValueError(f"Expected class_names to be a list of texts, one per class, got {_kind(value)}.")
     return [str(name) for name in listed]
 
 

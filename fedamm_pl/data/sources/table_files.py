@@ -60,14 +60,14 @@ def read_rows(path: Path, choose: Choose) -> Rows:
     delimiter = DELIMITERS.get(path.suffix.lower())
     rows = _read_parquet(path, choose) if delimiter is None else _read_csv(path, delimiter, choose)
     if not len(rows.numbers):
-        raise UnusableFileError(f"Expected {path} to hold rows, got names of columns alone.")
+        raise UnusableFileError(f"Expected {path} to hold rows, got only the names of columns.")
     return rows
 
 
 def _read_csv(path: Path, delimiter: str, choose: Choose) -> Rows:
     with _opened(path, delimiter) as (lines, rows):
         if not (names := [name.strip() for name in next(rows, [])]):
-            raise UnusableFileError(f"Expected {path} to hold a table, got nothing in it.")
+            raise UnusableFileError(f"Expected {path} to hold a table, got an empty file.")
         other = next((other for other in NAMES if other != delimiter and other in names[0]), None)
         if len(names) == 1 and other:
             raise UnusableFileError(

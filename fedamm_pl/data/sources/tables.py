@@ -185,18 +185,18 @@ def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) 
         column, role = train[:, i], f"{name.strip().lower()}_column"
         if role in ROLES and role not in header.roles:
             log.warning(
-                "%s", printable(f"{path}: the column {name!r} is a feature; if it is not, say --data.{role} {name}")
+                "%s", printable(f"{path}: the column {name!r} is a feature; if it is not, set --data.{role} {name}")
             )
         elif len(column) > 2 and column[0] in (0, 1) and (column.diff() == 1).all():
             log.warning(
                 "%s",
-                printable(f"{path}: the feature {name!r} counts the rows, which may tell their classes: leave it out"),
+                printable(f"{path}: the feature {name!r} counts the rows, which may reveal their classes: remove it"),
             )
         elif coarse[i]:
             log.warning(
                 "%s",
                 printable(
-                    f"{path}: the feature {name!r} varies so little for its size, around {most[i]:g}, that float32, which keeps "
+                    f"{path}: the feature {name!r} varies so little relative to its size, around {most[i]:g}, that float32, which keeps "
                     "seven digits, hardly tells its values apart: subtract its smallest value first"
                 ),
             )

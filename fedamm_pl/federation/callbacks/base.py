@@ -1,4 +1,4 @@
-"""``FederationCallback``: the base class of observers. They add, they never alter."""
+"""``FederationCallback``: the base class of observers. They add, but never change results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,12 @@ class RoundRecord:
     Attributes:
         round_num: The round; 0 for the evaluation of the initial model.
         metrics: ``client/...`` means over the clients, ``test/...`` if the round was evaluated, and what callbacks have logged.
-        evaluated: Whether it was.
+        evaluated: Whether the round was evaluated.
         results: The clients' results, without payloads.
         seconds: Wall time by kind: clients (waiting for them), evaluate, other.
-        client_seconds: Time that the clients needed, added up over them: train, meta. With several workers it may exceed the
-            wall time.
+        client_seconds: Time of the clients, summed over them: train, meta. With several workers it may exceed the wall time.
         failures: The clients that failed and those whose update was refused.
-        failed: Why the round failed and the server kept its state; None if it did not.
+        failed: Why the round failed, so that the server kept its state; None if it did not fail.
     """
 
     round_num: int
@@ -37,7 +36,7 @@ class FederationCallback:
     """Base class of the observers; override what you need. ``run.log`` adds to the round's row, ``run.stop`` ends the run."""
 
     def on_run_start(self, run: Run) -> None:
-        """Called once, after a resume was read; ``run.state.round_num`` is the last completed round."""
+        """Called once, after an earlier run has been loaded; ``run.state.round_num`` is the last completed round."""
 
     def on_client_end(self, run: Run, result: ClientResult) -> None:
         """Called after each client of a round, in the order of the clients; the result is without its payload."""
@@ -48,5 +47,5 @@ class FederationCallback:
     def on_run_end(self, run: Run) -> None:
         """Called after the last round, with the final weights in ``run.module``.
 
-        The final files are there already: an exception here costs a warning.
+        The final files have already been written: an exception here only causes a warning.
         """

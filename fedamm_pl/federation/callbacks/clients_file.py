@@ -13,7 +13,7 @@ from fedamm_pl.terminal import as_csv
 
 
 class ClientsCSV(FederationCallback):
-    """Writes clients.csv anew at each evaluation, a row for each client, where clients hold out a local test.
+    """Rewrites clients.csv at each evaluation, one row per client, if clients hold out a local test.
 
     Args:
         folder: Where to write it.

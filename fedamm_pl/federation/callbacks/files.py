@@ -73,7 +73,7 @@ class MetricsCSV(FederationCallback):
         self._write(run.state.history)
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Append a row, or write all anew if a metric appears for the first time."""
+        """Append a row, or rewrite all rows if a metric appears for the first time."""
         if not record.evaluated:
             return
         row = self._last = run.state.history[-1]
@@ -103,7 +103,7 @@ class MetricsCSV(FederationCallback):
 
 
 class DiagnosticsFile(FederationCallback):
-    """Writes diagnostics.json, what figures show beside the metrics, anew at each evaluation.
+    """Rewrites diagnostics.json, the data of the figures beyond the metrics, at each evaluation.
 
     Args:
         folder: Where to write it.

@@ -91,7 +91,7 @@ class LogTo(FederationCallback):
         with self._harmless("when it was closed"):
             self.logger.finalize("success")
         if self._missed > 1:
-            log.warning("%s failed %d times in this run and lacks what it was told then", self._name, self._missed)
+            log.warning("%s failed %d times in this run and lacks these entries", self._name, self._missed)
 
     @property
     def _name(self) -> str:
@@ -114,7 +114,7 @@ class LogTo(FederationCallback):
             self._missed += 1
             if self._missed == 1:
                 what = line(f"{type(error).__name__}: {error}")
-                log.warning("%s failed %s, the run goes on without it (%s)", self._name, when, what)
+                log.warning("%s failed %s, the run continues without it (%s)", self._name, when, what)
 
 
 def check_loggers(loggers: Sequence[Logger], folder: Path | None) -> None:
@@ -203,6 +203,6 @@ def weight_net_scalars(shown: Mapping[str, Any], groups: Mapping[str, Sequence[i
 
 
 def images_per_second(run: Run, record: RoundRecord) -> float:
-    """Return the training images of a round's clients by the wall time in which they were trained, side by side or not."""
+    """Return the training images of a round's clients by the wall time in which they were trained, in parallel or not."""
     images = run.config.local_epochs * sum(result.num_examples for result in record.results)
     return images / max(record.seconds["clients"], 1e-9)

@@ -1,4 +1,4 @@
-"""What an executor is: a description of where clients train, opened once a run for a runner that trains them."""
+"""What an executor is: a description of where clients train, opened once per run for a runner that trains them."""
 
 import inspect
 import pickle
@@ -30,7 +30,7 @@ class RunSpec:
 
     Attributes:
         module: The algorithm, as it was made; nobody trains it.
-        data: The data; in another process they are set up anew.
+        data: The data; in another process they are set up again.
         trainer: Resolved: with what ``auto`` has chosen.
         seed: The seed of the run.
         threads: Threads of a worker.
@@ -121,7 +121,7 @@ def _difference(module: nn.Module, rebuilt: nn.Module) -> str | None:
 
 
 class Runner(ABC):
-    """Trains clients, anywhere; opened once a run, closed once. It holds workers, modules and data.
+    """Trains clients, anywhere; opened once per run, closed once. It holds workers, modules and data.
 
     A client that raises an ``Exception``, or takes its process with it, costs the round its result and nothing else.
 

@@ -1,4 +1,4 @@
-"""What a method's class tells of whether its clients can train, and ask the server, side by side."""
+"""What a method's class tells of whether its clients can train, and ask the server, in parallel."""
 
 from pytorch_lightning.core.hooks import DataHooks, ModelHooks
 
@@ -16,11 +16,11 @@ FIT_HOOKS = sorted(
     | {"configure_callbacks", "optimizer_zero_grad", "lr_scheduler_step", "forward", "track", "log_means"}
     | {"sgd", "local_sgd"}
 )
-"""What of a method runs in a Lightning fit, and does not run side by side."""
+"""What of a method runs in a Lightning fit, and does not run in parallel."""
 
 
 def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
-    """Return why the clients of a method cannot train side by side, as far as its class tells; None if nothing speaks against it.
+    """Return why the clients of a method cannot train in parallel, as far as its class tells; None if nothing speaks against it.
 
     Args:
         module: The method.

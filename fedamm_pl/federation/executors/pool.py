@@ -72,7 +72,7 @@ class PoolSlot(ABC):
 
     Attributes:
         ready: Whether its worker has started and trains nobody.
-        environment: What all workers compute with, once that is known: one that is started anew must do so, too.
+        environment: What all workers compute with, once that is known: one that is started again must do so, too.
     """
 
     def __init__(self, place: int) -> None:
@@ -131,7 +131,7 @@ class PoolSlot(ABC):
         try:
             outcome = decode(content)
         except ValueError as error:
-            raise EOFError(f"its worker sent what cannot be read: {line(str(error))}") from error
+            raise EOFError(f"its worker sent a message that cannot be read: {line(str(error))}") from error
         if not isinstance(outcome, ClientResult | ClientFailure):
             raise EOFError(f"its worker sent a {type(outcome).__name__}, not a result")
         if outcome.client_id == NOBODY and isinstance(outcome, ClientFailure):

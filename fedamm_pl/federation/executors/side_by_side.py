@@ -20,7 +20,7 @@ from fedamm_pl.protocol.module import FederatedModule
 
 @dataclass
 class Member:
-    """A client among those that train side by side.
+    """A client among those that train in parallel.
 
     Attributes:
         loader: Its batches of one epoch.

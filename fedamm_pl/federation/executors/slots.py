@@ -103,7 +103,9 @@ def run_on_slots(
         if place not in running:  # it trained nobody
             failed_starts += 1
             if failed_starts >= MAX_FAILED_STARTS:
-                raise WorkerLostError(0, f"{failed_starts} workers in a row died before they trained anybody: {reason}")
+                raise WorkerLostError(
+                    0, f"{failed_starts} workers in a row died before they trained a client: {reason}"
+                )
             return
         index, task, _ = running.pop(place)
         attempts[index] += 1

@@ -1,4 +1,4 @@
-"""Whether clients side by side come to what a Trainer makes of them: two are compared before the first round."""
+"""Whether parallel clients give the same result as a Trainer: two are compared before the first round."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ FEW = 8
 
 
 class Trains(Protocol):
-    """Trains clients side by side, see :class:`~fedamm_pl.federation.executors.vectorized.VectorizedRunner`."""
+    """Trains clients in parallel, see :class:`~fedamm_pl.federation.executors.vectorized.VectorizedRunner`."""
 
     module: FederatedModule
     fault: str | None
@@ -47,10 +47,10 @@ def check(spec: RunSpec, make: Callable[[RunSpec], Trains]) -> None:
 
     Args:
         spec: Of the run.
-        make: Builds what trains side by side.
+        make: Builds what trains in parallel.
 
     Raises:
-        ValueError: If they cannot be trained side by side, or differ by more than rounding explains.
+        ValueError: If they cannot be trained in parallel, or differ by more than rounding explains.
     """
     reason = ""
     for precision in PRECISIONS[spec.trainer.kind == "mps" :]:  # which has no float64
@@ -58,7 +58,7 @@ def check(spec: RunSpec, make: Callable[[RunSpec], Trains]) -> None:
         reason = _compared(probe, make(probe))
         if not reason:
             return
-    log.warning("clients side by side could not be compared with what a Trainer makes of them, which fails: %s", reason)
+    log.warning("parallel clients could not be compared with a Trainer, which fails: %s", reason)
 
 
 def _compared(spec: RunSpec, together: Trains) -> str:
@@ -99,14 +99,14 @@ def _compared(spec: RunSpec, together: Trains) -> str:
             name = f"{type(worker.module).__name__} with {worker.module.network_name}"
             raise ValueError(f"Expected `executor` to suit {name}, got Vectorized: {reason}.")
     if together.fault and len(failures) < len(clients):
-        log.warning("clients ask the server one after the other, since all at once would not do: %s", together.fault)
+        log.warning("clients ask the server one after the other, because they cannot ask together: %s", together.fault)
     return failures[0] if len(failures) == len(clients) else ""
 
 
 def _some(data: ClientData, place: int) -> ClientData:
     """Return a client with a few small batches of its examples, taken from all over them.
 
-    The first has more of them than the second: the steps are not equally many, or the batches not equally large.
+    The first has more of them than the second: the numbers of steps differ, or the batches are not equally large.
     """
     size = min(data.batch_size, max(2, min(data.num_examples // 3, FEW)))
     count = min(data.num_examples - (place and data.num_examples > 2), int((2.5 - place) * size))
@@ -138,6 +138,6 @@ def _difference(expected: ClientResult, found: ClientResult, start: State, toler
 
 
 def _moved(value: Tensor, before: Tensor) -> float:
-    """Return how far an entry has moved; 0 for one of whole numbers, or that is not finite."""
+    """Return how far an entry has moved; 0 for one of integers, or that is not finite."""
     length = float((value - before.to(value)).double().norm()) if value.is_floating_point() else 0.0
     return length if math.isfinite(length) else 0.0

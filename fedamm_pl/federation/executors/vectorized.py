@@ -1,4 +1,4 @@
-"""Clients in groups, each group trained side by side in one program, in this process."""
+"""Clients in groups, each group trained in parallel in one program, in this process."""
 
 import logging
 import time
@@ -51,11 +51,11 @@ class Vectorized(Executor):
         """Build the one worker, and compare two clients with what a Trainer makes of them.
 
         Raises:
-            ValueError: If method or network cannot be trained side by side.
+            ValueError: If method or network cannot be trained in parallel.
         """
         if spec.trainer.kind == "cpu" and any(isinstance(part, CONVOLUTIONS) for part in spec.module.model.modules()):
             log.warning(
-                "convolutions side by side are slow on a CPU, in bfloat16 most of all: Sequential is faster there"
+                "convolutions of parallel clients are slow on a CPU, especially in bfloat16: Sequential is faster there"
             )
         check(spec, lambda probe: VectorizedRunner(probe, self.group_size))
         return VectorizedRunner(spec, self.group_size)
@@ -83,7 +83,7 @@ class VectorizedRunner(Runner):
 
     Args:
         spec: What to build the worker from.
-        group_size: Clients that train side by side.
+        group_size: Clients that train in parallel.
 
     Raises:
         ValueError: If the method's own fit cannot be replaced.
@@ -132,7 +132,7 @@ class VectorizedRunner(Runner):
                     yield outcomes.pop(task.client_id)
 
     def train(self, sessions: Sequence[ClientSession]) -> tuple[dict[int, Outcome], dict[int, str]]:
-        """Train clients side by side.
+        """Train clients in parallel.
 
         Returns:
             The outcome of each client, and why others must be trained alone, both by client. A session is spent in either case.

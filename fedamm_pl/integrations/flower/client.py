@@ -136,7 +136,7 @@ class Node:
         """Go on with the answer: what came before it is done again, since no process outlives its message."""
         stored = self.context.state.array_records.get(BROADCAST)
         if stored is None:
-            raise NotBegunError("its node was started anew in mid-round")
+            raise NotBegunError("its node was restarted during the round")
         return self._trained(content, stored.to_numpy_ndarrays()[0].tobytes())
 
     def _trained(self, content: RecordDict, sent: bytes) -> RecordDict:
@@ -235,7 +235,7 @@ class KeptOnDisk:
             return FileStore(self.folder).read(self.client_id, round_num)
         except OSError as error:
             raise ValueError(
-                f"Expected what this client kept in round {round_num} to be in {self.folder}, got {error.strerror or error}."
+                f"Expected the state of this client from round {round_num} to be in {self.folder}, got {error.strerror or error}."
             ) from error
 
     def write(self, round_num: int, state: "State") -> "State":

@@ -47,7 +47,7 @@ MESSAGE_MODELS, MESSAGE_ROOM = 20, 2**26
 class Flower(Executor):
     """Trains clients on nodes of a Flower federation.
 
-    Each message makes a new process at the client, so a client cannot ask in mid-fit; a method that asks before the fit costs two
+    Each message makes a new process at the client, so a client cannot ask during local training; a method that asks before the fit costs two
     messages. A client whose process dies is asked again, with the same seed; one that is not connected, or out of time, is lost for the
     round.
 

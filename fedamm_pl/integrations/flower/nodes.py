@@ -99,7 +99,7 @@ class Nodes:
         number = number if self.own_data else self._data.num_clients
         if self.start_with and isinstance(self.clients, int) and self.own_data:
             raise ValueError(
-                "Expected `clients` to be names with `start-with`, got a number: who is to come must be known."
+                "Expected `clients` to be names with `start-with`, got a number: the expected clients must be known."
             )
         return min(self.start_with or number, number)
 
@@ -120,7 +120,7 @@ class Nodes:
         self._refused = {node: reason for node, reason in self._refused.items() if node in online}
         for name, node in list(self.node_of.items()):
             if node not in online:
-                log.warning("client %s is not connected any more", shown_client(0, [name]))
+                log.warning("client %s is no longer connected", shown_client(0, [name]))
                 del self.node_of[name]
                 # whoever was refused because this one was there is asked again, maybe it is the same client, started anew
                 self._settled -= {other for other, wanted in self._doubles.items() if wanted == name}
@@ -138,7 +138,7 @@ class Nodes:
             self._settled.add(node_id)
             try:
                 if reply.has_error():
-                    raise ValueError(f"it cannot say who it is: {reply.error.reason}")
+                    raise ValueError(f"it cannot identify itself: {reply.error.reason}")
                 self._hear(node_id, plain_part(reply.content), online)
             except (ValueError, KeyError, TypeError) as error:
                 self._refused[node_id] = line(str(error), 300)
@@ -155,16 +155,16 @@ class Nodes:
             raise ValueError(str(said[ERROR]))
         name, examples = said["client"], said["examples"]
         if not isinstance(name, str) or not 1 <= len(name) <= 200 or type(examples) is not int:
-            raise ValueError("it does not say who it is and how many examples it has")
+            raise ValueError("it does not report its name and its number of examples")
         if not 0 <= examples <= MOST_EXAMPLES:
             raise ValueError(f"client {shown_client(0, [name])} says that it has {examples} examples")
         shown = shown_client(0, [name])
         if said["own"] is not self.own_data:
             wanted, got = ("data of its own", "a part of the partition")[:: 1 if self.own_data else -1]
-            raise ValueError(f"client {shown} should bring {wanted}, it brings {got}")
+            raise ValueError(f"client {shown} should have {wanted}, it has {got}")
         if (other := self.node_of.get(name)) is not None and other in online and other != node:
             self._doubles[node] = name
-            raise ValueError(f"client {shown} is there already, at another node")
+            raise ValueError(f"client {shown} is already connected from another node")
         if self.own_data:
             self._hear_own(name, examples, said.get("class_counts"))
         else:
@@ -179,12 +179,12 @@ class Nodes:
         assert self._data is not None
         shown, num_classes = shown_client(0, [name]), self._data.num_classes
         if not isinstance(self.clients, int) and name not in self.clients:
-            raise ValueError(f"client {shown} is none of those that were named")
+            raise ValueError(f"client {shown} is not one of the named clients")
         if isinstance(self.clients, int) and name not in self.known and len(self.known) >= self.clients:
             raise ValueError(f"client {shown} is one more than the {self.clients} that were expected")
         if self.class_counts:
             if not isinstance(counts, list) or len(counts) != num_classes or any(type(n) is not int for n in counts):
-                raise ValueError(f"client {shown} does not tell how many examples of each class it has")
+                raise ValueError(f"client {shown} does not report its class counts")
             if min(counts) < 0 or sum(counts) != examples:
                 raise ValueError(f"client {shown} tells class counts that are not those of its {examples} examples")
         self.known[name] = Elsewhere(examples, counts if isinstance(counts, list) and self.class_counts else None)

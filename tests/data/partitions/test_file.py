@@ -87,7 +87,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "NaN": ('{"a": [NaN]}', "to hold whole numbers from 0 up, got NaN for client 'a'"),
     "negative": ({"b": [-1]}, "to hold whole numbers from 0 up, got -1 for client 'b'"),
     "beyond all": ({"b": [2**63]}, "to hold whole numbers from 0 up, got 9223372036854775808 for client 'b'"),
-    "names that look alike": ('{"Li\u00e8ge": [1], "Lie\u0300ge": [2]}', "in two ways of writing its accents"),
+    "names that look alike": ('{"Li\u00e8ge": [1], "Lie\u0300ge": [2]}', "with its accents encoded in two ways"),
     "twice in one": ({"a": [4, 7, 4]}, "to hold each example once, got 4 twice for client 'a'"),
     "in two": ({"a": [4, 7], "b": [1, 7]}, "to hold each example once, got 7 for client 'a' and for client 'b'"),
     "a format to come": ({**WHOLE, "format": 2}, "Expected `format` of .* to be 1, got 2"),

@@ -73,7 +73,7 @@ WRONG = {
     r"'no such\\nclass' \(.*test_own.py:\d+\)\.",
     "with_one_argument": "to return the indices of each client, got TypeError: .* takes 1 positional argument but 3",
     "nothing": "to return the indices of each client, got TypeError: 'NoneType' object is not iterable",
-    "two": "two to return 3 arrays of indices, one a client, got 2",
+    "two": "two to return 3 arrays of indices, one per client, got 2",
     "fractions": r"whole numbers in one dimension for client 0, got an array of float64 of shape \(2,\)",
     "flags": "whole numbers in one dimension for client 0, got an array of bool",
     "nested": r"whole numbers in one dimension for client 0, got an array of int64 of shape \(1, 2\)",
@@ -85,8 +85,8 @@ WRONG = {
     "twice": "twice to return each example once, got 3 twice for client 1",
     "shared": "shared to return each example once, got 3 for client 1 and for client 2",
     "empty": "empty to return indices of training examples, got none for any client",
-    "other_source": "other_source to share out alike .*, got two partitions: draw from the generator that it is given",
-    "data": "Expected `partition` to be this or that, got '.*data', which cannot be called so",
+    "other_source": "other_source to return the same partition .*, got two different ones: draw only from the generator that it is given",
+    "data": "Expected `partition` to be this or that, got '.*data', which cannot be called like this",
     "absent": "Expected `partition` to be this or that, got '.*absent' .*has no attribute 'absent'",
 }
 

@@ -139,7 +139,7 @@ def test_small_images_are_kept_in_memory_and_many_are_not(
             (source,) = read_images([paths], root=root, options=ReadOptions())
         assert isinstance(source, kind)
     assert caplog.messages == [
-        f"40 images of 10 x 12 pixels in {root} are decoded when they are needed; in memory they would take 0.0 MB"
+        f"40 images of 10 x 12 pixels in {root} are decoded on demand; in memory they would take 0.0 MB"
     ]
 
 

@@ -71,7 +71,7 @@ def test_sixteen_bits_are_refused_before_anything_is_decoded(
 ) -> None:
     (folder / "test/a/1.png").write_bytes(deep_png(2, 3))
     monkeypatch.setattr(decoded.DecodedImages, "_decode", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(ValueError, match=r"1\.png to have 8 bits a channel, grey or in colour, got mode "):
+    with pytest.raises(ValueError, match=r"1\.png to have 8 bits per channel, grey or in colour, got mode "):
         read_image_folder(folder, options)
 
 

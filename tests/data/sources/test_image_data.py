@@ -90,7 +90,7 @@ def test_channels_may_be_last_where_that_is_clear_and_it_is_said(caplog: pytest.
     last = {name: getattr(GOOD, name).permute(0, 2, 3, 1) for name in ("train_images", "test_images")}
     with caplog.at_level(logging.INFO):
         assert_same(image_data(with_part(**last)), GOOD)
-    assert caplog.messages == ["images of shape (12, 6, 8, 3) are taken for (N, H, W, C), channels last"]
+    assert caplog.messages == ["images of shape (12, 6, 8, 3) are interpreted as (N, H, W, C), channels last"]
     grey = with_part(train_images=GOOD.train_images[:, 0], test_images=GOOD.test_images[:, 0].numpy()[..., None])
     assert image_data(grey).train_images.shape == (12, 1, 6, 8)
 
@@ -149,26 +149,26 @@ def test_anything_else_is_refused(loaded: Any, got: str) -> None:
         ({"train_images": None}, "train_images to be .* got NoneType"),
         (
             {"train_labels": TRAIN_LABELS + 0.5},
-            "train_labels to be one whole number an image, got torch.float32 of shape",
+            "train_labels to be one whole number per image, got torch.float32 of shape",
         ),
-        ({"train_labels": TRAIN_LABELS * float("nan")}, "train_labels to be one whole number an image"),
-        ({"test_labels": [0, 1, 2, 2**70]}, "test_labels to be one whole number an image, got a list of 4 int"),
+        ({"train_labels": TRAIN_LABELS * float("nan")}, "train_labels to be one whole number per image"),
+        ({"test_labels": [0, 1, 2, 2**70]}, "test_labels to be one whole number per image, got a list of 4 int"),
         ({"test_labels": np.array([0, 1, 2, 2**64 - 1], np.uint64)}, "test_labels to be one whole number"),
-        ({"test_labels": ["a", "b", "c", "d"]}, "test_labels to be one whole number an image, got a list of 4 str"),
-        ({"test_labels": [[0], [1, 2]]}, "test_labels to be one whole number an image, got a list of 2 list"),
+        ({"test_labels": ["a", "b", "c", "d"]}, "test_labels to be one whole number per image, got a list of 4 str"),
+        ({"test_labels": [[0], [1, 2]]}, "test_labels to be one whole number per image, got a list of 2 list"),
         (
             {"test_labels": torch.eye(4)},
-            r"test_labels to be one whole number an image, got torch.float32 of shape \(4, 4\)",
+            r"test_labels to be one whole number per image, got torch.float32 of shape \(4, 4\)",
         ),
-        ({"test_labels": None}, "test_labels to be one whole number an image, got NoneType"),
+        ({"test_labels": None}, "test_labels to be one whole number per image, got NoneType"),
         ({"test_labels": [0, 1, 2]}, r"test_labels to be 4 of int64, got torch.int64 of shape \(3,\)"),
         ({"train_labels": TRAIN_LABELS - 1}, r"train_labels to be in 0\.\.3, got -1 to 2"),
         ({"class_names": ["a", "b", "c"]}, r"train_labels to be in 0\.\.2, got 0 to 3"),
-        ({"class_names": "abcd"}, "class_names to be a list of texts, one a class, got str"),
-        ({"class_names": {0: "a"}}, "class_names to be a list of texts, one a class, got dict"),
+        ({"class_names": "abcd"}, "class_names to be a list of texts, one per class, got str"),
+        ({"class_names": {0: "a"}}, "class_names to be a list of texts, one per class, got dict"),
         (
             {"class_names": [0.0, 1.0, 2.0, 3.0]},
-            "class_names to be a list of texts, one a class, got a list of 4 float",
+            "class_names to be a list of texts, one per class, got a list of 4 float",
         ),
         ({"class_names": ["a", None, "c", "d"]}, "got a list of 4 NoneType and str"),
         ({"class_names": ["a", "b", "c" * 1001, "d"]}, "class_names to have at most 1,000 characters, got 1,001"),
@@ -230,7 +230,7 @@ def test_own_images_of_other_kinds_are_trained_on() -> None:
     [("abababab", "str"), (dict.fromkeys(range(12), "a"), "dict"), (3, "int"), ([1.0] * 12, "1.0 for example 0")],
 )
 def test_clients_that_are_no_names_one_an_example(clients: Any, got: str) -> None:
-    with pytest.raises(ValueError, match=f"^Expected clients to be names, one a training example, got {got}"):
+    with pytest.raises(ValueError, match=f"^Expected clients to be names, one per training example, got {got}"):
         image_data(with_part(clients=clients))
 
 

@@ -159,7 +159,7 @@ def test_folder_of_clients_is_partitioned_as_any_other_data(tmp_path: Path) -> N
     [
         (["train/0.png", "test/0.png"], ""),
         (["0.png"], r"0\.png without a folder of its class\.$"),
-        (["a/0.png", "b/c/0.png"], r"in .*/a and in .*/b/c: all must lie in one way\.$"),
+        (["a/0.png", "b/c/0.png"], r"in .*/a and in .*/b/c: all must follow one layout\.$"),
         (["train/a/0.png", "train/b/c/0.png", "test/a/0.png"], "in .*/train/a and in .*/train/b/c"),
         (["train/a/0.png", "test/north/a/0.png"], "in .*/train/a and in .*/test/north/a"),
         (["north/train/a/0.png", "south/a/0.png"], "in .*/north/train/a and in .*/south/a"),
@@ -177,7 +177,7 @@ def test_other_layouts_are_refused_and_not_guessed(tmp_path: Path, names: list[s
         r"<class>/\*\.png, <client>/<class>/\*\.png, \{train,test\}/<class>/\*\.png, "
         r"\{train,test\}/<client>/<class>/\*\.png, <client>/\{train,test\}/<class>/\*\.png"
     )
-    expected = rf"^Expected {tmp_path} to hold images in one of the ways {ways}, got (them )?{places}"
+    expected = rf"^Expected {tmp_path} to hold images in one of the layouts {ways}, got (them )?{places}"
     if names[0].startswith("train/0"):
         expected = r"train to hold one folder of images for each class, got none\.$"
     with pytest.raises(ValueError, match=expected):
@@ -260,7 +260,7 @@ def test_options_of_files_are_refused_for_other_data(
         load_images("photos", tmp_path, ReadOptions(**options))  # type: ignore[arg-type]
     images = np.zeros((4, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", x_train=images, y_train=[0, 0, 1, 1], x_test=images, y_test=[0, 0, 1, 1])
-    expected = rf"^Expected {names} to be given for images in files alone, got '{dataset}'\.$"
+    expected = rf"^Expected {names} to be given only for images in files, got '{dataset}'\.$"
     with pytest.raises(ValueError, match=expected):
         load_images(dataset, tmp_path, ReadOptions(**options))  # type: ignore[arg-type]
     assert len(load_images(dataset, tmp_path, ReadOptions(in_memory=True)).test_labels) >= 4
@@ -271,7 +271,7 @@ def test_options_of_files_are_refused_for_other_data(
 def test_columns_are_refused_for_what_is_no_table(tmp_path: Path, dataset: str, column: str) -> None:
     save(tmp_path / "photos", *several("a"))
     (tmp_path / "train.txt").write_text("photos/a/0.png 0")
-    with pytest.raises(ValueError, match=rf"^Expected {column} to be given for a table alone"):
+    with pytest.raises(ValueError, match=rf"^Expected {column} to be given only for a table"):
         load_images(dataset, tmp_path, ReadOptions(**{column: "who"}))  # type: ignore[arg-type]
 
 

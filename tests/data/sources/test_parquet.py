@@ -90,7 +90,7 @@ def test_damaged_and_empty_files(tmp_path: Path) -> None:
             "Expected F/mine.parquet to be a whole Parquet file, got one that cannot be read"
         )
     save(tmp_path, num_rows=0)
-    assert "to hold rows, got names of columns alone" in refused(tmp_path)
+    assert "to hold rows, got only the names of columns" in refused(tmp_path)
 
 
 def test_a_table_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,4 +115,4 @@ def test_command_line_reads_files_when_they_are_needed(
     root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(run_command(command, root, tmp_path / "run"))
-    assert f"60 images of 9 x 9 pixels in {root} are decoded when they are needed" in capsys.readouterr().err
+    assert f"60 images of 9 x 9 pixels in {root} are decoded on demand" in capsys.readouterr().err

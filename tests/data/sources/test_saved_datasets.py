@@ -150,7 +150,7 @@ def test_missing_pyarrow_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"label_column": "lable"}, r"'lable' to be a column of .*; its columns are .*; did you mean 'label'\?"),
         ({"client_column": "who"}, r"'who' to be a column of "),
-        ({"split_column": "label"}, r"split_column to be given for a table alone"),
+        ({"split_column": "label"}, r"split_column to be given only for a table"),
         ({"label_column": "image"}, r"'image' .* to hold whole numbers or texts, got struct"),
     ],
 )

@@ -143,4 +143,4 @@ def test_a_feature_that_float32_cannot_resolve_is_said(
 ) -> None:
     table(tmp_path, "time,label", *[f"{value},{'ab'[i % 2]}" for i, value in enumerate(values)])
     read(tmp_path)
-    assert ("the feature 'time' varies so little for its size" in caplog.text) is said
+    assert ("the feature 'time' varies so little relative to its size" in caplog.text) is said

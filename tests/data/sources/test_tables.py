@@ -130,9 +130,9 @@ def test_tabs_in_a_tsv_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "to hold a table, got nothing in it"),
-        ("\n\n", "to hold a table, got nothing in it"),
-        ("x,label\n", "to hold rows, got names of columns alone"),
+        ("", "to hold a table, got an empty file"),
+        ("\n\n", "to hold a table, got an empty file"),
+        ("x,label\n", "to hold rows, got only the names of columns"),
         ("x;label\n1,5;a\n", "to have commas between its cells, got semicolons: save it with commas"),
         ("x\tlabel\n1\ta\n", "to have commas between its cells, got tabs"),
         ("x,label\n1,a\n2,b,3\n", "to have 2 cells, as its first line has, got 3 in row 2 (line 3)"),
@@ -203,7 +203,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_columns_are_said_of_tables_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", a=1)
     assert refused(tmp_path, "mine", client_column="who").startswith(
-        "Expected client_column to be given for a table alone"
+        "Expected client_column to be given only for a table"
     )
     assert "label_column" in refused(tmp_path, "fashion_mnist_mini", label_column="y")
 
@@ -221,7 +221,7 @@ def test_one_column_cannot_be_two_things(tmp_path: Path) -> None:
         ([",x,label", "1,1,a", "2,1,a", "3,1,b", "4,1,b"], "the feature '' counts the rows"),
         (
             ["client,x,label", "0,1,a", "0,1,a", "1,1,b", "2,1,b"],
-            "the column 'client' is a feature; if it is not, say --data.client_column client",
+            "the column 'client' is a feature; if it is not, set --data.client_column client",
         ),
         (["x,label", *(f"1,{i / 7}" for i in range(12))], "12 classes for 12 training examples: are these labels?"),
     ],

@@ -279,9 +279,9 @@ def test_a_logger_that_fails_costs_the_run_nothing(
     assert logger.told.count("finalize") == 1
     assert (tmp_path / "run/final.ckpt").exists()
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert re.match(rf"Unreliable failed .*, the run goes on without it \({type(error).__name__}: ", lines[0])
+    assert re.match(rf"Unreliable failed .*, the run continues without it \({type(error).__name__}: ", lines[0])
     assert all(line.isprintable() for line in lines)
-    again = [f"Unreliable failed {times} times in this run and lacks what it was told then"] if times > 1 else []
+    again = [f"Unreliable failed {times} times in this run and lacks these entries"] if times > 1 else []
     assert lines[1:] == again
 
 

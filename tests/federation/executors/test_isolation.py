@@ -242,7 +242,7 @@ def test_nothing_to_compare_is_said(caplog: pytest.LogCaptureFixture) -> None:
 
     data = Unreadable("tiny", num_clients=6, num_meta_per_class=2, imbalance_factor=0.5, batch_size=4)
     Vectorized().open(spec(make(FedAvg, data), data))
-    assert "could not be compared with what a Trainer makes of them, which fails: OSError: unreadable" in caplog.text
+    assert "parallel clients could not be compared with a Trainer, which fails: OSError: unreadable" in caplog.text
 
 
 def test_callbacks_that_another_package_plugs_in_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

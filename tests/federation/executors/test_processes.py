@@ -83,7 +83,7 @@ class TestProcesses(ExecutorContract):
         [
             (
                 methods.SENDS_JUNK,
-                r"its worker sent what cannot be read: Expected packed tensors, got bytes .* \(2 times\)",
+                r"its worker sent a message that cannot be read: Expected packed tensors, got bytes .* \(2 times\)",
             ),
             (methods.SENDS_ANOTHER_KIND, r"its worker sent a ClientTask, not a result \(2 times\)"),
         ],

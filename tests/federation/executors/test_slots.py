@@ -235,7 +235,7 @@ def test_a_worker_that_died_idle_is_replaced(world: World) -> None:
 def test_three_failed_starts_in_a_row_end_the_run(world: World) -> None:
     world.fate = lambda client, attempt: (1.0, "dies" if client == 0 else "done")
     world.start = lambda number: (1.0, False)
-    with pytest.raises(WorkerLostError, match="3 workers in a row died before they trained anybody: it did not start"):
+    with pytest.raises(WorkerLostError, match="3 workers in a row died before they trained a client: it did not start"):
         clients(run(world, 2, 1))
     assert world.starts == 4  # that of the client, and three that failed
 
@@ -252,7 +252,7 @@ def test_workers_that_all_hang_while_they_start_end_the_run(world: World) -> Non
     workers = [Worker(world)]
     workers[0].ready, workers[0].starting = False, True  # since the round before
     world.start = lambda number: (NEVER, True)
-    with pytest.raises(WorkerLostError, match=r"3 workers in a row .* anybody: its worker did not start within 600 s"):
+    with pytest.raises(WorkerLostError, match=r"3 workers in a row .* a client: its worker did not start within 600 s"):
         clients(run(world, 1, workers=workers, start_timeout=600.0))
     assert world.now == 1800.0
 

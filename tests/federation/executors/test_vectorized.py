@@ -379,7 +379,7 @@ def test_compiled_networks_are_refused() -> None:
 def test_convolutions_on_a_cpu_are_said_to_be_slow(caplog: pytest.LogCaptureFixture) -> None:
     data = tiny_data()
     Vectorized().open(spec(make(FedAvg, data), data))
-    assert "convolutions side by side are slow on a CPU" in caplog.text
+    assert "convolutions of parallel clients are slow on a CPU" in caplog.text
     caplog.clear()
     Vectorized().open(spec(make(FedAvg, data, model=nn.Sequential(nn.Flatten(), nn.Linear(64, NUM_CLASSES))), data))
     assert "convolutions" not in caplog.text
