@@ -10,7 +10,7 @@ from fedamm_pl.cli.methods import MethodsConfig
 from fedamm_pl.cli.options import GROUPS, OFFERED, offered, options_of
 from fedamm_pl.cli.parser import Parser
 from fedamm_pl.cli.report import ReportConfig
-from fedamm_pl.cli.shipped import names
+from fedamm_pl.cli.shipped import COMPARISON, names
 from fedamm_pl.models import MODELS
 from fedamm_pl.results.comparison_config import CompareConfig
 from fedamm_pl.terminal import say
@@ -23,8 +23,6 @@ _fedamm_run_file() {{ compgen -W "{runs}" -- "$1"; compgen -f -- "$1"; }}
 _fedamm_comparison_file() {{ compgen -W "{comparisons}" -- "$1"; compgen -f -- "$1"; }}
 """
 """What --config takes: a name that is shipped, or a file."""
-COMPARISON = "compare"
-"""How the names of shipped comparisons begin."""
 
 
 def completion(words: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from fedamm_pl.cli.options import GROUPS, LINKED
+from fedamm_pl.cli.shipped import option_for, whole
+from fedamm_pl.hints import similar
 
 Command = Literal["run", "compare"]
 
@@ -19,17 +21,20 @@ PARSER_LOADER = get_loader("yaml")
 
 
 def check_config_files(words: Sequence[str], command: Command) -> None:
-    """Check that configuration files are YAML mappings, and of this command; whether they exist is left to the parser.
+    """Check that configuration files are YAML mappings, and of this command.
 
     Raises:
-        ValueError: If one is not; the message names the file.
+        ValueError: If one is not, or does not exist; the message names the file.
     """
     names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     names += [value for option, value in itertools.pairwise(words) if option == "--config"]
+    missing = []
     for name in names:
         try:
             path = Path(os.path.expanduser(name))
             if not path.is_file():
+                if not path.exists() and isinstance(yaml.safe_load(name), str):  # the parser takes a mapping too
+                    missing.append(name)
                 continue
             text = path.read_text()
             check_size(text)
@@ -44,6 +49,17 @@ def check_config_files(words: Sequence[str], command: Command) -> None:
         check_kind(name, content, command)
         shared = content.get("base") if command == "compare" else content
         check_linked(_dotted(shared) if isinstance(shared, dict) else ())
+    if missing:
+        raise ValueError(no_such_file(missing[0], command))
+
+
+def no_such_file(name: str, command: Command) -> str:
+    """Say that there is no such configuration, and which could be meant."""
+    if instead := option_for(name):
+        return f"{name} is a configuration: {instead}"
+    shipped = whole(command)
+    hint = f"; did you mean {meant}?" if (meant := similar(Path(name).stem, shipped)) else "."
+    return f"Expected --config to be a file, or one that is shipped ({', '.join(shipped)}), got {name:.200} and no such file{hint}"
 
 
 def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:

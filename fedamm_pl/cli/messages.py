@@ -4,6 +4,8 @@ import dataclasses
 import re
 
 from fedamm_pl.cli.options import GROUPS, OFFERED, group_of, imported, offered, options_of
+from fedamm_pl.cli.shipped import names as shipped_names
+from fedamm_pl.cli.shipped import option_for
 from fedamm_pl.hints import similar
 from fedamm_pl.terminal import printable
 
@@ -13,6 +15,11 @@ NESTED = {"TuningConfig": "tuning"}
 """Name of the class of an option that has options of its own -> that option. By name: to import it would import all of `results`."""
 POSITIONAL = {"runs": "RUN"}
 """What is given without the name of an option, as the help calls it."""
+START = "; start with: fedamm --config quickstart; help: fedamm --help"
+"""What is said to one who has given no method."""
+TABLES = (".csv", ".tsv", ".parquet")
+FILES = (*TABLES, ".txt", ".npz")
+"""Endings of data sets, which are no classes."""
 UNION = re.compile(
     r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: (.*) Given value type: \w+ Given value: (.*)"
 )
@@ -38,9 +45,14 @@ def reworded(message: str, owner: type | None) -> str:
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
     if missing := re.match(r"the following arguments are required: (.*)", message):
         first = f"--{nested}." if (nested := NESTED.get(getattr(owner, "__name__", ""))) else "--"
-        return f"required, but not given: {', '.join(POSITIONAL.get(name, first + name) for name in missing[1].split(', '))}"
+        needed = missing[1].split(", ")
+        hint = START if owner is None and "algorithm" in needed else ""
+        return f"required, but not given: {', '.join(POSITIONAL.get(name, first + name) for name in needed)}{hint}"
     if unknown := re.search(r"(?:Option|accept option) '([\w.]+)'|unrecognized arguments: (.*)", message):
-        return unknown_option(unknown[1] or unknown[2].split()[0].split("=")[0].lstrip("-"), owner)
+        word = unknown[1] or unknown[2].split()[0]
+        if meant := option_for(word) or (f"--config {word}" if word.endswith((".yaml", ".yml")) else None):
+            return f"{word} is a configuration: {meant}"
+        return unknown_option(word.split("=")[0].lstrip("-"), owner)
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
         name = options.get(wrong[1], f"--{wrong[1]}")
         if wrong[1] in OFFERED and owner is None:
@@ -120,6 +132,15 @@ def unknown_class(group: str, got: str) -> str:
     """Say that there is no such class, and which could be meant."""
     names = [kind.__name__ for kind in OFFERED[group]]
     meant = similar(got, names)
+    name = got.partition(": ")[0].strip("'")
+    if group == "data" and (name.endswith(FILES) or "." not in name):  # else the import path of a class
+        known = shipped_names("data")
+        what = "a table" if name.endswith(TABLES) else "data of this name"
+        near = f"; did you mean {close}?" if (close := meant or similar(name, known)) else ""
+        return (
+            f"Expected --data to be a class ({', '.join(names)}) or one of the shipped {', '.join(known)}, got {name}; "
+            f"for {what}: --data.root FOLDER --data.dataset {name}{near}"
+        )
     return (
         f"Expected --{group} to be one of {', '.join(names)} or the import path of your own {GROUPS[group].__name__}, got {got}"
         + (f"; did you mean {meant}?" if meant else "")

@@ -9,6 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 """Where they are: in an installed package, and in a clone."""
+COMPARISON = "compare"
+"""How the names of shipped comparisons begin."""
 
 
 def folder() -> Path:
@@ -17,8 +19,26 @@ def folder() -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Return the names of the shipped configurations of a kind, ``data`` or ``method``."""
+    """Return the names of the shipped configurations of a kind: ``data``, ``method``, ``protocol``, or empty for the others."""
     return sorted(path.stem for path in (folder() / kind).glob("*.yaml"))
+
+
+def whole(command: str) -> list[str]:
+    """Return the names of the shipped configurations that are all that a command, ``run`` or ``compare``, needs."""
+    return [name for name in names("") if name.startswith(COMPARISON) == (command == "compare")]
+
+
+def option_for(word: str) -> str | None:
+    """Return how the shipped configuration of a name is given; None if there is none.
+
+    Example:
+        >>> option_for("quickstart"), option_for("cifar10"), option_for("nonsense")
+        ('fedamm --config quickstart', '--data cifar10', None)
+    """
+    for command, program in (("run", "fedamm"), ("compare", "fedamm compare")):
+        if word in whole(command):
+            return f"{program} --config {word}"
+    return next((f"--{kind} {word}" for kind in ("data", "method") if word in names(kind)), None)
 
 
 def about(kind: str, name: str) -> str:

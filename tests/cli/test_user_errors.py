@@ -107,8 +107,21 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["--algorithm.model", f"{__name__}.pretrained_first"],
         ["--algorithm.model", "pretrained_first", "cannot be called like this", "taken for pretrained"],
     ),
+    "table as data": (["--data", "skin.csv"], ["; for a table: --data.root FOLDER --data.dataset skin.csv", "cifar10"]),
+    "misspelt data": (["--data", "cifr10"], ["--data.dataset cifr10", "did you mean cifar10?"]),
+    "data set without its option": (["--data", "hospitals"], ["for data of this name", "--data.dataset hospitals"]),
+    "class of data that is missing": (["--data", "nowhere.Data"], ["import path of your own", "nowhere.Data"]),
+    "name of a configuration": (["quickstart"], ["quickstart is a configuration: fedamm --config quickstart"]),
+    "name of a shipped method": (["scaffold"], ["scaffold is a configuration: --method scaffold"]),
+    "file of a configuration": (["mine.yaml"], ["mine.yaml is a configuration: --config mine.yaml"]),
+    "misspelt configuration": (
+        ["--config", "quickstrat"],
+        ["got quickstrat and no such file; did you mean quickstart?"],
+    ),
+    "misspelt file of a configuration": (["--config=configs/quikstart.yaml"], ["did you mean quickstart?"]),
+    "data as a configuration": (["--config", "cifar10"], ["cifar10 is a configuration: --data cifar10"]),
     "unknown data set": (["--data.dataset", "nothing"], ["--data.dataset", "cifar10", "nothing.npz", "'nothing'"]),
-    "missing configuration": (["--config", "nowhere.yaml"], ["--config", "nowhere.yaml"]),
+    "missing configuration": (["--config", "nowhere.yaml"], ["--config", "nowhere.yaml", "quickstart"]),
     "folder as configuration": (["--config", "run"], ["--config", "run"]),
     "word for loggers": (["--logger", "loud"], ["Expected --logger to be bool or list[Logger], got loud"]),
     "misspelt logger": (["--logger+=CSVLoger"], ["Expected --logger to be list[Logger] or bool, got CSVLoger"]),
@@ -245,7 +258,11 @@ def test_a_process_ends_with_status_2_and_one_line(command: Any, tmp_path: Path)
 
 
 def test_required_options_are_named(refuse: Any) -> None:
-    assert refuse([]) == "fedamm: error: required, but not given: --algorithm, --federation.num_rounds"
+    assert refuse([]) == (
+        "fedamm: error: required, but not given: --algorithm, --federation.num_rounds; start with: fedamm --config quickstart; "
+        "help: fedamm --help"
+    )
+    assert refuse(["--algorithm", "FedAvg"]) == "fedamm: error: required, but not given: --federation.num_rounds"
 
 
 # Data
@@ -260,6 +277,20 @@ def test_missing_data_without_network_name_three_ways(
     monkeypatch.setitem(DOWNLOADABLE, "cifar10", offline)
     line = refuse(command("FedAMM", "run", "--data.dataset", "cifar10", "--data.root", "here"))
     assert_names(line, ["cifar10", "--data.root", "here", "no route to host", "network", "copy", "cifar10.npz"])
+
+
+def test_a_table_that_is_named_with_its_folder(refuse: Any, command: Any) -> None:
+    Path("mine").mkdir()
+    Path("mine/skin.csv").write_text("a,label\n1,x\n")
+    line = refuse(command("FedAvg", "new", "--data.dataset", "mine/skin.csv", "--data.root", "data"))
+    assert_names(line, ["data/mine/skin.csv", "for mine/skin.csv, give --data.dataset skin.csv and --data.root mine"])
+
+
+def test_columns_of_words_are_offered_for_the_clients(refuse: Any, command: Any) -> None:
+    Path("skin.csv").write_text("a,hospital,label,sex\n1,north,x,f\n2,south,y,m\n")
+    words = command("FedAvg", "new", "--data.dataset", "skin.csv", "--data.root", ".", "--data.partition", "by_client")
+    assert refuse(words).endswith("options of their own; for its clients: --data.client_column hospital or sex.")
+    assert refuse([*words, "--data.client_column", "hospital"]).endswith("options of their own.")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one byte differs", "empty", "text"])

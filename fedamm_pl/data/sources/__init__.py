@@ -150,7 +150,10 @@ def _kind(found: _Found) -> str:
     is_table, is_list = dataset.lower().endswith(SUFFIXES), dataset.lower().endswith(LIST)
     if (is_table or is_list) and not found.is_there and not found.has_npz:
         kind = "table" if is_table else "list"
-        raise ValueError(f"Expected `root` to hold the {kind} {place}, got no such file{variables}.")
+        hint = ""
+        if (given := Path(dataset).expanduser()).is_file():  # from the working folder
+            hint = f": for {given}, give `dataset` {given.name} and `root` {given.parent}"
+        raise ValueError(f"Expected `root` to hold the {kind} {place}, got no such file{variables}{hint or '.'}")
     if is_table:
         return "table"
     if found.has_npz:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -177,7 +177,12 @@ def _numbers(
             if np.isfinite(values).all():
                 return values
     bad = next(i for i, cell in enumerate(flat) if not is_number(cell))
-    raise not_a_number(path, names[bad % len(names)], flat[bad], place(first_row + bad // len(names)))
+    words = [name for name, column in zip(names, cells.T, strict=True) if all(map(_is_word, column))]
+    raise not_a_number(path, names[bad % len(names)], flat[bad], place(first_row + bad // len(names)), words)
+
+
+def _is_word(cell: str) -> bool:
+    return bool(cell.strip()) and not is_number(cell)
 
 
 def is_number(text: str) -> bool:
@@ -189,12 +194,26 @@ def is_number(text: str) -> bool:
         return False
 
 
-def not_a_number(path: Path, name: str, cell: str, place: str) -> UnusableFileError:
+class NotANumberError(UnusableFileError):
+    """A cell is no number.
+
+    Args:
+        message: The message.
+        words: Columns that hold words alone, as far as has been read.
+    """
+
+    def __init__(self, message: str, words: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.words = words
+
+
+def not_a_number(path: Path, name: str, cell: str, place: str, words: Sequence[str] = ()) -> NotANumberError:
     """Return what to raise for a cell that is no number."""
     got = f"{cell!r:.40}" if cell.strip() else "an empty cell"
-    return UnusableFileError(
+    return NotANumberError(
         f"Expected the column {name!r:.60} of {path} to hold finite numbers (float32), got {got} in {place}: fill or mend "
-        "it, or leave the column out; labels, clients, splits and paths have options of their own."
+        "it, or leave the column out; labels, clients, splits and paths have options of their own.",
+        words,
     )
 
 

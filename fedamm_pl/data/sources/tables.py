@@ -17,7 +17,7 @@ from fedamm_pl.data.sources.listed import Listed, data_set
 from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import UnusableFileError, some
 from fedamm_pl.data.sources.source import Source
-from fedamm_pl.data.sources.table_files import DELIMITERS, Choose, Rows, is_number, read_rows
+from fedamm_pl.data.sources.table_files import DELIMITERS, Choose, NotANumberError, Rows, is_number, read_rows
 from fedamm_pl.hints import similar
 from fedamm_pl.terminal import printable
 
@@ -60,7 +60,13 @@ def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
     else:
         files |= beside
     header = _Header(roles)
-    tables = {part: read_rows(file, header.chooser(file)) for part, file in files.items()}
+    try:
+        tables = {part: read_rows(file, header.chooser(file)) for part, file in files.items()}
+    except NotANumberError as error:
+        if options.client_column or not error.words:
+            raise
+        column = " or ".join(error.words[:3])
+        raise UnusableFileError(f"{str(error)[:-1]}; for its clients: `client_column` {column}.") from error
     _say_used(tables, files, header)
     rows = tables["train"] if len(tables) == 1 else _joined(tables, files)
     parts = rows.texts.get(options.split_column)
