@@ -29,7 +29,7 @@ PROGRAM = {
     "--trainer.OPTION": "Hardware and precision; for its options: fedamm --trainer.help",
     "--logger {true,false} or list (default true)": "A list of Lightning loggers; true means TensorBoard in the run's folder, "
     "false none; for the options of one: fedamm --logger.help CLASS",
-    "--dry_run": "Print what would run and the cost of a round, write nothing, and exit.",
+    "--dry_run": "Print what would run and the cost of a round, write nothing (but data to be downloaded), and exit.",
     "--print_config": "Print the resulting configuration and exit.",
     "--version": "Print the version and exit.",
 }

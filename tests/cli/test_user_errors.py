@@ -279,6 +279,22 @@ def test_missing_data_without_network_name_three_ways(
     assert_names(line, ["cifar10", "--data.root", "here", "no route to host", "network", "copy", "cifar10.npz"])
 
 
+@pytest.mark.parametrize("root", ["data", "new/data", "run"])
+def test_a_download_that_fails_leaves_no_folder(
+    root: str, refuse: Any, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(folder: Path, train: bool, download: bool) -> NoReturn:
+        if download:
+            (folder / "Offline/raw").mkdir(parents=True, exist_ok=True)  # as torchvision does
+            raise URLError("no route to host")
+        raise RuntimeError("Dataset not found")
+
+    offline.__name__ = "Offline"
+    monkeypatch.setitem(DOWNLOADABLE, "fashion_mnist", offline)
+    line = refuse(command("FedAMM", "run", "--data.dataset", "fashion_mnist", "--data.root", root, "--dry_run"))
+    assert_names(line, ["got neither", "no route to host"])
+
+
 def test_a_table_that_is_named_with_its_folder(refuse: Any, command: Any) -> None:
     Path("mine").mkdir()
     Path("mine/skin.csv").write_text("a,label\n1,x\n")

@@ -1,6 +1,8 @@
 """Data sets with a name of their own: those in the package, and torchvision's."""
 
 import errno
+import os
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,12 @@ def read_torchvision(dataset: str, root: Path) -> ImageData:
         ValueError: If it is neither there whole nor can be downloaded.
     """
     loader: Any = DOWNLOADABLE[dataset]
+    places = (
+        *reversed(root.parents),
+        root,
+        *(root / getattr(loader, "base_folder", loader.__name__) / part for part in ("", "raw")),
+    )
+    absent = [place for place in places if not os.path.exists(place)]
     try:
         try:
             train, test = (loader(root, train=part, download=False) for part in (True, False))
@@ -75,6 +83,9 @@ def read_torchvision(dataset: str, root: Path) -> ImageData:
             CLASS_NAMES.get(dataset, list(train.classes)),
         )
     except Exception as error:  # no network, or damaged files, which may raise anything
+        for place in reversed(absent):
+            with suppress(OSError):  # not made, or with something in it
+                place.rmdir()
         raise ValueError(
             f"Expected {dataset} under `root` = {root} or a network to download it, got {_found(loader, root, error)} "
             f"({one_line(error)}). Three ways: run once with network; copy torchvision's files of it into {root}; or put "
