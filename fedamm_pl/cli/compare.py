@@ -21,6 +21,7 @@ from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, parameters_of
 from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, check_values, dump, in_one_line
 from fedamm_pl.cli.shipped import expanded
+from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.files import lock_folder, refuse_links
 from fedamm_pl.results.comparison import PlannedRun, check_folders, plan
 from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
@@ -28,6 +29,8 @@ from fedamm_pl.results.comparison_files import write_results, write_tuning
 from fedamm_pl.results.tuning import METRIC, Trial, Tuning, choose, chosen, options_text, plan_chosen, plan_trials
 from fedamm_pl.terminal import printable, say
 
+SHOWN = 5
+"""Up to so many runs are named in a message."""
 KNOWN = {"class_counts": [1] * 10, "shot_groups": {"all": [*range(10)]}}
 STAND_INS = {"algorithm": {"num_classes": 10, "in_channels": 3, "model": "small_cnn", "info": KNOWN}}
 """Group -> values with which its class, where it takes them, is made to check its options."""
@@ -39,6 +42,14 @@ def compare(words: Sequence[str]) -> None:
     Args:
         words: The command line after ``compare``.
     """
+    try:
+        _compare(words)
+    except StopSignal as stop:
+        stop.hint = "the same command continues: it skips finished runs and goes on with the others"
+        raise
+
+
+def _compare(words: Sequence[str]) -> None:
     parser = Parser(
         prog="fedamm compare", description="Compares methods, seeds and settings in one table.", allow_abbrev=False
     )
@@ -75,7 +86,13 @@ def compare(words: Sequence[str]) -> None:
     say(f"results in {printable(str(folder))}")
     if failed:
         what = "failed" if config.jobs else "are not finished"
-        fail(f"{len(failed)} of {len(runs) + len(trials)} runs {what}: {'; '.join(map(str, failed))}")
+        fail(f"{len(failed)} of {len(runs) + len(trials)} runs {what}: {listed(failed)}")
+
+
+def listed(runs: Sequence[PlannedRun]) -> str:
+    """Name runs, of many the first."""
+    more = f"; and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    return "; ".join(map(str, runs[:SHOWN])) + more
 
 
 def check_before(folder: Path, runs: Sequence[PlannedRun], trials: Sequence[Trial]) -> None:

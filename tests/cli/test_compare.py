@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,31 @@ def test_mistake_is_found_before_the_first_run(
     for part in parts:
         assert part in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["table.yaml"]
+
+
+@pytest.mark.parametrize(("count", "end"), [(5, "seed 4\n"), (7, "seed 4; and 2 more\n")])
+def test_many_unfinished_runs_are_counted(
+    count: int, end: str, planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", lambda found, *_, **__: list(found))
+    with pytest.raises(SystemExit):
+        planned("--jobs", "0", methods={"FedAvg": None}, seeds=list(range(count)))
+    error = capsys.readouterr().err
+    assert error.startswith(f"fedamm: error: {count} of {count} runs are not finished: FedAvg, seed 0; ")
+    assert error.endswith(end)
+
+
+def test_a_stopped_comparison_says_how_to_go_on(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def execute(*_: Any, **__: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("fedamm_pl.cli.compare.execute", execute)
+    with pytest.raises(SystemExit) as stop:
+        planned()
+    assert stop.value.code == 130
+    assert "stopped by SIGINT; the same command continues: " in capsys.readouterr().err
 
 
 def test_help_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
