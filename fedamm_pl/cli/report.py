@@ -16,7 +16,7 @@ class ReportConfig:
     """Where the page goes."""
 
     output: str | None = None
-    """The page to write; by default report.html, in the run's folder for a single run, else in the working directory."""
+    """The page to write; by default report.html in the given folder, that of a run or a comparison; of several, in the working directory."""
 
 
 def report(words: Sequence[str]) -> None:
@@ -43,7 +43,9 @@ def report(words: Sequence[str]) -> None:
         runs = load_all(parsed.runs)
     except ValueError as error:
         parser.error(str(error).replace("`path`", "RUN"))
-    output = Path(os.path.expanduser(parsed.output or (runs[0].path if len(runs) == 1 else Path()) / "report.html"))
+    output = Path(
+        os.path.expanduser(parsed.output or Path(parsed.runs[0] if len(parsed.runs) == 1 else "") / "report.html")
+    )
     try:
         write_report(runs, output)
     except OSError as error:

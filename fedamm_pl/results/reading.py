@@ -20,6 +20,8 @@ from fedamm_pl.results.content import check_diagnostics, check_history, check_op
 METRICS = "metrics.csv"
 MAX_BYTES = {METRICS: 64_000_000, "config.yaml": 200_000, "summary.json": 32_000_000, "diagnostics.json": 64_000_000}
 """Of each file, more than a run needs: what a stranger's takes in memory is bounded before it is read."""
+MAX_TABLE = 16_000_000
+"""Bytes of the table of a comparison, which is in no run's folder."""
 MAX_CELLS = 4_000_000
 """Of metrics.csv."""
 MAX_DEPTH, MAX_INTEGER = 30, 10**400
@@ -101,10 +103,11 @@ def _text(path: Path) -> str:
     if not stat.S_ISREG(kind):
         raise ValueError("it is a link" if stat.S_ISLNK(kind) else "it is not a regular file")
     # what is opened may be another file than what was looked at: still no link is followed and no pipe waited for
+    most = MAX_BYTES.get(path.name, MAX_TABLE)
     with open(os.open(path, os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        content = file.read(MAX_BYTES[path.name] + 1)
-    if len(content) > MAX_BYTES[path.name]:
-        raise ValueError(f"it has more than {MAX_BYTES[path.name]:,} bytes")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
     return content.decode("utf-8")
 
 

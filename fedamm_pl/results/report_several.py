@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedamm_pl.federation.summary import chosen_on
+from fedamm_pl.results.comparison_names import comparison_names
 from fedamm_pl.results.figures import accuracy_against_bytes, comparison
 from fedamm_pl.results.html import Picture, picture
 from fedamm_pl.results.paired_figures import forest, rank_diagram
@@ -63,8 +64,32 @@ def several(runs: Sequence[Run]) -> dict[str, Any]:
 def labels(runs: Sequence[Run]) -> list[str]:
     """Name runs by their method and by what differs between them; runs of one name differ in their seeds alone."""
     flats = [options(run) for run in runs]
-    names = differing(flats)
-    return [joined(run.method, said(flat, names)) for run, flat in zip(runs, flats, strict=True)]
+    return named(runs, flats, differing(flats))
+
+
+def named(runs: Sequence[Run], flats: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Name runs by their method and by options; where a comparison has a name for the method, that stands for its own options.
+
+    Args:
+        runs: The runs.
+        flats: The options of each.
+        names: Which options tell them apart.
+    """
+    given = comparison_names(runs)
+    same: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    for run, flat, name in zip(runs, flats, given, strict=True):
+        if name is not None:
+            same.setdefault(name, []).append((run, flat))
+    kept = {name: differing([flat for _, flat in members]) for name, members in same.items()}
+    one_class = {name for name, members in same.items() if len({run.method for run, _ in members}) == 1}
+    found = []
+    for run, flat, name in zip(runs, flats, given, strict=True):
+        if name in one_class:
+            own = [option for option in names if not option.startswith("algorithm.") or option in kept[name]]
+            found.append(joined(name, said(flat, own)))
+        else:
+            found.append(joined(run.method, said(flat, names)))
+    return found
 
 
 def differing(flats: Sequence[dict[str, Any]]) -> list[str]:
@@ -198,9 +223,9 @@ def pairs(runs: Sequence[Run]) -> list[Paired]:
     """
     flats = [options(run) for run in runs]
     names = differing(flats)
+    methods = named(runs, flats, [name for name in names if not name.startswith("data.")])
     settings: dict[str, list[tuple[str, Run]]] = {}
-    for run, flat in zip(runs, flats, strict=True):
-        method = joined(run.method, said(flat, [name for name in names if not name.startswith("data.")]))
+    for run, flat, method in zip(runs, flats, methods, strict=True):
         setting = said(flat, data_options(flats))
         settings.setdefault(setting, []).append((method, run))
     found = []

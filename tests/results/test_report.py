@@ -31,13 +31,16 @@ def test_the_page_of_a_run_goes_to_its_folder(copied: Callable[..., Path], capsy
     assert (folder / "report.html").read_text() == report([load(folder)])
 
 
-def test_the_page_of_a_comparison_goes_to_the_working_folder(
-    six: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("several", [False, True])
+def test_the_page_of_one_folder_goes_into_it_and_that_of_several_into_the_working_folder(
+    several: bool, six: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    main(["report", str(tmp_path)])
-    assert capsys.readouterr().out == "report in report.html\n"
-    assert Page((tmp_path / "report.html").read_text()).texts["h1"] == ["6 runs, tiny"]
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    main(["report", *(map(str, six) if several else [".."])])
+    page = Path("report.html" if several else "../report.html")
+    assert capsys.readouterr().out == f"report in {page}\n"
+    assert Page(page.read_text()).texts["h1"] == ["6 runs, tiny"]
 
 
 def test_the_page_goes_where_it_is_told(fedavg_run: Path, tmp_path: Path) -> None:
