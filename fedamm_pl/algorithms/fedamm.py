@@ -181,7 +181,7 @@ class FedAMM(MetaExchange):
         optimizer = self._optimizers[0]
 
         def closure() -> Tensor:
-            losses = self.objective(self.logits(images), labels)
+            losses = self.objective_of(self.logits(images), labels)
             with torch.no_grad():
                 raw_weights = self.weighing.weights(self.weight_net, losses, labels)
             optimizer.zero_grad()
@@ -211,7 +211,7 @@ class FedAMM(MetaExchange):
 
     def step_loss(self, logits: Tensor, labels: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the weighted batch loss, and the losses that are weighted."""
-        losses = self.objective(logits, labels)
+        losses = self.objective_of(logits, labels)
         with torch.no_grad():
             raw_weights = self.weighing.weights(self.weight_net, losses, labels)
         counted = (

@@ -128,7 +128,7 @@ class FedLoGe(FederatedModule):
         """Return the sum of the three losses, of which each reaches its own parameters."""
         labels = batch[1]
         features, _ = features_and_logits(self.model, self.prepare(batch[0]))
-        losses = self.objective(functional.linear(features, self.simplex), labels)
+        losses = self.objective_of(functional.linear(features, self.simplex), labels)
         auxiliary, own = (example_losses(head(features.detach()), labels) for head in (self.head, self.own))
         self.track(len(labels), loss=losses.sum(), auxiliary_loss=auxiliary.sum(), personal_loss=own.sum())
         return self.batch_loss(losses) + auxiliary.mean() + own.mean()

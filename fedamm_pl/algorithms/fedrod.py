@@ -116,7 +116,7 @@ class FedRoD(ClassPriorModule):
         """Return the sum of two losses, that of the shared model and that of the client's own head."""
         labels = batch[1]
         features, logits = features_and_logits(self.model, self.prepare(batch[0]))
-        losses = self.objective(logits, labels)
+        losses = self.objective_of(logits, labels)
         own = self.personal_logits(features.detach(), logits.detach(), self.class_counts)
         own_losses = example_losses(own, labels)
         self.track(len(labels), loss=losses.sum(), personal_loss=own_losses.sum())

@@ -118,7 +118,7 @@ class Moon(FederatedModule):
         features, logits = features_and_logits(self.model, images)
         with torch.no_grad():
             near, far = (features_and_logits(model, images)[0] for model in self._compared)
-        losses = self.objective(logits, labels)
+        losses = self.objective_of(logits, labels)
         contrast = contrastive_losses(features, near, far, self.hparams["temperature"])
         self.track(len(labels), loss=losses.sum(), contrast=contrast.sum())
         mu: float = self.hparams["mu"]

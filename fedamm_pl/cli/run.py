@@ -255,8 +255,11 @@ def describe(orchestrator: Orchestrator) -> str:
     network = module.hparams.get("model") or type(module.model).__name__
     factor, parameters = data.imbalance_factor, sum(value.numel() for value in module.model.parameters())
     few_classes, counts = data.num_classes <= SHOWN_CLASSES, info["class_counts"]
+    names = [printable(name) for name in info["class_names"]] if few_classes else []
     groups = "; ".join(
-        f"{name} {members if few_classes else len(members)}" for name, members in info["shot_groups"].items() if members
+        f"{name} {', '.join(names[label] for label in members) if names else len(members)}"
+        for name, members in info["shot_groups"].items()
+        if members
     )
     started = orchestrator.state.round_num
     return "\n".join(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedamm_pl.data.file_split import FileSplit, split_of_file
+from fedamm_pl.data.file_split import SIZES, FileSplit, split_of_file
 from fedamm_pl.data.local_test import hold_out
 from fedamm_pl.data.long_tail import Indices, long_tail_split
 from fedamm_pl.data.partitions import EQUAL, partition
@@ -127,6 +127,7 @@ def federated_split(
     _warn_of_empty_clients(clients, names)
     thrown_away = len(labels) - len(tail.meta) - len(tail.validation) - len(tail.train)
     _warn_of_a_second_cut(labels, class_names, options, thrown_away)
+    _warn_of_small_classes(labels, class_names, options)
     counts = np.bincount(labels[train], minlength=len(class_names)).tolist()
     return FederatedSplit(clients, train, tail.meta, counts, unused, left_over, names, tail.validation, local_test)
 
@@ -195,6 +196,20 @@ def _left_over(unused: Sequence[int], lost: Sequence[str], num_images: int, why:
     share = f"{sum(unused)} of {num_images} training examples ({100 * sum(unused) / num_images:.2g} %)"
     gone = f"; classes that no client holds: {shortened(lost)}" if lost else ""
     return f"{share} are left over, since {why}, and used by nobody{gone}"
+
+
+def _warn_of_small_classes(
+    labels: npt.NDArray[np.int64], class_names: Sequence[str], options: Mapping[str, Any]
+) -> None:
+    sizes, taken = np.bincount(labels, minlength=len(class_names)), sum(options[name] for name in SIZES.values())
+    small = [f"{name} ({size})" for name, size in zip(class_names, sizes, strict=True) if taken > size / 2]
+    if taken and small:
+        log.warning(
+            "num_meta_per_class %d and num_val_per_class %d take %d training examples of each class, more than half of those of: %s",
+            *(options[name] for name in SIZES.values()),
+            taken,
+            shortened(small),
+        )
 
 
 def _warn_of_a_second_cut(

@@ -24,7 +24,7 @@ def close_round(
         stopwatch: Started with the round.
     """
     state, config, results, (metrics,) = run.state, run.config, intake.results, run.rows
-    state.count(intake.failures, failed, config.max_failed_rounds)
+    state.count(intake.failures, failed, config.max_failed_rounds, config.num_rounds)
     metrics.update(within_columns(client_metrics(results), state.history, state.round_num))
     last = state.round_num == config.num_rounds or bool(state.stopped or state.ended)
     due = last or state.round_num % config.eval_interval == 0

@@ -85,13 +85,16 @@ class RunState:
         }
         return replace(self, **containers)
 
-    def count(self, failures: Sequence[ClientFailure], failed: str | None, max_failed_rounds: int) -> None:
-        """Count what went wrong in a round, and stop the run if too many have failed in a row.
+    def count(
+        self, failures: Sequence[ClientFailure], failed: str | None, max_failed_rounds: int, num_rounds: int
+    ) -> None:
+        """Count what went wrong in a round, and stop the run if too many have failed in a row, or all of them.
 
         Args:
             failures: The clients that failed and those whose update was refused.
             failed: Why the round failed, or None.
             max_failed_rounds: How many may fail in a row.
+            num_rounds: Rounds of the run.
         """
         self.count_clients(failures)
         self.counts["failed_rounds"] += failed is not None
@@ -101,6 +104,8 @@ class RunState:
                 f"stopped after round {self.round_num}: {self.failed_in_a_row} rounds in a row failed, "
                 f"`max_failed_rounds` allows no more. The last: {failed}"
             )
+        elif failed and self.counts["failed_rounds"] == self.round_num == num_rounds:
+            self.stopped = f"stopped after round {self.round_num}: no round succeeded. The last: {failed}"
 
     def count_clients(self, failures: Sequence[ClientFailure]) -> None:
         """Count clients that failed, and those whose update was refused."""

@@ -162,7 +162,7 @@ class Orchestrator:
             A row of metrics for each evaluated round, the first of round 0.
 
         Raises:
-            FederationError: If ``max_failed_rounds`` rounds in a row failed; all files are written first.
+            FederationError: If ``max_failed_rounds`` rounds in a row failed, or all rounds; all files are written first.
             ValueError: If the run cannot be opened, see :meth:`opened`.
         """
         with self.opened() as run, quiet():

@@ -220,8 +220,22 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
             labels: Classes of shape (B,).
             present: Which of them count, shape (B,); None: all.
         """
-        losses = self.objective(logits, labels)
+        losses = self.objective_of(logits, labels)
         return self.batch_loss(losses, present), losses
+
+    def objective_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the :meth:`objective` of a batch.
+
+        Raises:
+            ValueError: If it is not one loss per example, but their mean, say.
+        """
+        losses = self.objective(logits, labels)
+        if losses.shape != labels.shape:
+            raise ValueError(
+                f"Expected `objective` of {type(self).__name__} to return one loss per example, of shape {tuple(labels.shape)}, "
+                f"got shape {tuple(losses.shape)}: leave the mean to `batch_loss`."
+            )
+        return losses
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what training minimises on average, for each example; here the cross-entropy.

@@ -468,6 +468,14 @@ def test_tail_that_is_cut_a_second_time_is_a_warning(tmp_path: Path, caplog: pyt
     ]
 
 
+def test_a_meta_set_that_takes_most_of_a_class_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = skewed(tmp_path, [7, 100, 4], imbalance_profile="none", num_val_per_class=1)
+    assert data.info["class_counts"] == [4, 97, 1]
+    assert caplog.messages == [
+        "num_meta_per_class 2 and num_val_per_class 1 take 3 training examples of each class, more than half of those of: 2 (4)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("counts", "options"),
     [

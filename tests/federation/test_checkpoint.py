@@ -178,16 +178,26 @@ def test_a_copy_does_not_change_with_the_state() -> None:
 def test_what_went_wrong_is_counted_and_stops_the_run_in_time() -> None:
     found = RunState(0, {})
     failures = [ClientFailure(0, "training", "x"), ClientFailure(1, "update", "y"), ClientFailure(2, "lost", "z")]
-    found.count(failures, None, 2)
+    found.count(failures, None, 2, 9)
     assert found.counts == {"failed_clients": 2, "refused_updates": 1, "failed_rounds": 0, "resumes": 0}
     for failed, in_a_row, stopped in (("a", 1, False), (None, 0, False), ("b", 1, False), ("c", 2, True)):
         found.round_num += 1
-        found.count([], failed, 2)
+        found.count([], failed, 2, 9)
         assert found.failed_in_a_row == in_a_row
         assert bool(found.stopped) == stopped
     assert found.stopped == (
         "stopped after round 4: 2 rounds in a row failed, `max_failed_rounds` allows no more. The last: c"
     )
+
+
+@pytest.mark.parametrize(("failed", "stopped"), [(["a", "b"], True), ([None, "b"], False), (["a", None], False)])
+def test_a_run_without_a_round_that_succeeded_is_stopped_at_its_end(failed: list[str | None], stopped: bool) -> None:
+    found = RunState(0, {})
+    found.count([], None, 3, 2)  # round 0
+    for reason in failed:
+        found.round_num += 1
+        found.count([], reason, 3, 2)
+    assert found.stopped == ("stopped after round 2: no round succeeded. The last: b" if stopped else None)
 
 
 def test_accounts_add_up() -> None:

@@ -194,3 +194,19 @@ def test_logits_are_taken_out_of_what_a_network_returns_everywhere() -> None:
     logits = module.model(images)["logits"]
     assert torch.equal(module(images), logits)
     assert torch.equal(module.predict_step(images), logits.softmax(1))
+
+
+class MeanOfTheBatch(FedAvg):
+    """Its objective is not by example."""
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().objective(logits, labels).mean()
+
+
+def test_an_objective_that_is_no_loss_per_example_is_refused() -> None:
+    module = MeanOfTheBatch(num_classes=3, in_channels=4, model=nn.Linear(4, 3))
+    with pytest.raises(
+        ValueError,
+        match=r"`objective` of MeanOfTheBatch to return one loss per example, of shape \(5,\), got shape \(\)",
+    ):
+        module.step_loss(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long))

@@ -62,7 +62,9 @@ def test_ranks_are_within_groups() -> None:
     assert dict(zip(ranks["three"].methods, ranks["three"].ranks["all"], strict=True)) == {"FedAvg": 2, "FedAMM": 1, "Moon": 3}  # fmt: skip
     assert firsts(rank_cells(ranks))[:2] == ["method", "three"]
     assert firsts(rank_cells(ranks))[-1] == "Friedman, p"
-    assert "are at least 2.34 (three) apart." in rank_legend(ranks)  # 2.343 · sqrt(3 · 4 / (6 · 2)), q of 3 as in Demsar
+    assert "are at least 2.34 (three) apart." in rank_legend(
+        ranks
+    )  # 2.343 · sqrt(3 · 4 / (6 · 2)), q of 3 as in Demsar
     assert list(rank_within(pairs)) == [""]
     assert "within their group" not in rank_legend(rank_within(pairs))
 

@@ -274,8 +274,9 @@ def test_what_cannot_be_said_any_more_is_removed(tmp_path: Path) -> None:
     write_results(tmp_path, a_comparison(tmp_path, FOUND, grid={"data.partition": ["iid", "by_shards"]}))
     assert len(list(tmp_path.glob("results_*"))) == 5
     fewer = a_comparison(tmp_path, FOUND, grid={"data.partition": ["iid"]}, seeds=[1])
-    assert "No paired differences: at least 2 seeds must be shared by all methods, and these share only 1." in write_results(
-        tmp_path, fewer
+    assert (
+        "No paired differences: at least 2 seeds must be shared by all methods, and these share only 1."
+        in write_results(tmp_path, fewer)
     )
     assert not list(tmp_path.glob("results_*"))
 

@@ -170,7 +170,9 @@ def test_results_say_what_was_tried_and_chosen(tmp_path: Path) -> None:
 def test_other_numbers_of_configurations_are_said(tmp_path: Path) -> None:
     more = {"avg": CANDIDATES["avg"], "amm": CANDIDATES["amm"][:1]}
     _, tuning = tried(tmp_path, FOUND, tuning={"methods": more})
-    assert tuning_legend(tuning).endswith("The methods were not tuned over the same number of configurations: avg on 2; amm on 1.")
+    assert tuning_legend(tuning).endswith(
+        "The methods were not tuned over the same number of configurations: avg on 2; amm on 1."
+    )
 
 
 @pytest.mark.parametrize(
