@@ -112,8 +112,8 @@ def measure_all(kinds: Sequence[type]) -> Measured:
 
 
 def width() -> int:
-    """Return the columns that a table may take."""
-    return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+    """Return the columns that a table may take: those of the terminal."""
+    return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 def legend(model: int) -> str:

@@ -39,12 +39,13 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 # What is printed
 
 
+@pytest.mark.parametrize("columns", [WIDTH, 180])
 def test_table_names_every_method_and_fits_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", str(columns))
     lines = printed(capsys).splitlines()
-    assert max(map(len, lines[: lines.index("")])) <= WIDTH
+    assert columns - 20 < max(map(len, lines[: lines.index("")])) <= columns
     rule = next(index for index, line in enumerate(lines) if set(line) == {"-", " "})
     named = [line.split()[0] for line in lines[rule + 1 : lines.index("")] if not line.startswith(" ")]
     assert set(named) == NAMES
