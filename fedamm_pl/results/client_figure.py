@@ -7,18 +7,42 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedamm_pl.federation.local_test import over_clients
-from fedamm_pl.results.figure_parts import draw_legend, label_axes, new_figure, set_class_ticks, style_of
+from fedamm_pl.results.figure_parts import (
+    draw_legend,
+    label_axes,
+    new_figure,
+    set_class_ticks,
+    set_log_axis,
+    style_of,
+    whole_numbers,
+)
 
 
-def client_accuracy(accuracies: Sequence[float], names: Sequence[str] = ()) -> Figure:
+def client_accuracy(
+    accuracies: Sequence[float], names: Sequence[str] = (), sizes: Sequence[int] = (), num_classes: Sequence[int] = ()
+) -> Figure:
     """Draw the accuracy at each client, the worst first, with their mean and the mean over the worst tenth.
 
     Args:
         accuracies: In [0, 1], those of the clients that have one.
         names: Those of the same clients, which stand below a few.
+        sizes: Their training examples; with them, two more panels show the accuracies against these and against ``num_classes``.
+        num_classes: How many classes each of them holds.
     """
     summary = over_clients(accuracies)
-    figure, (axes,) = new_figure(5.5, 3.4)
+    if sizes:
+        figure, (axes, by_size, by_classes) = new_figure(11, 3.4, 1, 3, width_ratios=(5, 3, 3))
+        set_log_axis(by_size, "x", max(min(sizes), 0.5) / 1.5, max(*sizes, 1) * 1.5)
+        by_classes.xaxis.set_major_locator(whole_numbers())
+        for panel, x, below in (
+            (by_size, sizes, "training examples of the client (log scale)"),
+            (by_classes, num_classes, "classes that the client holds"),
+        ):
+            panel.plot(x, 100 * np.asarray(accuracies), "o", color=style_of(0).color, alpha=0.6, markersize=5)
+            panel.set(ylim=(-2, 102))
+            label_axes(panel, "", below, "")
+    else:
+        figure, (axes,) = new_figure(5.5, 3.4)
     edges = np.arange(len(accuracies) + 1) + 0.5
     order = np.argsort(accuracies, kind="stable")
     axes.stairs(100 * np.asarray(accuracies)[order], edges, fill=True, color=style_of(0).color, alpha=0.75)

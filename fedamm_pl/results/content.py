@@ -52,9 +52,10 @@ def check_diagnostics(content: Any) -> None:
     _check_length("class_names", content["class_names"], "class_counts", counts)
     for index, row in enumerate(content.get("client_class_counts") or ()):
         _check_length(f"client_class_counts[{index}]", row, "class_counts", counts)
-    if content.get("client_names"):
-        clients = content.get("client_class_counts") or ()
-        _check_length("client_names", content["client_names"], "client_class_counts", clients)
+    clients = content.get("client_class_counts") or ()
+    for name in ("client_names", *(["client_accuracies"] if clients else [])):
+        if content.get(name):
+            _check_length(name, content[name], "client_class_counts", clients)
     for name, row in [("", matrix), *((f"[{index}]", row) for index, row in enumerate(matrix))] if matrix else ():
         _check_length(f"confusion{name}", row, "class_counts", counts)
     _check_rising("losses", losses)

@@ -36,7 +36,8 @@ CAPTIONS = {
     ),
     "client_accuracy": (
         "Accuracy per client",
-        "Measured on examples that each client holds out of training, worst client first. A mean can hide clients that gain nothing.",
+        "Measured on examples that each client holds out of training, worst client first, and against the client's size and classes. "
+        "A mean can hide clients that gain nothing.",
     ),
     "weight_mapping": (
         "What the weight net has learned",

@@ -60,7 +60,13 @@ def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str
     measured = {k: value for k, value in enumerate(at_clients) if value is not None and value == value}
     if measured:
         called = known.get("client_names") or range(len(at_clients))
-        figures["client_accuracy"] = client_accuracy([*measured.values()], [str(called[k]) for k in measured])
+        held = known.get("client_class_counts") or ()
+        figures["client_accuracy"] = client_accuracy(
+            [*measured.values()],
+            [str(called[k]) for k in measured],
+            [sum(held[k]) for k in measured] if held else (),
+            [sum(count > 0 for count in held[k]) for k in measured] if held else (),
+        )
     return figures | _weight_figures(known.get("losses"), known.get("rounds") or (), groups)
 
 

@@ -177,6 +177,16 @@ def test_few_clients_are_drawn_by_their_names() -> None:
     assert len(axes.get_xticks()) < 30
 
 
+def test_the_accuracy_of_clients_is_drawn_against_their_size_and_number_of_classes() -> None:
+    figure = client_accuracy([0.9, 0.1, 0.5], ["a", "b", "c"], [400, 20, 100], [5, 1, 3])
+    _, by_size, by_classes = figure.axes
+    for axes, expected in ((by_size, [400, 20, 100]), (by_classes, [5, 1, 3])):
+        (points,) = axes.get_lines()
+        assert list(points.get_xdata()) == expected
+        assert list(points.get_ydata()) == pytest.approx([90, 10, 50])
+    assert by_size.get_xscale() == "log"
+
+
 def test_clients_file_is_one_that_other_programs_read(validated: Path) -> None:
     with (validated / "clients.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
