@@ -79,9 +79,13 @@ def stop(*_: Any, **__: Any) -> Any:
 
 
 @pytest.fixture
-def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Programs end where their command line has been read and checked; a comparison is planned for the first values of its grid."""
     monkeypatch.chdir(ROOT)
+    own = [block.text for block in blocks("docs/own_method.md", "python")]
+    (tmp_path / "mymethods.py").write_text("\n".join(own))  # as the pages say
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mymethods", raising=False)
     monkeypatch.setattr("fedamm_pl.cli.run.deferred_log", stop)
     monkeypatch.setattr("fedamm_pl.cli.report.load_all", stop)
     monkeypatch.setattr("fedamm_pl.cli.completion.script", stop)
@@ -181,7 +185,7 @@ def test_the_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if page == "docs/federation.md":
         pytest.importorskip("flwr")
     with quiet():
-        names = run_python(page)
+        names = run_python(page, {'"num_rounds": 8': '"num_rounds": 2'} if page == "README.md" else None)
     if page == "README.md":
         assert (tmp_path / "runs/first/final.ckpt").exists()
     if page == "docs/python.md":
