@@ -1,6 +1,8 @@
 """What the methods that the pages write come to; links, the table of the paper's options, the citation."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ def written() -> dict[str, Any]:
     return names
 
 
-def trained(method: type[FederatedModule], num_rounds: int = 2, **options: Any) -> Orchestrator:
+def trained(method: Callable[..., FederatedModule], num_rounds: int = 2, **options: Any) -> Orchestrator:
     data = tiny_data()
     torch.manual_seed(0)
     module = method(NUM_CLASSES, 1, "tests.tiny.tiny_resnet", info=data.info)
@@ -50,7 +52,10 @@ def test_server_momentum_goes_on_along_the_last_update(written: dict[str, Any]) 
         torch.testing.assert_close(one.state.shared[name], value)  # the first step is FedAvg's
     own = trained(written["ServerMomentum"])
     assert any(name.startswith("velocity.") for name in own.state.shared)
-    assert not torch.equal(own.state.shared["model.conv1.weight"], trained(FedAvg).state.shared["model.conv1.weight"])
+    weaker = trained(partial(written["ServerMomentum"], beta=0.5))
+    for other in (trained(FedAvg), weaker):
+        assert not torch.equal(own.state.shared["model.conv1.weight"], other.state.shared["model.conv1.weight"])
+    assert weaker.server.module.hparams["beta"] == 0.5
 
 
 def test_a_method_that_asks_is_answered_before_the_fit(written: dict[str, Any]) -> None:
