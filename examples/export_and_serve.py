@@ -1,9 +1,9 @@
 """A trained model as a program that needs torch alone, and a server that answers with predictions.
 
-    python examples/export_and_serve.py [--port 8080]
+    python examples/export_and_serve.py [--port 8080] [--checkpoint runs/quickstart/<date-time>/final.ckpt --method FedAMM]
 
-trains for a moment, exports the model with its normalisation (`torch.export`), loads it as another program would, asks the server once, and
-without ``--port`` ends there. An ONNX file is made the same way: ``torch.onnx.export(deployed, (example,), "model.onnx", dynamo=True)``.
+trains for a few seconds or takes the checkpoint of a run on images, exports the model with its normalisation (`torch.export`), loads it as
+another program would, asks the server once, and without ``--port`` ends there. An ONNX file is made the same way: ``torch.onnx.export(deployed, (example,), "model.onnx", dynamo=True)``.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedamm_pl import FedAvg, FederatedDataModule, FederatedModule, Orchestrator
+from fedamm_pl import FederatedDataModule, FederatedModule, Orchestrator, algorithms
 
 
 class Deployed(nn.Module):
@@ -35,21 +35,29 @@ class Deployed(nn.Module):
 
 
 def trained() -> tuple[FederatedModule, FederatedDataModule]:
-    """Train for a moment."""
-    data = FederatedDataModule("fashion_mnist_mini", num_clients=4, imbalance_factor=0.2, batch_size=32)
-    module = FedAvg(data.num_classes, data.in_channels, "small_cnn", lr=0.05, info=data.info)
-    Orchestrator(module, data, num_rounds=2, client_fraction=1.0, local_epochs=1, eval_interval=2).run()
+    """Train for a few seconds: about three of four answers are right."""
+    data = FederatedDataModule(
+        "fashion_mnist_mini", num_clients=4, partition="iid", imbalance_factor=1.0, batch_size=32
+    )
+    module = algorithms.FedAvg(data.num_classes, data.in_channels, "small_cnn", lr=0.1, info=data.info)
+    Orchestrator(module, data, num_rounds=4, client_fraction=1.0, local_epochs=2, eval_interval=4).run()
     return module.cpu(), data
 
 
-def serve(program: nn.Module, class_names: list[str], port: int) -> HTTPServer:
-    """Return a server on this machine that answers an image, as JSON, with its class and its probability."""
+def stored(checkpoint: Path, method: str) -> FederatedModule:
+    """Load the module of a run."""
+    module: FederatedModule = getattr(algorithms, method).load_from_checkpoint(checkpoint, map_location="cpu")
+    return module
+
+
+def serve(program: nn.Module, shape: tuple[int, ...], class_names: list[str], port: int) -> HTTPServer:
+    """Return a server on this machine that answers an image (C, H, W), as JSON, with its class and its probability."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             try:
                 content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                image = torch.tensor(content, dtype=torch.uint8).reshape(1, 1, 28, 28)
+                image = torch.tensor(content, dtype=torch.uint8).reshape(1, *shape)
             except (TypeError, ValueError, RuntimeError) as error:
                 self.send_error(400, str(error))
                 return
@@ -67,10 +75,17 @@ def serve(program: nn.Module, class_names: list[str], port: int) -> HTTPServer:
     return HTTPServer(("127.0.0.1", port), Answers)
 
 
-def main(port: int | None = None) -> dict[str, object]:
-    """Train, export, load, serve, ask, and return the answer."""
-    module, data = trained()
-    example = data.images.test_images[:8].cpu()
+def main(port: int | None = None, checkpoint: Path | None = None, method: str = "FedAMM") -> dict[str, object]:
+    """Train or load, export, load, serve, ask, and return the answer."""
+    if checkpoint:
+        module = stored(checkpoint, method)
+        data = FederatedDataModule("fashion_mnist_mini")
+    else:
+        module, data = trained()
+    names, shape = module.info["class_names"], (module.hparams["in_channels"], *module.info["image_size"])
+    example, shows = data.images.test_images[:8].cpu(), data.info["class_names"][int(data.images.test_labels[0])]
+    if tuple(example.shape[1:]) != shape:  # a model of other images
+        example, shows = torch.randint(256, (8, *shape), dtype=torch.uint8), "noise"
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "model.pt2"
         batch = torch.export.Dim("batch", min=2)
@@ -78,14 +93,14 @@ def main(port: int | None = None) -> dict[str, object]:
         program = torch.export.load(file).module()  # all that another program needs
         expected = torch.as_tensor(module.eval().predict_step(example))
         torch.testing.assert_close(program(example), expected, rtol=1e-4, atol=1e-5)
-    server = serve(program, data.info["class_names"], port or 0)
+    server = serve(program, shape, names, port or 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
     image = json.dumps(example[0].flatten().tolist()).encode()
     with urllib.request.urlopen(urllib.request.Request(address, image)) as reply:
         answer: dict[str, object] = json.load(reply)
-    print(f"{address} answers {answer}; the image shows {data.info['class_names'][int(data.images.test_labels[0])]}")
+    print(f"{address} answers {answer}; the image shows {shows}")
     if port is not None:
         thread.join()  # until Ctrl-C
     server.shutdown()
@@ -96,4 +111,8 @@ def main(port: int | None = None) -> dict[str, object]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int)
-    main(parser.parse_args().port)
+    parser.add_argument(
+        "--checkpoint", type=Path, help="final.ckpt of a run on images; without it a small model is trained"
+    )
+    parser.add_argument("--method", default="FedAMM", help="the run's method, as --algorithm has it")
+    main(**vars(parser.parse_args()))

@@ -40,7 +40,13 @@ def test_a_method_of_ones_own() -> None:
 def test_a_model_that_is_exported_and_served(capsys: pytest.CaptureFixture[str]) -> None:
     answer = example("export_and_serve").main()
     assert 0.1 < float(answer["probability"]) <= 1  # of ten classes
-    assert f"answers {answer}" in capsys.readouterr().out
+    assert f"answers {answer}; the image shows {answer['class']}\n" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_checkpoint_that_is_exported_and_served(fedamm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = example("export_and_serve").main(checkpoint=fedamm_run / "final.ckpt")
+    assert f"answers {answer}; the image shows noise\n" in capsys.readouterr().out
 
 
 def test_every_example_is_in_the_list() -> None:
