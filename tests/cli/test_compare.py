@@ -249,6 +249,6 @@ def test_help_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         "--dir",
         "--jobs",
         "--tuning",
-        "Runs side by side",
+        "Number of runs at the same time",
     ):
         assert name in shown
