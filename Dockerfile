@@ -2,12 +2,9 @@
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
-# Where torch comes from: without CUDA by default; for GPUs, for example https://download.pytorch.org/whl/cu128
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /source
 COPY requirements.txt .
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "$(grep -o '^torchvision[^ ]*' requirements.txt)" \
-    && pip install --no-cache-dir -r requirements.txt
+RUN pip install --no-cache-dir -r requirements.txt
 
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY configs configs

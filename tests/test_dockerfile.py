@@ -27,10 +27,19 @@ COPIED = [source for line in of("COPY") for source in line.split()[:-1]]
 
 def test_it_copies_what_is_there_and_ignores_all_else() -> None:
     assert [name for name in COPIED if not (ROOT / name).exists()] == []
-    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    ignored = [line for line in (ROOT / "Dockerfile.dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert ignored[0] == "*"
     assert sorted(line.removeprefix("!") for line in ignored if line.startswith("!")) == sorted(COPIED)
     assert ignored[-1] == "**/__pycache__"
+
+
+def test_the_image_of_the_federation_is_another_one_and_has_all_files() -> None:
+    """Its Dockerfile copies the repository, of which the first one's list leaves out the examples."""
+    folder = ROOT / "examples/federation"
+    assert "COPY . ." in (folder / "Dockerfile").read_text()
+    assert not [path for path in (ROOT / ".dockerignore", folder / "Dockerfile.dockerignore") if path.exists()]
+    compose = yaml.safe_load((folder / "compose.yaml").read_text())
+    assert {service["image"] for service in compose["services"].values()} == {"fedamm-federation"}
 
 
 def test_it_copies_what_the_installation_needs() -> None:
@@ -41,13 +50,6 @@ def test_it_copies_what_the_installation_needs() -> None:
     needed |= {name.partition("/")[0] for name in json.loads(licences)}
     needed |= set(re.findall(r"^recursive-include (\S+)", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE))
     assert needed <= set(COPIED)
-
-
-def test_torch_comes_first_from_its_own_index() -> None:
-    pattern, file = re.findall(r"grep -o '([^']*)' (\S+)\)", " ".join(of("RUN")))[0]
-    found = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
-    assert len(found) == 1
-    assert re.fullmatch(r"torchvision>=[\d.]+", found[0])
 
 
 def test_its_python_is_one_that_is_tested() -> None:

@@ -54,6 +54,8 @@ TEXTS = {
     ("docs/own_method.md", "fedamm_pl/"): "the tree of files; it has a test below",
 }
 """Page and beginning of a block that is no code -> what it is."""
+LEARNING = ("README.md", "docs/python.md")
+"""Pages whose run is long enough to learn; two of its rounds are enough here."""
 RUN = {"python", "fedamm"}
 IN_THE_REPOSITORY = re.compile(r"(docs|configs|scripts|benchmarks|tests|examples|\.ci)/|requirements\S*\.txt$")
 ELSEWHERE = "docs/data.md"
@@ -185,7 +187,7 @@ def test_the_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if page == "docs/federation.md":
         pytest.importorskip("flwr")
     with quiet():
-        names = run_python(page, {'"num_rounds": 8': '"num_rounds": 2'} if page == "README.md" else None)
+        names = run_python(page, {'"num_rounds": 8': '"num_rounds": 2'} if page in LEARNING else None)
     if page == "README.md":
         assert (tmp_path / "runs/first/final.ckpt").exists()
     if page == "docs/python.md":
