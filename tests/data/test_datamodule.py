@@ -464,7 +464,7 @@ def test_tail_that_is_cut_a_second_time_is_a_warning(tmp_path: Path, caplog: pyt
     assert data.imbalance_factor == 4 / 13
     assert caplog.messages == [
         "the classes differ in size already (class 1 has 100 examples, class 0 has 12): imbalance_profile exponential, which "
-        "ranks classes by index, throws 99 of 132 examples away; imbalance_profile none keeps them all"
+        "ranks classes by index, discards 99 of 132 examples; imbalance_profile none keeps them all"
     ]
 
 
@@ -494,7 +494,7 @@ def test_no_second_cut_is_no_warning(
 def test_largest_class_stays_the_largest_by_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = skewed(tmp_path, [12, 100, 20], ranks_by_size=True)
     assert data.info["class_counts"] == [4, 42, 13]
-    assert "ranks classes by size, throws 67 of 132 examples away" in caplog.text
+    assert "ranks classes by size, discards 67 of 132 examples" in caplog.text
 
 
 def test_home_of_the_user_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import UserDict
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from fedamm_pl.algorithms import CCVR, CRT, RUCR, Climb, CReFF, FedAMM, FedAvg, FedNH, FedNova, FedYoYo, Scaffold
 from fedamm_pl.federation.executors import RunSpec
 from fedamm_pl.federation.executors.worker import Worker
+from fedamm_pl.federation.orchestrator import FederationError
 from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, ClientTask
 from fedamm_pl.protocol.module import FederatedModule
 from tests.faults.faulty import CPU, Returning
@@ -244,7 +246,8 @@ def test_junk_among_statistics_costs_one_client(caplog: pytest.LogCaptureFixture
 
     def calibrated(outcomes: list[Any]) -> Any:
         run, _ = federation(make(CCVR, data, **options), data, num_rounds=1, executor=Returning(outcomes))
-        run.run()
+        with suppress(FederationError):  # none has trained
+            run.run()
         return run
 
     expected = calibrated([result for result in honest if result.client_id != POISONED])  # type: ignore[union-attr]

@@ -17,6 +17,7 @@ from fedamm_pl.federation.callbacks import FederationCallback, RoundRecord
 from fedamm_pl.federation.checkpoint import load_checkpoint
 from fedamm_pl.federation.config import FederationConfig
 from fedamm_pl.federation.executors import Sequential
+from fedamm_pl.federation.orchestrator import FederationError
 from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig, quiet
 from fedamm_pl.protocol.messages import ClientResult
@@ -325,7 +326,8 @@ def test_round_of_empty_clients_fails_and_keeps_the_state() -> None:
     run = federation(
         data=data, num_rounds=8, client_fraction=0.03, eval_interval=5, max_failed_rounds=9, callbacks=[recorder]
     )
-    run.run()
+    with pytest.raises(FederationError, match="after round 8: no round succeeded"):
+        run.run()
     idle = [record for record in recorder.records[1:] if not record.results]
     assert {record.failed for record in idle} == {"none of its clients holds examples"}
     assert run.state.counts["failed_rounds"] == len(idle)

@@ -15,6 +15,7 @@ from fedamm_pl import FedAvg, FederatedModule, Orchestrator
 from fedamm_pl.algorithms import Scaffold
 from fedamm_pl.data.client import ClientData
 from fedamm_pl.federation.executors import Executor, Processes, Sequential, Vectorized
+from fedamm_pl.federation.orchestrator import FederationError
 from fedamm_pl.federation.trainer import TrainerConfig
 from fedamm_pl.protocol.messages import ClientResult, Question, State, payload_bytes
 from fedamm_pl.protocol.reduction import Reduction
@@ -309,7 +310,9 @@ def test_too_many_refusals_fail_the_round() -> None:
     data = unequal_clients()
     module = make(Refusing, data)
     before = module.shared_state()
-    run = federate(module, data, 1, min_success_fraction=0.9)
+    run = Orchestrator(module, data, num_rounds=1, client_fraction=1.0, min_success_fraction=0.9, trainer=CPU)
+    with pytest.raises(FederationError, match="no round succeeded"):
+        run.run()
     assert run.state.counts["failed_rounds"] == 1
     assert_equal(run.state.shared, before)
 
