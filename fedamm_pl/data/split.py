@@ -76,8 +76,8 @@ def federated_split(
 
     Or do as a partition file says.
 
-    What would surprise is logged: a tail that is cut a second time, images and classes that no client holds, clients without
-    images.
+    What would surprise is logged: a tail that is cut a second time, a meta or validation set that takes most of a class, images
+    and classes that no client holds, clients without images.
 
     Args:
         labels: Labels of the whole training set, shape (N,).

@@ -145,7 +145,7 @@ class Diagnostics(TypedDict):
     """Training examples of each client by class."""
     client_names: NotRequired[Annotated[list[str] | None, nullable(items(text(), MAX_CLIENTS))]]
     """Names of the clients."""
-    losses: NotRequired[Annotated[list[float], items(number(0, 1e9), MAX_CLASSES)]]
+    losses: NotRequired[Annotated[list[float] | None, nullable(items(number(0, 1e9), MAX_CLASSES))]]
     """Losses at which ``weight_curve`` and ``loss_histogram`` of ``rounds`` are given, in nats."""
     confusion: NotRequired[Annotated[list[list[int]] | None, nullable(items(CLASS_COUNTS, MAX_CLASSES))]]
     """Test examples of the last evaluation by true class (rows) and predicted class."""

@@ -82,7 +82,7 @@ def group_notes(
 ) -> Iterator[str]:
     """Say what groups of methods mean for the tables, and which of them have no mean ranks."""
     if groups:
-        yield "Bold is awarded within each group: methods of different groups are not ranked against each other."
+        yield "Bold marks the leader of a group: methods of different groups are not ranked against each other."
     methods = dict.fromkeys(name for paired in pairs.values() for found in paired.accuracies.values() for name in found)
     unranked = [title for title, _ in in_groups(methods, groups) if title not in ranks]
     if groups and unranked and len(pairs) > 1:

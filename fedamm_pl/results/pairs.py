@@ -181,7 +181,7 @@ def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
 
     Example:
         >>> print(*few_seeds(3, 1))
-        With 3 seeds no p value can be below 0.25 (2/2^3), however large a difference is: 0.05 needs 6 seeds.
+        With 3 seeds no p value can be below 0.25 (2/2^3), however large a difference is; 0.05 takes 6 seeds or more.
     """
     least = smallest_p(num_seeds)
     if num_compared * least > ALPHA:
@@ -189,7 +189,7 @@ def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
         after = f", nor below {min(1, num_compared * least):.2g} after Holm's correction for {num_compared} methods"
         yield (
             f"With {num_seeds} seeds no p value can be below {least:.2g} (2/2^{num_seeds}){after if num_compared > 1 else ''}, "
-            f"however large a difference is: {ALPHA} needs {needed} seeds."
+            f"however large a difference is; {ALPHA} takes {needed} seeds or more."
         )
 
 

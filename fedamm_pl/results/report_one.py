@@ -198,7 +198,7 @@ def clients(run: Run) -> Cells:
         if total := sum(mine):
             largest = max(range(len(mine)), key=mine.__getitem__)
             share = [classes[largest], percent(mine[largest] / total)]
-        accuracy = [percent(accuracies[index] if index < len(accuracies) else None)] if accuracies else []
+        accuracy = [percent(accuracies[index])] if accuracies else []
         cells.append([name, str(total), str(sum(count > 0 for count in mine)), *share, *accuracy])
     return plain(cells)
 

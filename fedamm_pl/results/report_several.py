@@ -173,9 +173,9 @@ def by_setting(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[str]
     settings: dict[str, dict[str, None]] = {}
     for flat, name in zip(flats, names, strict=True):
         settings.setdefault(said(flat, data_options(flats)), {})[name] = None
-    return (
-        {setting or "no such option": [*members] for setting, members in settings.items()} if len(settings) > 1 else {}
-    )
+    if len(settings) == 1:
+        return {}
+    return {setting or "unknown options": [*members] for setting, members in settings.items()}
 
 
 def data_options(flats: Sequence[dict[str, Any]]) -> list[str]:

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedamm_pl.federation.summary import num_averaged, summarize
 from fedamm_pl.results.content import check_together
 from fedamm_pl.results.reading import MAX_BYTES, METRICS, read_config, read_diagnostics, read_history, read_summary
@@ -45,7 +43,7 @@ class Run:
         """The content of metrics.csv: a row for each evaluated round, a column for each metric, NaN where it was not measured."""
         from pandas import DataFrame  # a third of a second, for those who want it
 
-        return DataFrame(self.history, dtype=np.float64)
+        return DataFrame(self.history, dtype=float)
 
     @property
     def method(self) -> str:

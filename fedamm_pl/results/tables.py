@@ -247,9 +247,8 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
 
     columns = dict.fromkeys(name for record in records for name in record)
     lines = [[as_field(record.get(name)) for name in columns] for record in records]
-    frame = DataFrame(
-        lines, columns=[as_field(name) for name in columns], dtype=object
-    )  # else numbers beside gaps get a .0
+    # as objects, lest whole numbers beside gaps get a .0
+    frame = DataFrame(lines, columns=[as_field(name) for name in columns], dtype=object)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 

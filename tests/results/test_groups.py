@@ -112,7 +112,7 @@ def test_the_files_of_a_comparison_show_the_groups(tmp_path: Path) -> None:
     text = write_results(tmp_path, runs, groups=GROUPS)
     assert text.count(r"| **needs \| images** |") == text.count("| **others** |") == 3
     assert r"| **all, mean of last 10 or fewer: needs \| images** |" in text
-    assert "Bold is awarded within each group" in text
+    assert "Bold marks the leader of a group" in text
     assert r"No mean ranks for: needs \| images; needs nothing; others. Ranks need at least 3 methods" in text
     assert "Mean ranks of the methods" not in text
     assert "Bold figures" not in plain

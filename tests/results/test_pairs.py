@@ -107,7 +107,7 @@ def test_reference_is_fedavg_or_the_first() -> None:
 def test_many_seeds_need_no_warning() -> None:
     assert list(few_seeds(6, 1)) == []
     assert "nor below 0.062 after Holm's correction for 2 methods" in next(few_seeds(6, 2))
-    assert next(few_seeds(6, 2)).endswith("needs 7 seeds.")
+    assert next(few_seeds(6, 2)).endswith("takes 7 seeds or more.")
     assert list(few_seeds(17, 40)) == []
 
 
