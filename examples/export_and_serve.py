@@ -2,8 +2,9 @@
 
     python examples/export_and_serve.py [--port 8080] [--checkpoint runs/quickstart/<date-time>/final.ckpt --method FedAMM]
 
-trains for a few seconds or takes the checkpoint of a run on images, exports the model with its normalisation (`torch.export`), loads it as
-another program would, asks the server once, and without ``--port`` ends there. An ONNX file is made the same way: ``torch.onnx.export(deployed, (example,), "model.onnx", dynamo=True)``.
+trains for a few seconds or takes the checkpoint of a run on images, exports the model with its normalisation (`torch.export`),
+loads it as another program would, and asks the server once; without ``--port`` it ends there. An ONNX file is made the same way:
+``torch.onnx.export(deployed, (example,), "model.onnx", dynamo=True)``.
 """
 
 import argparse
