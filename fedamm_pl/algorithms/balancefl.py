@@ -22,13 +22,13 @@ AbsentFrom = Literal["batch", "client"]
 
 
 def pooled_covariance(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return the covariance of features within classes, the classes weighted by their numbers of examples, and these numbers.
+    """Return the within-class covariance of features, weighted by class size, and the class counts.
 
-    ``sum_c n_c Cov_c / n`` with Cov_c the sample covariance of class c (n_c - 1 in the denominator), 0 for a class with one
-    example.
+    The covariance is ``sum_c n_c Cov_c / n``, where Cov_c is the sample covariance of class c (n_c - 1 in the
+    denominator), or 0 for a class with one example.
 
     Args:
-        batches: Features (B, D) and labels (B,).
+        batches: Batches of features (B, D) and labels (B,).
         num_classes: Number of classes C.
 
     Returns:
@@ -44,7 +44,7 @@ def pooled_covariance(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
 
 
 def square_root(covariance: Tensor) -> Tensor:
-    """Return the symmetric matrix whose square a covariance (D, D) is: normal draws times it have this covariance."""
+    """Return the symmetric square root of a covariance (D, D): standard normal draws times it have this covariance."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root
@@ -53,20 +53,20 @@ def square_root(covariance: Tensor) -> Tensor:
 def balanced_losses(
     logits: Tensor, noisy: Tensor, teacher: Tensor, labels: Tensor, present: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three terms of BalanceFL for each example.
+    """Return the three loss terms of BalanceFL for each example.
 
     Args:
-        logits: Of the features as they are, shape (B, C).
-        noisy: Of the features with noise, shape (B, C).
-        teacher: Of the received model, shape (B, C).
+        logits: Logits of the features without noise, shape (B, C).
+        noisy: Logits of the features with noise, shape (B, C).
+        teacher: Logits of the received model, shape (B, C).
         labels: Classes of shape (B,), all of them present.
-        present: Which classes are, shape (C,).
-        temperature: T of the distillation.
+        present: Which classes are present, shape (C,).
+        temperature: Temperature T of the distillation.
 
     Returns:
-        Of shape (B,) each: cross-entropy of ``noisy`` over the classes that are present; distillation
-        ``-sum_c softmax(teacher / T)_c log softmax(logits / T)_c`` over those that are not, 0 if all are; entropy of
-        ``softmax(logits)`` over those that are.
+        Three tensors of shape (B,): the cross-entropy of ``noisy`` over the present classes; the distillation loss
+        ``-sum_c softmax(teacher / T)_c log softmax(logits / T)_c`` over the other classes, 0 if there are none; and the
+        entropy of ``softmax(logits)`` over the present classes.
     """
     least = torch.finfo(logits.dtype).min  # finite, so that 0 times it is 0
     entropies = logits.masked_fill(~present, least).log_softmax(1)
@@ -82,18 +82,20 @@ def balanced_losses(
 class BalanceFL(FederatedModule):
     """FedAvg whose clients train as if they had the same number of examples of each class.
 
-    Four measures achieve this. A client draws its n_k examples of an epoch with replacement, the same number from each of its classes.
-    With probability 1 - n_kc / max_j n_kj, noise is added to the features of an example of class c, with the within-class covariance of
-    the features under the received model. The cross-entropy is computed only over the classes of the batch, or of the client; for the
-    other classes the received model is the teacher. Finally, the entropy of the predictions over the former classes is increased; it is
-    summed over the batch, so its weight grows with the batch.
+    Four measures achieve this. A client draws the n_k examples of an epoch with replacement, each of its classes with
+    the same probability. With probability 1 - n_kc / max_j n_kj, noise is added to the features of an example of class
+    c; it has the within-class covariance of the features under the received model. The cross-entropy is computed only
+    over the classes of the batch, or of the client; for the other classes the received model is the teacher. Finally,
+    the entropy of the predictions over the former classes is increased; it is summed over the batch, so its weight
+    grows with the batch size.
 
-    With entropy_weight = 0 it is FedAvg on balanced draws for clients that hold the same number of examples of each class, where
-    each batch has all classes. Nothing extra is sent or kept. A round costs one more pass over the examples, and each step a forward pass
-    of the received model. In a plain Trainer, where nothing has been received, it is FedAvg.
+    With entropy_weight = 0 it equals FedAvg on balanced draws, if each client holds the same number of examples of each
+    class and each batch has all classes. Nothing extra is sent or kept. A round costs one more pass over the examples,
+    and each step costs a forward pass of the received model. In a plain Trainer, where nothing has been received, it is
+    FedAvg.
 
-    Unlike in the authors' program, the received model runs in evaluation mode, where it gives the noise's covariance
-    too; the noise is redrawn for each step, in place of 500 draws used in turn.
+    Differences from the authors' program: the received model runs in evaluation mode, also to measure the covariance of
+    the noise; and the noise is drawn anew at each step instead of using 500 draws in turn.
 
     Args:
         num_classes: Number of classes C.
@@ -145,13 +147,13 @@ class BalanceFL(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             work="client: a forward pass of the received model per step, a pass over its examples per round"
         )
 
     def survey(self, session: ClientSession) -> State:
-        """Measure the features' covariance, for the client itself."""
+        """Measure the covariance of the features for the client's own use; nothing is sent."""
         self._noise = None
         if self.hparams["feature_noise"]:
             batches = session.data.plain_batches()
@@ -163,11 +165,11 @@ class BalanceFL(FederatedModule):
         return {}
 
     def local_data(self, session: ClientSession) -> ClientData:
-        """Return the client's data, drawn in balance."""
+        """Return the client's data with class-balanced sampling."""
         return dataclasses.replace(session.data, balanced=True)
 
     def on_train_start(self) -> None:
-        """Set up the teacher."""
+        """Set up the received model as the teacher."""
         super().on_train_start()
         self._teacher: list[nn.Module] = []  # in a list, so that it stays out of the state_dict
         if self.session is not None:
@@ -176,7 +178,7 @@ class BalanceFL(FederatedModule):
             self._step = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the batch loss of the three terms."""
+        """Return the batch loss with its three terms."""
         if not self._teacher:
             return super().training_step(batch, batch_idx)
         images, labels = self.prepare(batch[0]), batch[1].to(self.device)
@@ -199,7 +201,7 @@ class BalanceFL(FederatedModule):
         return loss - self.hparams["entropy_weight"] * entropies.sum()  # type: ignore[no-any-return]
 
     def _eps(self, labels: Tensor, features: Tensor) -> Tensor:
-        """Return the noise of a batch; the same where it is seen again."""
+        """Return the feature noise of a batch; the second pass of a sharpness-aware step gets the same noise."""
         assert self._noise is not None
         assert self.session is not None
         root, share = self._noise

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 COUNTS, SUMS, PRODUCTS = "features.counts", "features.sums", "features.products"
 MOST_BYTES, MANY_BYTES = 2**31, 2**28
-"""Of more a client's sums may not be, and of more it is said."""
+"""Sizes of a client's sums in bytes: above the first an error is raised, above the second a warning is logged."""
 
 
 class CCVR(PostHocModule):
@@ -35,9 +35,10 @@ class CCVR(PostHocModule):
     For a class with a single example, features are drawn close to it; a class without examples is left out, and its row of the classifier
     does not change. In covariances, negative eigenvalues are set to 0, and 1e-6 is added to all eigenvalues.
 
-    Training is FedAvg's, bit for bit; with ``num_features`` or ``retrain_epochs`` 0 it is exactly FedAvg. Class counts, means and
-    covariances of features leave a client: C (1 + D + D (D + 1) / 2) numbers of 8 bytes, with D features, at each calibration. Each client
-    also receives the trained model and passes over its examples. In a plain Trainer it is FedAvg.
+    Training is FedAvg's, bit for bit; with ``num_features`` or ``retrain_epochs`` 0 it is exactly FedAvg. At each
+    calibration a client reveals its class counts and the means and covariances of its features, in C (1 + D + D (D + 1)
+    / 2) numbers of 8 bytes for D features. It also receives the trained model and makes a pass over its examples. In a
+    plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -90,14 +91,14 @@ class CCVR(PostHocModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             revealed="per class: counts, sums of features and of their products",
             work="to calibrate: all clients pass over their examples, the server trains the last layer",
         )
 
     def check(self, batch: Batch) -> None:
-        """Refuse features so many that their products do not fit, and say it if they are large.
+        """Refuse a network whose feature size makes the sums of products too large, and warn if they are large.
 
         Raises:
             ValueError: If a client's sums take more than 2 GiB.
@@ -114,14 +115,14 @@ class CCVR(PostHocModule):
             log.warning("CCVR: each client sends %.1f GB of sums, %d features a class", num_bytes / 1e9, size)
 
     def calibrates(self, last: bool) -> bool:
-        """Return whether it is time to, and there is something to train on."""
+        """Return whether a calibration is due and the options leave something to train."""
         some = self.hparams["num_features"] > 0 and self.hparams["retrain_epochs"] > 0
         return some and super().calibrates(last)
 
     # Client
 
     def statistics(self, session: ClientSession) -> State:
-        """Add up the features of the client's examples."""
+        """Return the sums over the features of the client's examples."""
         num_classes, size = self._weight_shape()
         counts, sums, products = no_sums(num_classes, size)
         for images, labels in session.data.plain_batches():
@@ -132,15 +133,15 @@ class CCVR(PostHocModule):
     # Server
 
     def expected_statistics(self, sent: State) -> State:
-        """Return sums of no features."""
+        """Return sums of the expected names, shapes and types, all 0."""
         counts, sums, products = no_sums(*self._weight_shape())
         return {COUNTS: counts, SUMS: sums, PRODUCTS: products}
 
     def accepted_statistics(self, result: ClientResult, server: ServerSession) -> State:
-        """Return the sums.
+        """Return the sums after checking them.
 
         Raises:
-            ValueError: If they cannot be those of as many features as the client has examples.
+            ValueError: If they cannot be the sums of as many features as the client has examples.
         """
         sent = {name: value.cpu() for name, value in result.payload.items()}
         counts = sent[COUNTS].tolist()
@@ -151,7 +152,7 @@ class CCVR(PostHocModule):
         return sent
 
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:
-        """Return the classifier, re-trained on virtual features."""
+        """Return the classifier re-trained on virtual features."""
         weight, bias = self.classifier_of(state)
         options, generator = self.hparams, server.generator("ccvr")
         counts, sums, products = (statistics[name].cpu() for name in (COUNTS, SUMS, PRODUCTS))
@@ -195,9 +196,9 @@ def retrained(
         examples: Features of shape (N, D), labels of shape (N,).
         classifier: Weight of shape (C, D) and bias of shape (C,) to start from.
         num_epochs: Passes over the features.
-        batch_size: Features a batch.
-        lr: Of SGD with momentum 0.9.
-        generator: Of the order.
+        batch_size: Features per batch.
+        lr: Learning rate of SGD with momentum 0.9.
+        generator: Draws the order of the features.
 
     Returns:
         Weight and bias.

@@ -12,10 +12,10 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 class ClassBalanced(ClassPriorModule):
     """FedAvg on cross-entropy weighted by (1 - beta) / (1 - beta^n_c), normalised to a mean of 1 over the classes present.
 
-    The paper lets the weights of all classes sum to C; an absent class has no examples, so only the others count here, and with
-    all classes present it is the same. With beta = 0 it is FedAvg, bit for bit. Local counts stay at the client; global ones,
-    which the server must know, or estimated ones, see :class:`ClassPriorModule`, cost 8 C bytes more to each client. In a
-    plain Trainer the counts are those in ``info``.
+    In the paper the weights of all classes sum to C. Here only the classes that are present count, as an absent class
+    has no examples; with all classes present there is no difference. With beta = 0 it is FedAvg, bit for bit. Local
+    counts stay at the client. Global counts, which the server must know, and estimated counts (see
+    :class:`ClassPriorModule`) cost 8 C bytes more to each client. In a plain Trainer the counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.
@@ -36,7 +36,7 @@ class ClassBalanced(ClassPriorModule):
     """
 
     class_weights: Tensor
-    """Of each class, shape (C,), during a fit."""
+    """Weight of each class during a fit, shape (C,)."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class ClassBalanced(ClassPriorModule):
         self.register_buffer("class_weights", torch.ones(num_classes), persistent=False)
 
     def on_train_start(self) -> None:
-        """Compute the weights of the fit."""
+        """Compute the class weights of the fit."""
         super().on_train_start()
         self.class_weights = class_balanced_weights(self.class_counts, self.hparams["beta"])
 

@@ -1,4 +1,4 @@
-"""``ClassPriorModule``: the base of methods that know how many examples of each class there are."""
+"""``ClassPriorModule``: the base class of methods that use class counts."""
 
 from typing import Literal, get_args
 
@@ -18,11 +18,11 @@ ESTIMATED = "estimated."
 COUNTS, SEEN = f"{ESTIMATED}counts", f"{ESTIMATED}seen"
 TAKEN_PART = "taken_part"
 FEWEST = 5
-"""What the estimate of a class is at least."""
+"""Lower bound on the estimated count of a class."""
 
 
 def check_absent(absent: str) -> None:
-    """Check what a class without examples is to count as.
+    """Check the option that says how a class without examples is treated.
 
     Raises:
         ValueError: If it is neither mask nor one.
@@ -32,17 +32,17 @@ def check_absent(absent: str) -> None:
 
 
 def class_shares(before: Tensor, after: Tensor) -> Tensor:
-    """Infer from an update of the classifier what share of the examples each class has (GBME; Zeng et al., ICCV 2023).
+    """Infer the share of each class among the examples from an update of the classifier (GBME; Zeng et al., ICCV 2023).
 
-    Examples of a class raise the weights into its output, those of other classes lower them. Features are mostly positive, so
-    the sum of the changes tells which classes there were.
+    Examples of a class raise the weights of its output, and examples of other classes lower them. Features are mostly
+    positive, so the sum of the changes shows which classes were present.
 
     Args:
         before: Weights of the classifier, shape (C, D).
         after: The same after training.
 
     Returns:
-        Shares of shape (C,), in float64; nearly 0 where the sum fell, all equal if it did everywhere.
+        Shares of shape (C,), in float64; nearly 0 where the sum did not rise, and all equal if it rose nowhere.
 
     Example:
         >>> class_shares(torch.zeros(3, 2), torch.tensor([[2.0, 1.0], [1.0, 0.0], [-3.0, -1.0]])).round(decimals=3)
@@ -56,16 +56,17 @@ def class_shares(before: Tensor, after: Tensor) -> Tensor:
 class ClassPriorModule(FederatedModule):
     """FedAvg whose clients know class counts: their own, or those of all clients together, as they are or as estimated.
 
-    Local counts never leave the client. Global counts are information about the clients' data that plain FedAvg does not
-    need: the server sends them along with the model, and their bytes are counted. In a plain Trainer all are the counts
-    in ``info``.
+    Local counts never leave the client. Global counts are information about the clients' data that plain FedAvg does
+    not need: the server sends them along with the model, and their bytes are counted. In a plain Trainer, all three
+    options use the counts in ``info``.
 
-    For estimated counts nobody says what it holds, and nothing extra is sent to the server, but the server *infers* it: from
-    the first update of each client, see :func:`class_shares`, times the number of its examples. The sum over the clients seen so
-    far, at least 5 a class, goes out with the model. A client that takes part for the first time trains as if all classes were
-    equal, as the estimate is made for; it keeps to itself that it has. The server keeps the sum, and whom it has seen. (In the
-    paper all clients train one round like this before the first.) The network must end in a linear layer, and a robust
-    aggregation is refused, as one client's update can shift the sum.
+    With estimated counts no client reports its counts, and nothing extra is sent to the server, but the server *infers*
+    them: it multiplies the class shares from each client's first update (see :func:`class_shares`) by the client's
+    number of examples. The sum over the clients seen so far, at least 5 per class, is sent with the model. A client
+    that takes part for the first time trains as if all classes were equally frequent, since the estimate assumes this.
+    Whether it has taken part is known to the client and not sent. The server keeps the sum, and which clients it has
+    seen. (In the paper, all clients train one such round before the first.) The network must end in a linear layer. A
+    robust aggregation is refused, as one client's update can shift the sum.
 
     Args:
         num_classes: Number of classes C.
@@ -85,7 +86,7 @@ class ClassPriorModule(FederatedModule):
     """
 
     class_counts: Tensor
-    """Examples of each class, shape (C,), during a fit."""
+    """Number of examples of each class during a fit, shape (C,)."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class ClassPriorModule(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         if self.hparams["counts"] == "global":
             return Privileges(server="the class counts of all clients together")
         if self.hparams["counts"] == "estimated":
@@ -131,7 +132,7 @@ class ClassPriorModule(FederatedModule):
         return sent
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Return the model, and for estimated counts what the client's first update tells of its classes."""
+        """Return the model and, for estimated counts, the counts inferred from the client's first update."""
         payload = super().contribution(result, server)
         if self.hparams["counts"] != "estimated":
             return payload
@@ -155,7 +156,7 @@ class ClassPriorModule(FederatedModule):
         }
 
     def on_train_start(self) -> None:
-        """Take the class counts of the fit."""
+        """Set the class counts of the fit."""
         super().on_train_start()
         if self.session is None:
             self.class_counts = self.known_counts().to(self.device)
@@ -167,7 +168,7 @@ class ClassPriorModule(FederatedModule):
             self.class_counts = torch.ones_like(sent) if first else sent
 
     def client_payload(self) -> State:
-        """Return the trained model; for estimated counts, remember that it was."""
+        """Return the trained model; for estimated counts, record that the client has taken part."""
         if self.session is not None and self.hparams["counts"] == "estimated":
             self.session.kept = {**self.session.kept, TAKEN_PART: torch.tensor(True)}
         return super().client_payload()

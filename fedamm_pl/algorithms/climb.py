@@ -17,26 +17,27 @@ from fedamm_pl.protocol.session import ClientSession, ServerSession
 
 DUAL, LOSS = "dual", "global_loss"
 MAX_DUAL = 100.0
-"""The bound on a dual variable, as in the authors' program."""
+"""Upper bound on a dual variable, as in the authors' program."""
 MAX_LOSS = torch.finfo(torch.float32).max
 
 
 class Climb(FederatedModule):
     """FedAvg under the constraint that no client's loss exceeds the mean over the clients by more than a tolerance.
 
-    The dual variable lambda_k of each client grows while the constraint is violated: ``lambda_k <- lambda_k + dual_lr (f_k - mean f -
-    tolerance)``,
-    kept in [0, 100], with f_k the global model's loss on the client's examples before it trains and the mean over the clients
-    of the round. The server scales the client's update by ``1 + lambda_k - mean lambda``, with the lambdas before the round and
-    their mean over all clients.
+    Each client has a dual variable lambda_k, which grows while the constraint is violated:
+    ``lambda_k <- lambda_k + dual_lr (f_k - mean f - tolerance)``, kept in [0, 100]. Here f_k is the loss of the global
+    model on the client's examples before it trains, and the mean is over the clients of the round. The server scales
+    the client's update by ``1 + lambda_k - mean lambda``, with the values of lambda before the round and their mean
+    over all clients.
 
-    Where it differs from the authors' program: (1) theirs divides the step by the number K of clients, so ``dual_lr`` here is
-    their step size over K: the 0.1 here is their 2 with 20 clients, where their default is 1. (2) Only the clients of a round
-    measure their loss, which costs one pass over their examples and 8 bytes sent; theirs asks all K. So a client's variable changes only
-    when it is sampled, and the mean over few clients differs from that over all: the variable of a client that is sampled together with
-    clients of low loss increases. (3) Theirs takes a dual step every fifth round, here ``primal_rounds`` sets this and is 1, because with
-    few clients per round the variables change rarely anyway. (4) Theirs averages the scaled updates uniformly; here the run's
-    ``aggregation`` is used.
+    Differences from the authors' program: (1) It divides the dual step by the number K of clients, so ``dual_lr`` here
+    is the authors' step size divided by K: 0.1 here corresponds to 2 there with 20 clients (the authors' default is 1).
+    (2) Only the clients of a round measure their loss, which costs one pass over their examples and 8 bytes sent; the
+    authors ask all K clients. So a client's variable changes only when the client is sampled, and the mean over few
+    clients differs from that over all: the variable of a client that is sampled together with clients of low loss
+    increases. (3) The authors take a dual step every fifth round. Here ``primal_rounds`` sets this; its default is 1,
+    because with few clients per round the variables change rarely anyway. (4) The authors average the scaled updates
+    uniformly; here the run's ``aggregation`` is used.
 
     With dual_lr = 0 it is FedAvg, bit for bit; in a plain Trainer it is FedAvg too.
 
@@ -82,7 +83,7 @@ class Climb(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             revealed="the loss of the received model on its examples",
             server_state="one number per client",
@@ -98,19 +99,19 @@ class Climb(FederatedModule):
         return {LOSS: loss.double()}
 
     def expected_payload(self, sent: State) -> State:
-        """Return the model and a loss."""
+        """Return the model and the loss."""
         return {**super().expected_payload(sent), LOSS: torch.zeros((), dtype=torch.float64)}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Scale the client's update; its loss becomes its column of a table (2, K) of losses and of who has measured one.
+        """Scale the client's update, and enter its loss in a table (2, K) of losses and of flags for measured ones.
 
         Raises:
-            ValueError: If the loss is below 0, or beyond the numbers that the model is made of.
+            ValueError: If the loss is below 0 or beyond the range of float32.
         """
         client, loss = result.client_id, float(result.payload[LOSS])
         if loss < 0:
             raise ValueError(f"its {LOSS} is {loss:g}, a cross-entropy is 0 or more")
-        if loss > MAX_LOSS:  # scaled by it, every client's update would overflow
+        if loss > MAX_LOSS:  # the scale that results from it would make every client's update overflow
             raise ValueError(f"its {LOSS} is {loss:g}, beyond the largest number of float32")
         dual = self._dual(server)
         scale = float((1 + dual - dual.mean())[client])
@@ -124,7 +125,7 @@ class Climb(FederatedModule):
         return {**payload, LOSS: measured}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the average of the scaled updates, then move the dual variables if it is their turn."""
+        """Take the average of the scaled updates, then update the dual variables if a dual step is due."""
         state = super().server_step(state, reduced, server)
         if server.round_num % self.hparams["primal_rounds"]:
             return {**state, DUAL: self._dual(server)}

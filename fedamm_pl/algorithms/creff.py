@@ -20,24 +20,26 @@ from fedamm_pl.protocol.session import ClientSession, ServerSession
 GRADIENTS, PRESENT = "class_gradients", "present"
 FEATURES, WEIGHT, BIAS = "features", "retrained.weight", "retrained.bias"
 MAX_LENGTH = 1e15
-"""The longest that a client's class gradients may be: the squares of their sum are numbers of float32."""
+"""Largest norm of a client's class gradients, so that the squares of their sum fit into float32."""
 
 
 class CReFF(FederatedModule):
     """FedAvg whose server re-trains the classifier on balanced artificial features, fitted to the clients' gradients.
 
-    In addition to its training, a client computes for each of its classes the mean gradient of the re-trained classifier on its features,
-    with the global model in evaluation mode. The server averages these gradients over the clients that hold the class, optimises
-    ``num_features`` artificial features per class until their gradients point in the same direction, and trains a new classifier on them.
-    Clients continue training the averaged model; it is evaluated and delivered with the re-trained classifier.
+    Besides its training, a client computes for each of its classes the mean gradient of the cross-entropy with respect
+    to the re-trained classifier, on the features of the global model in evaluation mode. The server averages these
+    gradients over the clients that hold the class, optimises ``num_features`` artificial features per class so that
+    their gradients point in the same direction, and trains a new classifier on them. Clients continue training the
+    averaged model; it is evaluated and delivered with the re-trained classifier.
 
-    The gradients reveal which classes a client holds, and cost C * C * (D + 1) numbers more from each client and round, beside
-    8 C bytes that say which classes it holds; the re-trained classifier costs C * (D + 1) numbers more to each.
-    Unlike in the authors' program, the class gradients are exact means over the client's unaugmented examples (theirs are
-    means over 10 draws of at most 32 augmented ones), in the first round they are of the model's own classifier (theirs: of a
-    random one), and the classifier is re-trained in full-batch steps with momentum. Theirs takes 300 epochs of batches of 32:
-    ``retrain_steps: 9600, retrain_batch_size: 32, retrain_lr: 0.01, retrain_momentum: 0`` for 10 classes, at about the same
-    product of step size and steps. The averaged model is FedAvg's, bit for bit; in a plain Trainer it is FedAvg.
+    The gradients reveal which classes a client holds. In each round, each client sends C * C * (D + 1) numbers more for
+    the gradients, plus 8 C bytes that say which classes it holds, and receives C * (D + 1) numbers more for the
+    re-trained classifier. Differences from the authors' program: the class gradients are exact means over the client's
+    unaugmented examples (theirs are means over 10 draws of at most 32 augmented ones); in the first round they are
+    those of the model's own classifier (theirs: of a random one); and the classifier is re-trained in full-batch steps
+    with momentum. The authors train it for 300 epochs in batches of 32. For 10 classes this is ``retrain_steps: 9600,
+    retrain_batch_size: 32, retrain_lr: 0.01, retrain_momentum: 0``, with about the same product of step size and steps.
+    The averaged model is FedAvg's, bit for bit; in a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -96,7 +98,7 @@ class CReFF(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         steps = (
             f"{self.hparams['match_steps']} and {self.hparams['retrain_steps']} steps on artificial features per round"
         )
@@ -123,22 +125,22 @@ class CReFF(FederatedModule):
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
-        """Send the model and the re-trained classifier, before the first round the model's own."""
+        """Send the model and the re-trained classifier; before the first round, the model's own classifier."""
         return {**super().broadcast(state, server), **self._retrained(state)}
 
     def expected_payload(self, sent: State) -> State:
-        """Return the model and class gradients."""
+        """Return the model, the class gradients, and which classes are present."""
         num_classes, size = sent[WEIGHT].shape
         gradients = sent[WEIGHT].new_zeros(num_classes, num_classes, size + 1)
         present = torch.zeros(num_classes, dtype=torch.int64, device=sent[WEIGHT].device)
         return {**super().expected_payload(sent), GRADIENTS: gradients, PRESENT: present}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Return the model and, to be summed in float64, the class gradients.
+        """Return the payload, with the class gradients in float64 for the sum.
 
         Raises:
-            ValueError: If it is not 0 or 1 for each class whether the client holds it, or its gradients are of classes that it
-                does not hold, or so long that float32 cannot compare them with others.
+            ValueError: If an entry that says whether the client holds a class is not 0 or 1, or if the gradients belong
+                to classes that the client does not hold or are too large for float32 arithmetic.
         """
         present = result.payload[PRESENT]
         if ((present != 0) & (present != 1)).any():
@@ -151,7 +153,7 @@ class CReFF(FederatedModule):
         return {**result.payload, GRADIENTS: gradients}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the averaged model, match the features, re-train the classifier."""
+        """Take the averaged model, match the artificial features, and re-train the classifier."""
         retrained, options = self._retrained(state), self.hparams
         weight, bias = retrained[WEIGHT], retrained[BIAS]
         num_classes, size = weight.shape
@@ -184,13 +186,13 @@ def class_gradient_sums(features: Tensor, labels: Tensor, weight: Tensor, bias: 
     """Sum, for each class, the gradients of its examples' cross-entropy with respect to a linear classifier.
 
     Args:
-        features: Shape (B, D).
-        labels: Shape (B,).
-        weight: Shape (C, D).
-        bias: Shape (C,).
+        features: Features of shape (B, D).
+        labels: Classes of shape (B,).
+        weight: Weight of the classifier, shape (C, D).
+        bias: Bias of the classifier, shape (C,).
 
     Returns:
-        Shape (C, C, D + 1): class of the examples, row of the classifier, its weights and its bias.
+        Shape (C, C, D + 1): class of the examples, row of the classifier, and the weights and bias of that row.
     """
     num_classes = len(bias)
     members = functional.one_hot(labels, num_classes).to(features.dtype)
@@ -200,11 +202,11 @@ def class_gradient_sums(features: Tensor, labels: Tensor, weight: Tensor, bias: 
 
 
 def matching_loss(gradients: Tensor, target: Tensor) -> Tensor:
-    """Return 1 - cosine, summed over classes, over the rows of the weights, and once for the bias.
+    """Return 1 - cosine, summed over the classes and over the rows of the weight, plus once per class for the bias.
 
     Args:
-        gradients: Shape (K, C, D + 1), of artificial features.
-        target: The same, of real ones.
+        gradients: Gradients on artificial features, shape (K, C, D + 1).
+        target: Gradients on real features, of the same shape.
     """
 
     def distances(mine: Tensor, theirs: Tensor) -> Tensor:
@@ -219,16 +221,16 @@ def matching_loss(gradients: Tensor, target: Tensor) -> Tensor:
 def match_features(
     features: Tensor, held: Tensor, target: Tensor, weight: Tensor, bias: Tensor, num_steps: int, lr: float
 ) -> Tensor:
-    """Move the artificial features of some classes until their gradients point as the real ones do.
+    """Optimise the artificial features of some classes so that their gradients point like those of real features.
 
     Args:
-        features: Shape (C, n, D).
-        held: Classes with a target, shape (K,); the features of the others stay.
+        features: Artificial features of shape (C, n, D).
+        held: Classes with a target, shape (K,); the features of the other classes do not change.
         target: Mean class gradients of real features, shape (K, C, D + 1).
-        weight: Of the classifier, shape (C, D).
-        bias: Of the classifier, shape (C,).
-        num_steps: Steps.
-        lr: Their size, by plain SGD.
+        weight: Weight of the classifier, shape (C, D).
+        bias: Bias of the classifier, shape (C,).
+        num_steps: Number of steps.
+        lr: Step size of plain SGD.
 
     Returns:
         Features of shape (C, n, D).
@@ -257,13 +259,13 @@ def retrain(
     """Train a linear classifier on the artificial features.
 
     Args:
-        features: Shape (C, n, D).
+        features: Artificial features of shape (C, n, D).
         weight: Initial weights, shape (C, D); the bias starts at 0.
-        num_steps: Steps of SGD.
-        lr: Their size.
-        momentum: Their momentum, not Nesterov's.
-        batch_size: Features in a step; None: all of them.
-        generator: Of the order in which batches take them.
+        num_steps: Number of SGD steps.
+        lr: Step size.
+        momentum: Momentum of SGD (not Nesterov).
+        batch_size: Features per step; None: all of them.
+        generator: Draws the order of the features.
 
     Returns:
         Weights of shape (C, D), bias of shape (C,).
@@ -284,7 +286,7 @@ def retrain(
 def batches(
     features: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of features (N, D) and labels (N,) without end, pass after pass in a new order."""
+    """Yield batches of features (N, D) and labels (N,) endlessly, in a new order in each pass."""
     while True:
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
         for first in range(0, len(labels), batch_size):

@@ -9,15 +9,18 @@ from fedamm_pl.algorithms.decoupled import DecoupledModule
 class CRT(DecoupledModule):
     """FedAvg, followed by training a new random classifier on the fixed features, with balanced sampling of the classes.
 
-    ``where: server``: before an evaluation, on the server's balanced images; training is FedAvg's, bit for bit, and with 0
-    steps it is exactly FedAvg. It is the control of MetaFineTune, which updates the entire network. ``where: clients``: in
-    the rounds from ``stage2_start`` on, on the clients' own images, see :class:`DecoupledModule`. A client then sends the
-    classifier, C (D + 1) numbers, and its class counts, 8 C bytes, in place of the model, so its class counts are revealed; it
-    receives the model and 8 bytes. Before that round it is FedAvg, bit for bit. The server's sums are beyond what a median
-    or trimmed mean protects.
+    ``where: server``: the classifier is re-trained before an evaluation, on the server's balanced images. Training is
+    FedAvg's, bit for bit, and with 0 steps it is exactly FedAvg. It is the control for MetaFineTune, which updates the
+    entire network.
 
-    The authors take a learning rate of 0.2 for batches of 512, falling to 0 over 10 epochs. Here it is that of the
-    option, at the clients in all steps. In a plain Trainer it is FedAvg.
+    ``where: clients``: the classifier is re-trained in the rounds from ``stage2_start`` on, on the clients' own images,
+    see :class:`DecoupledModule`. A client then sends the classifier, C (D + 1) numbers, and its class counts, 8 C
+    bytes, in place of the model, so its class counts are revealed; it receives the model and 8 bytes. Before that round
+    it is FedAvg, bit for bit. A median or trimmed mean does not protect the sums that the server computes from the
+    classifiers.
+
+    The authors use a learning rate of 0.2 for batches of 512, which falls to 0 over 10 epochs. Here it is
+    ``retrain_lr``, which is constant at the clients. In a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -36,21 +39,21 @@ class CRT(DecoupledModule):
         calibrate: When the server does it: evaluations (before each evaluation) or end (only before the last one).
 
     Raises:
-        ValueError: If an option is out of range or of the other place, there is no such network, or no linear layer gives its
-            logits.
+        ValueError: If an option is out of range or does not apply to ``where``, there is no such network, or no linear
+            layer gives its logits.
     """
 
     def renewed(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return a new classifier, drawn as torch draws linear layers."""
+        """Return a new random classifier, initialised like a linear layer of torch."""
         bound = weight.shape[1] ** -0.5
         new = [torch.rand(value.shape, generator=generator) * 2 * bound - bound for value in (weight, bias)]
         return new[0].to(weight), new[1].to(bias)
 
     def started(self, weight: Tensor, bias: Tensor) -> list[Tensor]:
-        """Return all of the classifier."""
+        """Return copies of the weight and the bias: the whole classifier is trained."""
         return [weight.clone(), bias.clone()]
 
     def classifier(self, trained: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is trained."""
+        """Return the trained weight and bias."""
         weight, bias = trained
         return weight, bias

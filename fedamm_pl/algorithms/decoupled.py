@@ -1,4 +1,4 @@
-"""``DecoupledModule``: the base of methods that train the classifier once more, with the same number of examples per class."""
+"""``DecoupledModule``: the base class of methods that re-train the classifier with class-balanced examples."""
 
 import dataclasses
 import math
@@ -28,17 +28,18 @@ STAGE, COUNTS, ROWS = "stage2", "class_counts", "rows."
 class DecoupledModule(PostHocModule):
     """FedAvg, then a second stage in which the features are unchanged and the classifier alone is trained.
 
-    A subclass says by :meth:`renewed`, :meth:`started` and :meth:`classifier` what of it is trained. In either place the
-    network, its BatchNorm too, computes as in an evaluation, and steps are those of SGD with the momentum and weight decay of
-    the first stage, whatever ``local_optimizer`` is.
+    A subclass defines what is trained by :meth:`renewed`, :meth:`started` and :meth:`classifier`. At the server and at
+    the clients, the network and its BatchNorm layers run in evaluation mode, and the steps are those of SGD with the
+    momentum and weight decay of the first stage, whatever ``local_optimizer`` is.
 
-    ``where: server``: before an evaluation, on the server's balanced images, in steps whose learning rate falls to 0 along a
-    cosine. The next round trains without that.
+    ``where: server``: the second stage runs before an evaluation, on the server's balanced images, with a learning rate
+    that falls to 0 along a cosine. The next round continues from the model without it.
 
-    ``where: clients``: in the rounds from ``stage2_start`` on, instead of the whole network. A client draws its classes
-    equally often; classes that it lacks are left out of its softmax. It sends the classifier and its class counts, and each row
-    of the classifier is averaged over the clients in proportion to their examples of that class, whatever the run's
-    aggregation and server optimizer are. A row that no client holds stays.
+    ``where: clients``: in the rounds from ``stage2_start`` on, clients train the classifier instead of the whole
+    network. A client draws its classes equally often; classes that it lacks are left out of its softmax. It sends the
+    classifier and its class counts, and each row of the classifier is averaged over the clients in proportion to their
+    examples of that class, whatever the run's aggregation and server optimizer are. A row whose class no client holds
+    does not change.
 
     Args:
         num_classes: Number of classes C.
@@ -57,11 +58,11 @@ class DecoupledModule(PostHocModule):
         calibrate: When the server does it: evaluations (before each evaluation) or end (only before the last one).
 
     Raises:
-        ValueError: If an option is out of range or of the other place, there is no such network, or no linear layer gives its
-            logits.
+        ValueError: If an option is out of range or does not apply to ``where``, there is no such network, or no linear
+            layer gives its logits.
     """
 
-    plain_steps = True  # of the first stage; the constructor says the rest
+    plain_steps = True  # of the first stage; the constructor sets it to False if the second runs at the clients
 
     def __init__(
         self,
@@ -97,12 +98,12 @@ class DecoupledModule(PostHocModule):
 
     @property
     def returned(self) -> Mapping[str, Reduction]:  # type: ignore[override]  # an option decides
-        """What clients send besides the model, if they take part in the second stage."""
+        """How the server reduces the additional entries of the clients, including those of the second stage."""
         return {**super().returned, **({ROWS: "sum", COUNTS: "sum"} if self.at_clients else {})}
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             server=NOTHING if self.at_clients else "balanced labelled images",
             revealed="class counts" if self.at_clients else NOTHING,
@@ -113,20 +114,20 @@ class DecoupledModule(PostHocModule):
     # What is trained
 
     def renewed(self, weight: Tensor, bias: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the classifier with which the second stage starts, given the trained one; here that one."""
+        """Return the classifier with which the second stage starts, given the trained one; here the trained one."""
         return weight, bias
 
     def started(self, weight: Tensor, bias: Tensor) -> list[Tensor]:
-        """Return what is trained at its start, tensors of their own."""
+        """Return the tensors that are trained, at their initial values; they share no memory with the classifier."""
         raise NotImplementedError
 
     def classifier(self, trained: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight (C, D) and bias (C,) that it amounts to.
+        """Return the weight (C, D) and bias (C,) that follow from the trained tensors.
 
         Args:
-            trained: As :meth:`started` made it and training has moved it.
-            weight: That it started from.
-            bias: The same.
+            trained: The tensors of :meth:`started` after some training.
+            weight: The weight with which the second stage started.
+            bias: The bias with which the second stage started.
         """
         raise NotImplementedError
 
@@ -143,12 +144,12 @@ class DecoupledModule(PostHocModule):
         return self.session is not None and STAGE in self.session.payload
 
     def local_data(self, session: ClientSession) -> ClientData:
-        """Return the client's data, in the second stage drawn in balance."""
+        """Return the client's data, with class-balanced sampling in the second stage."""
         data = super().local_data(session)
         return dataclasses.replace(data, balanced=True) if STAGE in session.payload else data
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer, in the second stage of the classifier alone."""
+        """Return the optimizer; in the second stage it trains only the classifier."""
         if not self._second:
             return super().configure_optimizers()
         layer = self.get_submodule(self._head)
@@ -157,14 +158,14 @@ class DecoupledModule(PostHocModule):
         return self._optimizer(self._trained)
 
     def on_train_start(self) -> None:
-        """In the second stage, hold the network as it is and note which classes the client lacks."""
+        """In the second stage, set the network to evaluation mode and load the client's class counts."""
         super().on_train_start()
         if self.session is not None and self._second:
             self.model.eval()
             self._counts = self.session.data.class_counts(self.hparams["num_classes"]).to(self.device)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return the batch loss; in the second stage of the classifier on fixed features, among the client's classes."""
+        """Return the batch loss; in the second stage, on fixed features and over the client's classes only."""
         if not self._second:
             return super().training_step(batch, batch_idx)
         images, labels = batch
@@ -176,7 +177,7 @@ class DecoupledModule(PostHocModule):
         return losses.mean()
 
     def client_payload(self) -> State:
-        """Return the model, in the second stage the classifier and the class counts."""
+        """Return the model; in the second stage the classifier and the class counts."""
         if not self._second:
             return super().client_payload()
         with torch.no_grad():
@@ -186,7 +187,7 @@ class DecoupledModule(PostHocModule):
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
-        """Send the model; in the second stage with the classifier with which that starts, and a mark that it is on."""
+        """Send the model; in the second stage also a flag, and in its first round with the renewed classifier."""
         sent = super().broadcast(state, server)
         if not self.at_clients or server.round_num < self.hparams["stage2_start"]:
             return sent
@@ -197,17 +198,17 @@ class DecoupledModule(PostHocModule):
         return {**sent, **_like(self.as_state(*renewed), sent), **mark}
 
     def expected_payload(self, sent: State) -> State:
-        """Return the model, in the second stage the classifier and class counts."""
+        """Return the model; in the second stage the classifier and the class counts."""
         if STAGE not in sent:
             return super().expected_payload(sent)
         counts = torch.zeros(self.hparams["num_classes"], dtype=torch.int64)
         return {**{name: sent[name] for name in self._names()}, COUNTS: counts}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Return, of the second stage, the rows of the classifier times the client's examples of their classes.
+        """Return the payload; in the second stage, each row of the classifier times the examples of its class.
 
         Raises:
-            ValueError: If its class counts are not those of its examples.
+            ValueError: If the class counts do not match the client's number of examples.
         """
         if STAGE not in server.sent:
             return super().contribution(result, server)
@@ -217,7 +218,7 @@ class DecoupledModule(PostHocModule):
         return {COUNTS: counts, **{ROWS + name: value * _by_row(counts, value) for name, value in rows.items()}}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the averaged model; in the second stage the averaged rows of the classifier, with those that no client holds."""
+        """Take the averaged model; in the second stage also the averaged rows of classes that clients hold."""
         state = super().server_step(state, reduced, server)
         if STAGE not in server.sent:
             return state
@@ -230,11 +231,11 @@ class DecoupledModule(PostHocModule):
         return {**state, **made, STAGE: server.sent[STAGE]}
 
     def calibrates(self, last: bool) -> bool:
-        """Return whether it is time to, at the server."""
+        """Return whether the server re-trains the classifier before this evaluation."""
         return not self.at_clients and self.hparams["retrain_steps"] > 0 and super().calibrates(last)
 
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:
-        """Return the classifier, re-trained on the server's balanced images."""
+        """Return the classifier re-trained on the server's balanced images."""
         start = self.renewed(*self.classifier_of(state), server.generator(type(self).__name__))
         trained = [value.requires_grad_() for value in self.started(*start)]
         optimizer, num_steps = self._optimizer(trained), self.hparams["retrain_steps"]
@@ -258,10 +259,10 @@ class DecoupledModule(PostHocModule):
 
 
 def _by_row(counts: Tensor, value: Tensor) -> Tensor:
-    """Return numbers by class, shape (C,), so that they multiply the rows of a weight (C, D) or a bias (C,)."""
+    """Reshape counts (C,) so that they multiply the rows of a weight (C, D) or the entries of a bias (C,)."""
     return counts.view(-1, *[1] * (value.ndim - 1))
 
 
 def _like(state: State, other: State) -> State:
-    """Return tensors in the types of others by the same names, and where those are."""
+    """Convert tensors to the types and devices of the tensors with the same names."""
     return {name: value.to(other[name]) for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""An ensemble of clients' models on a pool of the server's images, and the net that calibrates it, as FEDIC has them."""
+"""The ensemble of the clients' models on a pool of the server's images, and the net that calibrates it, for FEDIC."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,21 +11,22 @@ from fedamm_pl.protocol.messages import State
 
 NET, MOMENTS = "calibration_net.", "calibration_adam."
 LABELLED, UNLABELLED = 20, 128
-"""Images of a batch."""
+"""Number of images in a labelled and in an unlabelled batch."""
 MAX_OUTPUT = 1e6
-"""The largest logit or feature of a model that has a voice."""
+"""Largest absolute logit or feature of a model that takes part in the ensemble."""
 
 
 class CalibrationNet(nn.Module):
-    """Makes one teacher of several models: weighs their logits against each other by image, adjusts them by class, and gates.
+    """Combines the logits of several models into a teacher: weights per image, an adjustment per class, and a gate.
 
-    ``a_k = sigmoid(u . z_k + u0)``, divided by their sum; ``z' = s * sum_k a_k z_k + t``, class by class;
-    ``c = sigmoid(v . f + v0)`` with f the mean of the models' features; the teacher is ``c z' + (1 - c) g``, g the logits of
-    the fine-tuned model. u, s start at 1, v at random as that of a linear layer, the others at 0.
+    The weights of the models are ``a_k = sigmoid(u . z_k + u0)``, divided by their sum. The combined logits are
+    ``z' = s * sum_k a_k z_k + t``, where s and t have one entry per class. The gate is ``c = sigmoid(v . f + v0)``,
+    where f is the mean of the models' features. The teacher is ``c z' + (1 - c) g``, where g are the logits of the
+    fine-tuned model. u and s start at 1, v at random values like those of a linear layer, and the others at 0.
 
     Args:
         num_classes: Number of classes C.
-        num_features: Their number D.
+        num_features: Number of features D.
         generator: Draws v.
     """
 
@@ -47,7 +48,7 @@ class CalibrationNet(nn.Module):
             features: f, shape (B, D).
             refined: g, shape (B, C).
         """
-        # the softmax of log sigmoid: a sum of sigmoids may be 0 in floating point
+        # a softmax of log-sigmoids, because a sum of sigmoids may be 0 in floating point
         shares = functional.logsigmoid(logits @ self.vote + self.vote_bias).softmax(0)  # (K, B)
         joined = self.scale * torch.einsum("kb,kbc->bc", shares, logits) + self.shift
         gate = (features @ self.gate + self.gate_bias).sigmoid()[:, None]  # (B, 1)
@@ -57,13 +58,14 @@ class CalibrationNet(nn.Module):
 
 @dataclasses.dataclass
 class Pool:
-    """The images of a round, and what the clients' models make of them.
+    """The images of a round, and the outputs of the clients' models on them.
 
     Attributes:
-        images: A draws of the same n images one after the other, uint8, shape (N, in_channels, H, W) with N = A n.
-        labels: Of one draw, shape (n,), on the module's device.
-        votes: Logits of each model, of shape (N, C).
-        features: Sum of the models' features, shape (N, D); a scalar 0 before the first.
+        images: A draws of the same n images, one draw after the other, uint8, shape (N, in_channels, H, W) with N = A
+            n.
+        labels: Labels of one draw, shape (n,), on the module's device.
+        votes: Logits of each model, each of shape (N, C).
+        features: Sum of the models' features, shape (N, D); a scalar 0 before the first model.
     """
 
     images: Tensor
@@ -72,21 +74,21 @@ class Pool:
     features: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
 
     def add(self, features: Tensor, logits: Tensor) -> bool:
-        """Add a model by its outputs, and return True; or False, if they cannot be used in an ensemble."""
-        if not all(bool((part.abs() <= MAX_OUTPUT).all()) for part in (features, logits)):  # NaN is not either
+        """Add the outputs of a model; return False if they cannot be used in an ensemble, else True."""
+        if not all(bool((part.abs() <= MAX_OUTPUT).all()) for part in (features, logits)):  # also refuses NaN
             return False
         self.votes.append(logits)
         self.features = self.features.to(features) + features
         return True
 
     def labelled(self, generator: torch.Generator) -> Tensor:
-        """Draw different images, each in one of its draws; return their indices."""
+        """Draw a labelled batch: distinct images, each from a random draw; return their indices."""
         size = len(self.labels)
         chosen = torch.randperm(size, generator=generator)[:LABELLED]
         return chosen + size * torch.randint(len(self.images) // size, chosen.shape, generator=generator)
 
     def unlabelled(self, generator: torch.Generator) -> Tensor:
-        """Draw indices of images in any of their draws."""
+        """Draw an unlabelled batch from all draws of the images; return the indices."""
         return torch.randperm(len(self.images), generator=generator)[:UNLABELLED]
 
     def labels_of(self, indices: Tensor) -> Tensor:
@@ -95,12 +97,12 @@ class Pool:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the divergence KL(teacher || student) of class probabilities, mean over the images.
+    """Return the divergence KL(teacher || student) of the class probabilities, averaged over the images.
 
     Args:
         student: Logits of shape (B, C).
         teacher: Logits of shape (B, C).
-        temperature: Divides both; the loss is not multiplied by its square.
+        temperature: Divides both logits; the loss is not multiplied by its square.
     """
     mine, theirs = ((logits / temperature).log_softmax(1) for logits in (student, teacher))
     return functional.kl_div(mine, theirs, reduction="batchmean", log_target=True)
@@ -116,13 +118,13 @@ def kept_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> State:
 
 
 def take_up(net: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Put what :func:`kept_of` has returned back in its place; nothing, where there is none."""
+    """Restore a net and its optimizer from the entries of :func:`kept_of`, if there are any."""
     for name, parameter in net.named_parameters():
         if NET + name in state:
             parameter.data.copy_(state[NET + name])
         parts = [key for key in state if key.startswith(MOMENTS) and key.endswith(f".{name}")]
         if parts:
-            # its count of steps is a number on the CPU
+            # Adam's step count stays on the CPU
             optimizer.state[parameter] = {
                 part: state[key].cpu().clone() if part == "step" else state[key].to(parameter, copy=True)
                 for key in parts

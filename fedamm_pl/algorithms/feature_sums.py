@@ -1,4 +1,4 @@
-"""Sums of the features of each class: what adds up over clients to their mean and covariance, and a Gaussian made of it."""
+"""Sums of features per class, which add up over clients and give means and covariances, and draws from a Gaussian."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 MAX_FEATURE = torch.finfo(torch.float32).max
 ROUNDING = 1e-9
-"""How far rounding may put a sum of squares off, as a share of it."""
+"""Relative rounding error that is allowed in a sum of squares."""
 
 
 def require_counts(counts: Sequence[int], num_examples: int) -> None:
-    """Check that a client's class counts are those of its examples.
+    """Check that a client's class counts match its number of examples.
 
     Args:
-        counts: Of each class.
-        num_examples: That the client reports.
+        counts: Number of examples of each class.
+        num_examples: Number of examples that the client reports.
 
     Raises:
-        ValueError: If one is below 0, or they do not add up to it.
+        ValueError: If a count is below 0, or they do not add up to ``num_examples``.
     """
     if min(counts) < 0:
         raise ValueError(f"its class counts are below 0: {min(counts)}")
@@ -34,14 +34,14 @@ def no_sums(num_classes: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def add_features(features: Tensor, labels: Tensor, counts: Tensor, sums: Tensor, products: Tensor) -> None:
-    """Add a batch of features to :func:`no_sums`, in place, in float64.
+    """Add a batch of features in place to the sums of :func:`no_sums`, in float64.
 
     Args:
-        features: Shape (B, D).
-        labels: Shape (B,).
-        counts: Shape (C,).
-        sums: Shape (C, D).
-        products: Shape (C, D (D + 1) / 2).
+        features: Features of shape (B, D).
+        labels: Classes of shape (B,).
+        counts: Number of examples of each class, shape (C,).
+        sums: Sums of the features, shape (C, D).
+        products: Upper triangles of the sums of products, shape (C, D (D + 1) / 2).
     """
     rows, columns = torch.triu_indices(features.shape[1], features.shape[1])
     features, labels = features.cpu().double(), labels.cpu()
@@ -54,7 +54,7 @@ def add_features(features: Tensor, labels: Tensor, counts: Tensor, sums: Tensor,
 
 
 def whole(triangle: Tensor, size: int) -> Tensor:
-    """Return the symmetric matrix (D, D) of an upper triangle."""
+    """Return the symmetric matrix (D, D) with a given upper triangle."""
     rows, columns = torch.triu_indices(size, size)
     matrix = triangle.new_zeros(size, size)
     matrix[rows, columns] = matrix[columns, rows] = triangle
@@ -65,9 +65,9 @@ def impossible(count: int, sums: Tensor, products: Tensor) -> str | None:
     """Return why these cannot be sums of features, or None.
 
     Args:
-        count: Of how many.
-        sums: Of the features, shape (D,).
-        products: Of their products, the upper triangle, shape (D (D + 1) / 2,).
+        count: Number of features.
+        sums: Sum of the features, shape (D,).
+        products: Upper triangle of the sum of their products, shape (D (D + 1) / 2,).
     """
     if count == 0:
         return "they are not 0" if sums.any() or products.any() else None
@@ -89,12 +89,12 @@ def impossible(count: int, sums: Tensor, products: Tensor) -> str | None:
 
 
 def pooled(count: int, sums: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased covariance of features of which the sums are known.
+    """Return the mean and the unbiased covariance of features, given their sums.
 
     Args:
-        count: N, how many; of a single one the covariance is 0.
-        sums: Shape (D,).
-        products: The upper triangle of the sum of their products, shape (D (D + 1) / 2,).
+        count: Number N of features; for a single one the covariance is 0.
+        sums: Sum of the features, shape (D,).
+        products: Upper triangle of the sum of their products, shape (D (D + 1) / 2,).
 
     Returns:
         ``mu = sums / N`` of shape (D,), ``(products - N mu mu^T) / (N - 1)`` of shape (D, D).
@@ -105,15 +105,15 @@ def pooled(count: int, sums: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def drawn(mean: Tensor, covariance: Tensor, num_features: int, generator: torch.Generator) -> Tensor:
-    """Draw from a Gaussian, by the eigenvalues of its covariance: those below 0 count as 0, to all 1e-6 is added.
+    """Draw from a Gaussian after setting negative eigenvalues of its covariance to 0 and adding 1e-6 to all of them.
 
-    By the symmetric root of it, which rounding moves little; eigenvectors alone may turn.
+    It uses the symmetric square root of the covariance, which rounding changes little; eigenvectors alone may rotate.
 
     Args:
         mean: Shape (D,).
         covariance: Shape (D, D).
-        num_features: How many.
-        generator: Of the draws.
+        num_features: Number of draws.
+        generator: Source of the draws.
 
     Returns:
         Shape (num_features, D).

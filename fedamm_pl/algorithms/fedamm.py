@@ -27,7 +27,7 @@ from fedamm_pl.protocol.messages import State
 MetaUpdate = Literal["asynchronous", "synchronous"]
 WeightNetInit = Literal["default", "flat"]
 LOSS_GRID = tuple(0.25 * step for step in range(41))
-"""Losses in nats at which figures show the weight net, and the lower edges of their histogram of losses."""
+"""Losses (in nats) at which the figures show the weight net; also the lower bin edges of their loss histogram."""
 
 
 class FedAMM(MetaExchange):
@@ -38,14 +38,16 @@ class FedAMM(MetaExchange):
     support, and trains with the updated one. The server averages weight nets like classifiers. With a constant weight net a client's step
     equals FedAvg's; ``weight_net_init: flat`` starts with one, so the first round is FedAvg's.
 
-    With ``families``, V is that of CMW-Net: one output for each family of classes of similar size, after shared layers. ``fixed`` families
-    are the shot groups. ``local`` families are formed from the client's own class counts, which do not leave it; ``global`` families from
-    those of all clients, which the server must know and sends with the model, 8 C bytes to each client, as with ``counts: global``. With
-    one family, or equal outputs, V is the plain one. ``objective`` is the loss that is weighted, and it is also the input of V; the meta
-    loss remains the plain cross-entropy.
+    With ``families``, V is the weight net of CMW-Net: it has one output for each family of classes of similar size,
+    after shared layers. ``fixed`` families are the shot groups. ``local`` families are formed from the client's own
+    class counts, which do not leave the client. ``global`` families are formed from the class counts of all clients;
+    the server must know them and sends them with the model, 8 C bytes to each client, as with ``counts: global``. With
+    one family, or with equal outputs, V is the plain weight net. ``objective`` is the loss that is weighted, and it is
+    also the input of V; the meta loss remains the plain cross-entropy.
 
-    The exchange before the epochs costs as many bytes as FedAvg: w_hat up and g down, each of the size of w. ``exchange: bfloat16`` sends
-    both in half the bytes, w_hat as its difference from w; ``head`` sends only the last linear layer's part.
+    The exchange before the epochs costs as many bytes as FedAvg: the client sends w_hat and receives g, each the size
+    of w. ``exchange: bfloat16`` sends both in half the bytes, w_hat as its difference from w; ``head`` sends only the
+    part of the last linear layer.
 
     The distance that V moves is about the number of meta steps times ``meta_lr`` times ``lr``, but no rule sets ``meta_lr`` for all data:
     with the same product, and nearly the same learned curve, accuracy rose on one data set and fell on another (docs/results.md). If the
@@ -91,7 +93,7 @@ class FedAMM(MetaExchange):
     """
 
     trains_on_meta_set: ClassVar[bool] = True
-    plain_steps = True  # of asynchronous clients
+    plain_steps = True  # for asynchronous clients
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class FedAMM(MetaExchange):
         flat = weight_net_init == "flat"
         self.weight_net = WeightNet(weight_net_hidden, weight_net_depth, self.num_outputs, flat)
         self.automatic_optimization = False
-        self._unexamined = True  # whether the first batch of a plain Trainer is still to come
+        self._unexamined = True  # until a plain Trainer has seen its first batch
         self._collected = -1  # the round in which garbage was last collected
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, losses and weights of the epoch's batches
 
@@ -143,7 +145,7 @@ class FedAMM(MetaExchange):
     # Client
 
     def on_fit_start(self) -> None:
-        """Refuse what would silently give a wrong gradient; in a plain Trainer, start with equal weight nets."""
+        """Refuse settings that would silently give a wrong gradient; with several ranks, share rank 0's weight net."""
         if self.session is not None:
             check_client(self.trainer)
             return
@@ -153,7 +155,7 @@ class FedAMM(MetaExchange):
             torch.distributed.broadcast(parameter.data, 0)
 
     def on_train_start(self) -> None:
-        """Start the epoch's sums; once per round, collect what ``higher`` leaves in reference cycles: its patched networks."""
+        """Reset the epoch's sums; once per round, free the networks that ``higher`` leaves in reference cycles."""
         super().on_train_start()
         self.learn_classes(self.session)
         self._seen = []
@@ -170,7 +172,7 @@ class FedAMM(MetaExchange):
             end_epoch_with_train_loader(self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Update the weight net if it is time, then take a step on the weighted batch loss."""
+        """Update the weight net if an update is due, then take a step on the weighted batch loss."""
         batch, meta = self._split(batch)
         images, labels = self.prepare(batch[0]), batch[1]
         if self.session is None and self._unexamined:
@@ -206,11 +208,11 @@ class FedAMM(MetaExchange):
         return {**self.shared_state(), **returned}
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each example that is weighted, shape (B,)."""
+        """Return the loss of each example before weighting, shape (B,)."""
         return self.weighing.losses(logits, labels)
 
     def step_loss(self, logits: Tensor, labels: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the weighted batch loss, and the losses that are weighted."""
+        """Return the weighted batch loss, and the losses before weighting."""
         losses = self.objective_of(logits, labels)
         with torch.no_grad():
             raw_weights = self.weighing.weights(self.weight_net, losses, labels)
@@ -220,7 +222,7 @@ class FedAMM(MetaExchange):
         return weighted_loss(*counted), losses
 
     def observe(self, labels: Tensor, losses: Tensor) -> None:
-        """Note the losses of a batch and what they weigh."""
+        """Record the losses of a batch and their weights."""
         with torch.no_grad():
             self._seen.append((labels, losses, self.weighing.weights(self.weight_net, losses, labels)))
 
@@ -232,7 +234,7 @@ class FedAMM(MetaExchange):
         if not self._joint:
             return weighted_loss(losses, raw_weights)
         (total,) = summed([raw_weights.sum()])
-        # times the number of ranks, since DDP takes the mean of their gradients
+        # multiplied by the number of ranks, since DDP averages the gradients over them
         return self.trainer.world_size * weighted_loss(losses, raw_weights, total)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -241,7 +243,7 @@ class FedAMM(MetaExchange):
 
         Args:
             support: Normalised images and labels.
-            meta: The meta batch in a plain Trainer; in a federation the server has it.
+            meta: The meta batch in a plain Trainer; None in a federation, where the server holds the meta set.
         """
         with self.session.during("meta step") if self.session else nullcontext():
             stepped = self._virtual_step(support)
@@ -250,7 +252,7 @@ class FedAMM(MetaExchange):
             else:
                 assert meta is not None
                 answer = self._meta_gradient(stepped, meta, self._joint)
-            self._meta_step(answer, self._optimizers[1].optimizer)  # not Lightning's own, whose steps count
+            self._meta_step(answer, self._optimizers[1].optimizer)  # not Lightning's wrapper, whose steps are counted
 
     @property
     def _optimizers(self) -> list[Any]:
@@ -273,7 +275,7 @@ class FedAMM(MetaExchange):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Read by DDP: the weight net's gradient comes from no backward pass of its own."""
+        """Entries that DDP ignores: the gradient of the weight net does not come from DDP's backward pass."""
         return [name for name in self.state_dict() if name.startswith("weight_net.")]
 
     def _split(self, batch: Any) -> tuple[Batch, Batch | None]:

@@ -6,5 +6,5 @@ from fedamm_pl.protocol.module import FederatedModule
 class FedAvg(FederatedModule):
     """Local SGD on the plain cross-entropy, then the average of the clients' states weighted by their examples.
 
-    The base class is FedAvg already; every other algorithm is written as its difference from it.
+    The base class already implements FedAvg; every other algorithm defines only its differences from it.
     """

@@ -21,17 +21,18 @@ MEAN_SIZE, MEAN, MEMORY = "mean_size", "mean.", "memory."
 class FedDyn(FederatedModule):
     """FedAvg with a linear and a quadratic term in each client's loss, which align the clients' optima with the global optimum.
 
-    A client remembers how far it has moved in all its rounds, ``l_k <- l_k + w_k - w`` from 0, and minimises the cross-entropy
-    plus ``a_k <w, l_k> + a_k / 2 |w - w_received|^2``, where a_k is alpha times the mean number of examples of all K clients over
-    its own. The server adds to the mean of the trained models, not weighted by examples, the mean memory h of all K clients,
-    also of those never drawn: ``h <- h + (1 / K) sum_S (w_k - w)``, and sends ``mean + h``. What is evaluated and delivered is the
-    mean without h. BatchNorm statistics are averaged as in FedAvg.
+    Each client adds up its updates over all its rounds: ``l_k <- l_k + w_k - w``, starting at 0. It minimises the
+    cross-entropy plus ``a_k <w, l_k> + a_k / 2 |w - w_received|^2``, where a_k is alpha times the mean number of
+    examples of all K clients, divided by the client's own number. The server keeps h, the mean of these sums over all K
+    clients, including clients that were never sampled: ``h <- h + (1 / K) sum_S (w_k - w)``. It sends ``mean + h``,
+    where the mean is that of the trained models, not weighted by examples. The mean without h is evaluated and
+    delivered. BatchNorm statistics are averaged as in FedAvg.
 
-    There is no limit in which it is FedAvg: with alpha = 0 a client's steps are FedAvg's, and h remains. Nothing extra is sent; a
-    client receives 8 bytes more, the mean number of examples, and keeps one model; the server keeps one. a_k is at most
-    1 / (2 lr): the steps of a client with very few examples would diverge. The method was derived for plain SGD, so momentum is 0
-    by default. A robust aggregation takes the place of the mean. In a plain Trainer there are no other clients, and it is FedAvg
-    with clipped gradients.
+    No setting makes it equal to FedAvg: with alpha = 0 a client's steps are those of FedAvg, but h is still added. A
+    client sends nothing extra and receives 8 bytes more, the mean number of examples. Each client stores one more
+    model, and so does the server. a_k is limited to 1 / (2 lr), since the steps of a client with very few examples
+    would diverge otherwise. The method was derived for plain SGD, so momentum is 0 by default. A robust aggregation
+    replaces the mean. In a plain Trainer there are no other clients, and it is FedAvg with clipped gradients.
 
     Args:
         num_classes: Number of classes C.
@@ -74,7 +75,7 @@ class FedDyn(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """Memories of the moves."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             client_state="the sum of its updates (one model)",
             server_state="the mean of these sums (one model)",
@@ -84,7 +85,7 @@ class FedDyn(FederatedModule):
     # Client
 
     def on_train_start(self) -> None:
-        """Take up what the client remembers, and the weight of its terms."""
+        """Load the client's memory, and compute the weight of the two terms."""
         super().on_train_start()
         self._terms: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, its received value, memory
         self._weight = 0.0
@@ -111,13 +112,13 @@ class FedDyn(FederatedModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Shorten the gradient of a step; as the Trainer says, if it does."""
+        """Clip the gradients as the Trainer is configured, or else to ``max_grad_norm``."""
         if gradient_clip_val is None and self.hparams["max_grad_norm"] is not None:
             gradient_clip_val, gradient_clip_algorithm = self.hparams["max_grad_norm"], "norm"
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def client_payload(self) -> State:
-        """Return the trained model, and remember how far it has moved."""
+        """Return the trained model, and add its update to the client's memory."""
         assert self.session is not None
         names = self._trained(remove_duplicate=True)
         self.session.kept = {
@@ -134,12 +135,12 @@ class FedDyn(FederatedModule):
         return {**super().broadcast(state, server), MEAN_SIZE: mean_size}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Have the parameters reduced by their plain mean, what else the model holds as in FedAvg."""
+        """Mark the parameters for the unweighted mean; other entries of the model are averaged as in FedAvg."""
         trained = self._trained()
         return {MEAN + name if name in trained else name: value for name, value in result.payload.items()}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Move h, and add it to the mean of the models."""
+        """Update h, and add it to the mean of the models."""
         share = server.num_results / server.num_clients
         stepped: State = {}
         for name in self._trained():
@@ -157,7 +158,7 @@ class FedDyn(FederatedModule):
         }
 
     def _trained(self, remove_duplicate: bool = False) -> dict[str, nn.Parameter]:
-        """Return what trains; tied parameters by all their names, or one."""
+        """Return the trainable shared parameters; tied parameters appear under all their names, or under one."""
         return {
             name: parameter
             for name, parameter in self.named_parameters(remove_duplicate=remove_duplicate)
@@ -170,7 +171,7 @@ def dynamic_term(now: Tensor, received: Tensor, memory: Tensor) -> Tensor:
 
     Args:
         now: w, of any shape.
-        received: The same parameter as it was received.
+        received: Value of the parameter that the client received.
         memory: l, of the same shape.
 
     Example:

@@ -13,12 +13,13 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 class ETFHead(nn.Module):
     """Scaled cosines between a learned projection of the features and the fixed corners of a simplex, one per class.
 
-    The corners are the columns of ``sqrt(C / (C - 1)) (I - 1/C)`` (a simplex equiangular tight frame): of length 1, with
-    cosines of -1 / (C - 1) between them. A rotation of them would be taken up by the projection, so none is drawn.
+    The corners are the columns of ``sqrt(C / (C - 1)) (I - 1/C)`` (a simplex equiangular tight frame). They have length
+    1, and the cosine between any two is -1 / (C - 1). They are not rotated at random, because the projection can learn
+    any rotation.
 
     Args:
         in_features: Size D of the features.
-        num_classes: Number of classes C, which is the size of the projection too.
+        num_classes: Number of classes C, which is also the size of the projection.
         scale: Initial value of the learned scale of the cosines.
     """
 
@@ -39,12 +40,13 @@ class ETFHead(nn.Module):
 class FedETF(ClassPriorModule):
     """FedAvg with a fixed simplex classifier on normalised features, trained with the balanced softmax of local class counts.
 
-    The network's last linear layer is replaced by an :class:`ETFHead`: classifiers of different clients cannot drift apart.
-    As in the authors' program, a class that a client does not hold counts as one example, and weight decay acts on the learned
-    scale too. Their scale starts at 10 in the default network for CIFAR-10, whose value this is, and at 1 in most others. A
-    random rotation of the corners, which the projection would take up, and the personal fine-tuning in turns of projection and
-    prototypes are left out. The method has no limit in which it is FedAvg. Nothing is sent but the model; the counts stay at the
-    client, and in a plain Trainer are those in ``info``.
+    The network's last linear layer is replaced by an :class:`ETFHead`, so the classifiers of different clients cannot
+    drift apart. As in the authors' program, a class that a client does not hold counts as one example, and weight decay
+    also acts on the learned scale. The authors' scale starts at 10 in their default network for CIFAR-10, which is the
+    default here, and at 1 in most of their other networks. Two parts are left out: a random rotation of the corners,
+    which the projection can learn, and the personal fine-tuning, which alternates between projection and prototypes. No
+    setting makes it equal to FedAvg. Only the model is sent; the counts stay at the client, and in a plain Trainer they
+    are those in ``info``.
 
     Args:
         num_classes: Number of classes C.

@@ -20,30 +20,31 @@ CONTROLLER, COUNTS = "controller", "class_counts"
 MAX_CONTROL = 100.0
 """Bound on the control variable u."""
 HIGHEST = 10.0
-"""Bound on the weight of a gradient."""
+"""Upper bound on the weight of a gradient."""
 BASE = 0.1
-"""The chance that the smallest class is left out of a batch's control; that of the largest is 1."""
+"""Probability that the smallest class is skipped in a batch; for the largest class it is 1."""
 
 
 class FedGraB(FederatedModule):
     """FedAvg with one sigmoid per class, whose positive and negative gradients are balanced by a controller at each client.
 
-    The loss is the binary cross-entropy summed over the classes. Each client keeps for each class the totals P_c and N_c of the
-    absolute gradients that its logit has had from examples of the class and from others. Before each step a PID controller turns
-    N_c - P_c into a control variable u_c, see :func:`controlled`; the gradients of the class's examples are multiplied by
-    phi(u_c), those of the others by phi(-u_c), see :func:`weight_of`. In a share of the batches, at random, a class is left as it
-    is and its gradients are not counted: 0.1^(r_c / (C - 1)) with r_c its rank by size, always for the largest (r = 0), one in
-    ten times for the smallest. u_c goes on meanwhile.
+    The loss is the binary cross-entropy summed over the classes. Each client keeps for each class the totals P_c and
+    N_c of the absolute gradients that the logit of the class has received from examples of the class and from other
+    examples. Before each step a PID controller turns N_c - P_c into a control variable u_c, see :func:`controlled`. The
+    gradients of the class's own examples are multiplied by phi(u_c), those of the others by phi(-u_c), see
+    :func:`weight_of`. In each batch, a class is skipped at random with probability 0.1^(r_c / (C - 1)), where r_c is
+    its rank by size: always for the largest class (r = 0), one time in ten for the smallest. The gradients of a skipped
+    class are not weighted and not added to its totals, but u_c is still updated.
 
-    Ranks are ``estimated`` from the lengths of the classifier's rows in the received model, as longer ones are those of larger
-    classes, or those of ``global_counts``: the class counts of all clients together, which the server must know then and sends
-    with the model, 8 C bytes. Nothing else is sent. A client keeps 5 C numbers between its rounds.
+    Ranks are ``estimated`` from the lengths of the classifier's rows in the received model, since larger classes have
+    longer rows, or computed from ``global_counts``: the class counts of all clients together, which the server must
+    then know and sends with the model, 8 C bytes. Nothing else is sent. A client keeps 5 C numbers between its rounds.
 
-    The authors' program never trains the classifier, takes a class's index for its rank, and does not bound u; here the classifier
-    is trained, ranks are as above, and u is within 100. With all three gains 0 it is FedAvg on the binary cross-entropy, which is
-    ``train/loss`` in any case, unweighted; ``test/loss`` is the softmax's. With ``local_optimizer`` sam a step sees its batch
-    twice and the controller moves once. In a plain Trainer a controller starts at 0 with the fit; on several devices each has its
-    own.
+    The authors' program never trains the classifier, uses the index of a class as its rank, and does not bound u. Here
+    the classifier is trained, ranks are determined as above, and u stays between -100 and 100. With all three gains 0
+    it is FedAvg on the binary cross-entropy. ``train/loss`` is always the unweighted binary cross-entropy;
+    ``test/loss`` is that of the softmax. With ``local_optimizer: sam`` a step sees its batch twice, and the controller
+    is updated once. In a plain Trainer the controller starts at 0 with each fit; with several devices each has its own.
 
     Args:
         num_classes: Number of classes C.
@@ -91,7 +92,7 @@ class FedGraB(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         known = self.hparams["ranks"] == "global_counts"
         return Privileges(
             server="the class counts of all clients together" if known else NOTHING,
@@ -101,7 +102,7 @@ class FedGraB(FederatedModule):
     # Client
 
     def on_train_start(self) -> None:
-        """Take up the controller that the client has kept, and the ranks of the received model."""
+        """Load the client's controller, and compute how likely each class is to be skipped."""
         super().on_train_start()
         kept = None if self.session is None else self.session.kept.get(CONTROLLER)
         fresh = torch.zeros(5, self.hparams["num_classes"], dtype=torch.float32)
@@ -112,7 +113,7 @@ class FedGraB(FederatedModule):
             self._generator = torch_generator(derive_seed(self.session.task.seed, "FedGraB"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Move the controller, and return the binary cross-entropy with the weights that it gives."""
+        """Update the controller, and return the binary cross-entropy with the weights that it gives."""
         images, labels = batch
         logits = self(images)
         logits = at_least_float32(logits)
@@ -136,7 +137,7 @@ class FedGraB(FederatedModule):
         return super().client_payload()
 
     def _sizes(self) -> Tensor:
-        """Return what classes are ranked by, shape (C,)."""
+        """Return the numbers by which classes are ranked, shape (C,)."""
         if self.hparams["ranks"] == "estimated":
             weight: Tensor = self.model.get_submodule(self._classifier).weight  # type: ignore[assignment]
             lengths: Tensor = weight.norm(dim=1)
@@ -155,7 +156,7 @@ def weight_of(control: Tensor) -> Tensor:
     """Return phi(u) = 10 / (1 + 9 exp(-u / 2)), the weight of gradients: 1 at 0, between 0 and 10.
 
     Args:
-        control: Of any shape.
+        control: Control variable u, of any shape.
 
     Example:
         >>> weight_of(torch.tensor([-100.0, 0.0, 100.0])).round(decimals=4)
@@ -165,13 +166,14 @@ def weight_of(control: Tensor) -> Tensor:
 
 
 def chances_of(sizes: Tensor) -> Tensor:
-    """Return the chance of each class to be left out of a batch's control: 0.1^(r_c / (C - 1)), r_c its rank by size.
+    """Return the probability that each class is skipped in a batch: 0.1^(r_c / (C - 1)), r_c its rank by size.
 
     Args:
-        sizes: By which classes are ranked, shape (C,); the largest has rank 0, of equals the first.
+        sizes: Numbers by which classes are ranked, shape (C,). The largest has rank 0; of equal ones the first is
+            ranked first.
 
     Returns:
-        Shape (C,).
+        Probabilities of shape (C,).
 
     Example:
         >>> chances_of(torch.tensor([7.0, 9.0, 5.0]))
@@ -185,14 +187,14 @@ def chances_of(sizes: Tensor) -> Tensor:
 
 
 def controlled(controller: Tensor, gains: tuple[float, float, float]) -> Tensor:
-    """Move the controller by a step: with e = N - P, ``u + K_p (e - e') + K_i e + K_d (e - 2 e' + e'')``, within 100.
+    """Update the controller, with e = N - P: ``u + K_p (e - e') + K_i e + K_d (e - 2 e' + e'')``, bounded by 100.
 
     Args:
         controller: Totals P and N, control u, the last error e' and the one before it e'', shape (5, C).
         gains: K_p, K_i and K_d.
 
     Returns:
-        The same after the step.
+        The updated controller, shape (5, C).
     """
     positive, negative, control, last, before = controller
     error = negative - positive
@@ -202,11 +204,11 @@ def controlled(controller: Tensor, gains: tuple[float, float, float]) -> Tensor:
 
 
 def example_weights(control: Tensor, members: Tensor, balanced: Tensor) -> Tensor:
-    """Return the weight of each gradient of a logit, shape (B, C): phi(u) in its own class, phi(-u) in the others.
+    """Return the weight of each logit's gradient, shape (B, C): phi(u) for the example's own class, else phi(-u).
 
     Args:
-        control: u, shape (C,).
-        members: 1 where an example is of the class, else 0; shape (B, C).
+        control: Control variable u, shape (C,).
+        members: 1 where an example belongs to the class, else 0; shape (B, C).
         balanced: Which classes are controlled in this batch, shape (C,); the others have weight 1.
     """
     weights = torch.where(members > 0, weight_of(control), weight_of(-control))
@@ -214,17 +216,17 @@ def example_weights(control: Tensor, members: Tensor, balanced: Tensor) -> Tenso
 
 
 def counted(controller: Tensor, logits: Tensor, members: Tensor, weights: Tensor, balanced: Tensor) -> Tensor:
-    """Add the absolute weighted gradients of a batch's mean loss to the totals of the classes that are controlled.
+    """Add the absolute weighted gradients of a batch's mean loss to the totals of the controlled classes.
 
     Args:
         controller: Shape (5, C), see :func:`controlled`.
-        logits: Shape (B, C).
+        logits: Logits of shape (B, C).
         members: Shape (B, C), see :func:`example_weights`.
-        weights: Shape (B, C).
-        balanced: Shape (C,).
+        weights: Weights of the gradients, shape (B, C).
+        balanced: Which classes are controlled in this batch, shape (C,).
 
     Returns:
-        The same with new totals.
+        The controller with new totals, shape (5, C).
     """
     sizes = (weights * (logits.sigmoid() - members)).abs() / len(logits)  # (B, C): |d loss / d logits|
     totals = torch.stack([(sizes * members).sum(0), (sizes * (1 - members)).sum(0)])

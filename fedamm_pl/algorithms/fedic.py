@@ -27,29 +27,32 @@ from fedamm_pl.protocol.session import ServerSession
 log = logging.getLogger(__name__)
 WEIGHT_DECAY = 2e-4
 EVALUATED = 250
-"""Images that are evaluated at once."""
+"""Number of images per forward pass in an evaluation."""
 
 
 class FEDIC(FederatedModule):
     """FedAvg whose server distils the ensemble of the clients' models, calibrated on its balanced images, into their average.
 
-    After each round the server (1) fine-tunes a copy w' of the average on its images, (2) trains a calibration net, see
-    :class:`CalibrationNet`, which weighs the clients' logits against each other and against those of w', and (3) trains the
-    average to agree with that teacher on batches without labels and with the labels on others. The net and its Adam's moments
-    are kept over rounds.
+    After each round the server (1) fine-tunes a copy w' of the average on its images, (2) trains a calibration net
+    (:class:`CalibrationNet`), which weights the clients' logits relative to each other and to those of w' and so forms
+    a teacher, and (3) trains the average to agree with the teacher on unlabelled batches and with the labels on
+    labelled ones. The calibration net and its Adam moments are kept between rounds.
 
-    It has the images that FedAMM and MetaFineTune have, and no others: its unlabelled images are new draws of the training transform
-    of the same ones, while the authors take another data set. ``num_draws`` of them are drawn each round, and each client's logits
-    and features on them stored, so that one model at a time is in memory: ``num_draws * C`` floats for each of its images and
-    client. All models are evaluated in evaluation mode, w' too once it is trained; w' and the average are trained in training
-    mode, so that running statistics then are those of the server's images.
+    The server has the same images as in FedAMM and MetaFineTune, and no others: the unlabelled images are new draws of
+    the training transform of these images, while the authors use another data set. ``num_draws`` draws are made each
+    round. The logits of each client's model on them are stored and its features are added to a sum, so only one model
+    at a time is in memory; this takes ``num_draws * C`` floats per image and client. All models are evaluated in
+    evaluation mode, including w' once it is trained. w' and the average are trained in training mode, so their running
+    statistics then come from the server's images.
 
-    Its work each round: it evaluates ``num_draws`` times its images for each client, and trains on about 17,000 images.
+    In each round the server evaluates every client's model on ``num_draws`` draws of its images, and trains on about
+    17,000 images.
 
-    Nothing extra is sent. But the server must see each client's model apart: sums alone, as secure aggregation gives them, do not
-    do, and a robust aggregation protects the average, not the ensemble. A model whose logits or features are not finite, or beyond
-    1e6, has no voice in it. With ``distill_steps`` 0 it is FedAvg; with ``distill_weight`` 0 the server fine-tunes the average
-    by Adam and no model but the average matters. In a plain Trainer it is FedAvg.
+    Nothing extra is sent, but the server must see each client's individual model: the sums that secure aggregation
+    provides are not enough, and a robust aggregation protects the average, not the ensemble. A model with logits or
+    features that are not finite, or larger than 1e6 in absolute value, is left out of the ensemble. With
+    ``distill_steps`` 0 it is FedAvg; with ``distill_weight`` 0 the server fine-tunes the average with Adam, and no
+    other model matters. In a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -107,7 +110,7 @@ class FEDIC(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         names = ("finetune_steps", "calibration_steps", "distill_steps")
         steps = " + ".join(str(self.hparams[name]) for name in names)
         return Privileges(
@@ -140,7 +143,7 @@ class FEDIC(FederatedModule):
         return {**next_state, **self.shared_state(), **kept}
 
     def _evaluated(self, results: Iterable[ClientResult], pool: Pool, server: ServerSession) -> Iterator[ClientResult]:
-        """Pass results on, each after its model has been evaluated."""
+        """Yield the results, each after its model has been evaluated on the pool."""
         for result in results:
             self.load_shared_state(result.payload)
             if not pool.add(*self._outputs(pool.images)):
@@ -157,11 +160,11 @@ class FEDIC(FederatedModule):
         return features, logits
 
     def _train(self, num_steps: int, loss_of: Callable[[int], Tensor]) -> None:
-        """Train the module's model by Adam.
+        """Train the module's model with Adam.
 
         Args:
-            num_steps: Steps.
-            loss_of: Number of a step -> its loss.
+            num_steps: Number of steps.
+            loss_of: Maps the index of a step to its loss.
         """
         self.train()
         trained = [value for value in self.model.parameters() if value.requires_grad]
@@ -180,7 +183,7 @@ class FEDIC(FederatedModule):
         weight, temperature = self.hparams["distill_weight"], self.hparams["temperature"]
         unlabelled, labelled = pool.unlabelled(generator), pool.labelled(generator)
         loss = torch.zeros((), device=self.device)
-        if weight > 0:  # a pass of its own, as its batch moves the running statistics
+        if weight > 0:  # a separate forward pass, because its batch updates the running statistics
             logits = at_least_float32(self(pool.images[unlabelled.to(pool.images.device)]))
             target = teacher[unlabelled.to(teacher.device)]
             loss = loss + weight * distillation_loss(logits, target, temperature)
@@ -194,14 +197,14 @@ class FEDIC(FederatedModule):
         """Train the calibration net.
 
         Args:
-            state: The server's, with what was kept of the net.
-            pool: With all votes.
+            state: The server's state, with the calibration net of the last round if there is one.
+            pool: The pool of images, with the logits of all models.
             refined: Logits of w' on the pool, shape (N, C).
-            batches: Indices of labelled images, one tensor a step.
-            generator: For its first weights.
+            batches: Indices of labelled images, one tensor per step.
+            generator: Draws the initial weights of the net.
 
         Returns:
-            Logits of the teacher on the pool, shape (N, C), and what is kept of the net.
+            Logits of the teacher on the pool, shape (N, C), and the entries of the server's state that keep the net.
         """
         votes, features = torch.stack(pool.votes), pool.features / len(pool.votes)
         net = CalibrationNet(refined.shape[1], features.shape[1], generator).to(refined)

@@ -11,13 +11,14 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 class FedLC(ClassPriorModule):
     """FedAvg on the cross-entropy of z_c - tau n_c^(-1/4), where n_c is the client's number of examples of class c.
 
-    The fewer examples a class has, the larger the margin by which it must win. A class that the client does not hold, whose
-    margin would be infinite, leaves the softmax: the client does not push it down, which is the point of the method. With
-    ``absent: one`` it counts as one example instead, and is pushed down almost as any rare class.
+    The fewer examples a class has, the larger the margin by which its logit must exceed the others. A class that the
+    client does not hold would have an infinite margin, so it is left out of the softmax. The client then does not lower
+    its logit, which is the purpose of the method. With ``absent: one`` the class counts as one example instead, and its
+    logit is lowered almost like that of any rare class.
 
-    Nothing extra is sent, the counts stay at the client. With tau = 0 and ``absent: one`` it is FedAvg, bit for bit; with tau =
-    0 alone, FedAvg on the softmax over the client's own classes. A client of one class then has a loss of 0 and learns
-    nothing. In a plain Trainer the counts are those in ``info``.
+    Nothing extra is sent; the counts stay at the client. With tau = 0 and ``absent: one`` it is FedAvg, bit for bit;
+    with tau = 0 and ``absent: mask`` it is FedAvg on the softmax over the client's own classes, where a client with a
+    single class has a loss of 0 and learns nothing. In a plain Trainer the counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.

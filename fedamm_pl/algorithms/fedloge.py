@@ -22,28 +22,31 @@ from fedamm_pl.seeding import numpy_generator
 
 Rows = npt.NDArray[np.float64]
 LENGTH, SIMPLEX_LR = 0.1, 1e-4
-"""Of the rows of the simplex, and of the steps that bring them there."""
+"""Length of the rows of the simplex, and step size of the optimisation that gives them this length."""
 
 
 class FedLoGe(FederatedModule):
     """FedAvg whose features are trained towards a fixed sparse simplex, and whose last layer is trained in parallel and then normalised.
 
-    Three heads see the same features z. The fixed one, M, alone trains the network before it, by cross-entropy on M z. The
-    network's last linear layer (A, a) learns the cross-entropy of A stop(z) + a; it is averaged with the model. The third, (L, l),
-    does the same at the client alone: it is kept there and never sent. The length of a row of A tells how frequent its class is
-    among all clients, that of a row of L how frequent it is at the client.
+    Three heads take the same features z. Only the fixed head M trains the layers below, by cross-entropy on M z. The
+    network's last linear layer (A, a) is trained by cross-entropy on A stop(z) + a and averaged with the model. The
+    third head (L, l) is trained in the same way, but it stays at the client and is never sent. The length of a row of A
+    reflects how frequent its class is among all clients, that of a row of L how frequent it is at the client.
 
-    What is evaluated and delivered has rows of A of equal length, their mean; the bias stays. ``personal/acc`` in the rows of a run is
-    that of the client's own logits ``A_c |L_c| . z + l_c + g_c``, A evened out and g the delivered model's, over the classes that
-    it holds; its images are weighted by its class counts, see :class:`FedRoD`. Both cost what FedRoD's cost.
+    In the model that is evaluated and delivered, the rows of A are scaled to their mean length; the bias does not
+    change. ``personal/acc`` in the rows of a run is the accuracy of the client's own logits
+    ``A_c |L_c| . z + l_c + g_c`` over the classes that the client holds, where A has the scaled rows and g are the
+    logits of the delivered model. Test images are weighted by the client's class counts, see :class:`FedRoD`. The costs
+    are the same as in FedRoD.
 
-    M is a function of the options: a simplex equiangular tight frame in a random orientation, of which a share ``sparsity`` of
-    each row is set to 0, and the others are moved until the rows have length 0.1 and are as far from each other as can be. It is
-    made before the first fit, in seconds, and never sent, so a client receives and sends what it does in FedAvg. It keeps
-    C (D + 1) numbers. In a plain Trainer the last layer is left as it was trained.
+    M depends only on the options. It is a simplex equiangular tight frame in a random orientation, in which a share
+    ``sparsity`` of the entries of each row is set to 0. The other entries are optimised for rows of length 0.1 that are
+    as far from each other as possible. M is computed before the first fit, within seconds, and never sent, so a client
+    receives and sends the same as in FedAvg. A client keeps C (D + 1) numbers. In a plain Trainer the last layer stays
+    as it was trained.
 
-    With sparsity and simplex_steps 0, M is FedETF's simplex without its projection. Where the authors scale rows to length 1.7,
-    they keep their mean length; and M has no bias. L starts at 0.
+    With ``sparsity`` and ``simplex_steps`` 0, M is the simplex of FedETF without its projection. The authors scale the
+    rows of the last layer to length 1.7; here they are scaled to their mean length. M has no bias. L starts at 0.
 
     Args:
         num_classes: Number of classes C, at most D, the size of the features.
@@ -104,7 +107,7 @@ class FedLoGe(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """A head of each client's own."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(client_state="its own head", work="client: two more heads at each step")
 
     @property
@@ -117,7 +120,7 @@ class FedLoGe(FederatedModule):
     # Client
 
     def on_train_start(self) -> None:
-        """Take the simplex."""
+        """Set the fixed head to the simplex."""
         super().on_train_start()
         options = self.hparams
         num_classes, size = self.simplex.shape
@@ -125,7 +128,7 @@ class FedLoGe(FederatedModule):
         self.simplex = made.to(self.head.weight)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the sum of the three losses, of which each reaches its own parameters."""
+        """Return the sum of the losses of the three heads; each loss trains only its own parameters."""
         labels = batch[1]
         features, _ = features_and_logits(self.model, self.prepare(batch[0]))
         losses = self.objective_of(functional.linear(features, self.simplex), labels)
@@ -134,7 +137,7 @@ class FedLoGe(FederatedModule):
         return self.batch_loss(losses) + auxiliary.mean() + own.mean()
 
     def configure_optimizers(self) -> Any:
-        """Return the local optimizer, of the client's own head too."""
+        """Return the local optimizer, which also trains the client's own head."""
         optimizer = super().configure_optimizers()
         optimizer.add_param_group({"params": list(self.own.parameters())})
         return optimizer
@@ -142,12 +145,12 @@ class FedLoGe(FederatedModule):
     # Evaluation
 
     def deployed(self, state: State) -> State:
-        """Return the model with the rows of its last layer evened out."""
+        """Return the model; with ``realign``, the rows of its last layer are scaled to equal length."""
         shared, name = super().deployed(state), f"{self._head}.weight"
         return {**shared, name: even_rows(shared[name])} if self.hparams["realign"] else shared
 
     def personal_logits(self, features: Tensor, logits: Tensor, class_counts: Tensor) -> Tensor:
-        """Return the sum of the client's own head, realigned, and of the delivered one, over the client's classes."""
+        """Return the logits of the client's own head, realigned, plus the delivered ones, over the client's classes."""
         weight = self.own.weight
         if self.hparams["realign"]:
             weight = self.head.weight * weight.norm(dim=1, keepdim=True)
@@ -156,7 +159,7 @@ class FedLoGe(FederatedModule):
 
 
 def even_rows(weight: Tensor) -> Tensor:
-    """Scale the rows of a matrix to their mean length; a row of zeros stays.
+    """Scale the rows of a matrix to their mean length; a row of zeros does not change.
 
     Args:
         weight: Shape (C, D).
@@ -176,14 +179,14 @@ def even_rows(weight: Tensor) -> Tensor:
 
 @cache
 def sparse_simplex(num_classes: int, size: int, sparsity: float, num_steps: int, seed: int) -> Tensor:
-    """Make the fixed head: ``sqrt(C / (C - 1)) (I - 1/C) P``, sparse, with its rows moved by Adam down :func:`simplex_slope`.
+    """Return the fixed head: ``sqrt(C / (C - 1)) (I - 1/C) P``, made sparse and optimised along :func:`simplex_slope`.
 
     Args:
         num_classes: Number of classes C, 2 or more.
         size: Size D of the features, C or more.
         sparsity: Share of the entries of each row that are 0.
-        num_steps: Steps of Adam, of size 1e-4.
-        seed: Of the orthonormal rows P and of the places of the zeros.
+        num_steps: Number of Adam steps, of size 1e-4.
+        seed: Seed of the orthonormal rows P and of the positions of the zeros.
 
     Returns:
         Shape (C, D), in float64, on the CPU.
@@ -206,7 +209,7 @@ def simplex_slope(rows: Rows) -> Rows:
     """Return the gradient of ``sum_c (|m_c| - 0.1)^2 - mean_c arccos(max over j != c of cos(m_c, m_j))``.
 
     Args:
-        rows: m_c, shape (C, D).
+        rows: Rows m_c, shape (C, D).
 
     Returns:
         Shape (C, D).
@@ -217,7 +220,7 @@ def simplex_slope(rows: Rows) -> Rows:
     np.fill_diagonal(cosines, -np.inf)
     nearest = cosines.argmax(axis=1)
     others, cosine = directions[nearest], cosines.max(axis=1)[:, None]
-    steepness = 1 / (len(rows) * np.sqrt((1 - cosine**2).clip(min=1e-9)))  # opposite or equal rows: of bounded slope
+    steepness = 1 / (len(rows) * np.sqrt((1 - cosine**2).clip(min=1e-9)))  # bounded for opposite or equal rows
     slope: Rows = 2 * (lengths - LENGTH) * directions + steepness * (others - cosine * directions) / lengths
     np.add.at(slope, nearest, steepness * (directions - cosine * others) / lengths[nearest])
     return slope

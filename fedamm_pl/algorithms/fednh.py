@@ -18,17 +18,17 @@ from fedamm_pl.protocol.session import ServerSession
 
 MEANS, COUNTS = "class_means", "class_counts"
 SPREADING_STEPS, SPREADING_LR, SHARPNESS = 1000, 0.3, 10.0
-"""Of :func:`spread`; the larger the sharpness, the more the nearest other alone counts."""
+"""Options of :func:`spread`; the larger the sharpness, the more the nearest other prototype dominates."""
 TOLERANCE = 1e-3
-"""How far from 1 the length of a mean direction may be, for rounding."""
+"""How far rounding may move the length of a mean direction from 1."""
 
 
 class PrototypeHead(nn.Module):
-    """Scaled cosines between the features and one prototype a class, a unit vector that no gradient moves.
+    """Scaled cosines between the features and one prototype per class, a unit vector that is not trained.
 
     Args:
         prototypes: Unit rows, shape (C, D).
-        scale: Initial value of the learned factor of the cosines.
+        scale: Initial value of the learned scale of the cosines.
     """
 
     prototypes: Tensor
@@ -46,18 +46,19 @@ class PrototypeHead(nn.Module):
 class FedNH(FederatedModule):
     """FedAvg with class prototypes instead of the last linear layer, which only the server moves.
 
-    The logits are cosines between features and prototypes times a learned scale. The prototypes start far apart and are fixed
-    at the clients. After its training a client sends for each of its classes the direction of the mean of its normalised
-    features, and how many examples it has of it. The server weights the directions by these counts, and moves a prototype that
-    part of the way which ``smoothing`` leaves; that of a class which no client of the round holds stays. The rest of the model
-    is averaged.
+    The logits are the cosines between features and prototypes times a learned scale. The prototypes start far apart and
+    are fixed at the clients. After training, a client sends for each of its classes the direction of the mean of its
+    normalised features, and the number of its examples. The server averages the directions, weighted by these counts,
+    and moves each prototype towards the average of its class; ``smoothing`` is the share of the prototype that is kept.
+    The prototype of a class that no client of the round holds does not change. The rest of the model is averaged.
 
-    Class counts and mean features leave the client: 4 C D + 8 C bytes, in place of 4 C (D + 1) for the linear layer; received
-    are the prototypes, 4 C D bytes. A round costs one more pass over the client's examples. With smoothing 1 the prototypes
-    stay where they started. In a plain Trainer they stay as well.
+    Class counts and mean features leave the client: 4 C D + 8 C bytes, in place of 4 C (D + 1) for the linear layer.
+    The client receives the prototypes, 4 C D bytes. A round costs one more pass over the client's examples. With
+    ``smoothing`` 1, and in a plain Trainer, the prototypes keep their initial values.
 
-    Where the authors average models without weights, they are weighted as the run says. The scale has no weight decay; the
-    authors start it at 1 for small networks, which trains very slowly: 20 suits ResNets, 10 a small CNN.
+    The authors average models without weights; here the run's ``aggregation`` determines the weights. The scale has no
+    weight decay. The authors start it at 1 for small networks, which then train very slowly; 20 suits ResNets, 10 a
+    small CNN.
 
     Args:
         num_classes: Number of classes C.
@@ -107,7 +108,7 @@ class FedNH(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """Class counts and mean features of the clients."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             revealed="class counts and mean features per class",
             work="client: one more pass over its examples",
@@ -115,7 +116,7 @@ class FedNH(FederatedModule):
 
     @property
     def head(self) -> PrototypeHead:
-        """What gives the logits."""
+        """The head that computes the logits."""
         head = self.get_submodule(self._head)
         assert isinstance(head, PrototypeHead)
         return head
@@ -136,13 +137,13 @@ class FedNH(FederatedModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Shorten the gradient of a step; as the Trainer says, if it does."""
+        """Clip the gradients as the Trainer is configured, or else to ``max_grad_norm``."""
         if gradient_clip_val is None and self.hparams["max_grad_norm"] is not None:
             gradient_clip_val, gradient_clip_algorithm = self.hparams["max_grad_norm"], "norm"
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def client_payload(self) -> State:
-        """Return the trained model without the prototypes, the mean directions and the class counts."""
+        """Return the trained model without the prototypes, plus the mean directions and the class counts."""
         session = self.session
         assert session is not None
         num_classes, size = self.head.prototypes.shape
@@ -162,18 +163,18 @@ class FedNH(FederatedModule):
     # Server
 
     def expected_payload(self, sent: State) -> State:
-        """Return the model without the prototypes, mean directions and class counts."""
+        """Return the model without the prototypes, plus mean directions and class counts."""
         payload = super().expected_payload(sent)
         prototypes = payload.pop(f"{self._head}.prototypes")
         counts = torch.zeros(len(prototypes), dtype=torch.int64, device=prototypes.device)
         return {**payload, MEANS: torch.zeros_like(prototypes, dtype=sent_type(prototypes)), COUNTS: counts}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Return the model and, to be summed in float64, the mean directions times the class counts.
+        """Return the payload, with the mean directions times the class counts, in float64 for the sum.
 
         Raises:
-            ValueError: If the counts do not add up to the client's examples, or a direction is not of length 1. It may be 0,
-                and must be for a class that the client does not hold.
+            ValueError: If the counts do not add up to the client's examples, or a direction is not of length 1. A
+                direction may be 0, and must be 0 for a class that the client does not hold.
         """
         counts, means = result.payload[COUNTS].cpu(), result.payload[MEANS].cpu().double()
         if (counts < 0).any():
@@ -188,24 +189,25 @@ class FedNH(FederatedModule):
         return {**result.payload, MEANS: counts[:, None] * means}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the averaged model, and move the prototypes."""
+        """Take the averaged model, and update the prototypes."""
         name = f"{self._head}.prototypes"
         moved = moved_prototypes(state[name], reduced[MEANS], self.hparams["smoothing"])
         return {**super().server_step(state, reduced, server), name: moved}
 
 
 def sent_type(prototypes: Tensor) -> torch.dtype:
-    """Return the type of mean directions: that of the prototypes, but no less precise than float32."""
+    """Return the type in which mean directions are sent: that of the prototypes, but at least float32."""
     return torch.promote_types(prototypes.dtype, torch.float32)
 
 
 def moved_prototypes(prototypes: Tensor, sums: Tensor, smoothing: float) -> Tensor:
-    """Return ``P_c <- normalise(smoothing P_c + (1 - smoothing) a_c)``, a_c the direction of a class's sum of mean features.
+    """Return ``P_c <- normalise(smoothing P_c + (1 - smoothing) a_c)``, where a_c is the direction of the class's sum.
 
     Args:
         prototypes: Unit rows P_c, shape (C, D).
-        sums: Mean directions summed over the clients, weighted by class counts, shape (C, D); 0 leaves the prototype alone.
-        smoothing: In [0, 1]; 1 leaves all of them alone.
+        sums: Mean directions summed over the clients, weighted by class counts, shape (C, D); a row of 0 leaves its
+            prototype unchanged.
+        smoothing: In [0, 1]; 1 leaves all prototypes unchanged.
 
     Returns:
         Unit rows, shape (C, D).
@@ -219,12 +221,12 @@ def moved_prototypes(prototypes: Tensor, sums: Tensor, smoothing: float) -> Tens
         return prototypes
     exact, sums = prototypes.cpu().double(), sums.cpu().double()
     moved = smoothing * exact + (1 - smoothing) * functional.normalize(sums, eps=1e-12)
-    moves = (sums.norm(dim=1) > 1e-12) & (moved.norm(dim=1) > 1e-12)  # opposite directions may leave nothing
+    moves = (sums.norm(dim=1) > 1e-12) & (moved.norm(dim=1) > 1e-12)  # opposite directions may cancel
     return torch.where(moves[:, None], functional.normalize(moved), exact).to(prototypes)
 
 
 def first_prototypes(num_classes: int, size: int) -> Tensor:
-    """Draw prototypes far apart: orthogonal ones, or where there is no room for that, :func:`spread` ones.
+    """Draw prototypes that are far apart: orthogonal if there are at most D classes, else spread by :func:`spread`.
 
     Args:
         num_classes: Number of classes C.
@@ -241,7 +243,7 @@ def first_prototypes(num_classes: int, size: int) -> Tensor:
 
 
 def spread(prototypes: Tensor) -> Tensor:
-    """Move unit vectors apart: gradient descent on the sum of each one's smooth maximum (log-sum-exp) of cosines with the others.
+    """Move unit vectors apart by gradient descent on the log-sum-exp of each one's cosines with the others.
 
     Args:
         prototypes: Unit rows, shape (C, D).

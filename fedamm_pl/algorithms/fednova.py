@@ -18,15 +18,16 @@ NUM_STEPS = "num_steps"
 
 
 def normalizer(num_steps: int, momentum: float) -> float:
-    """Return ||a||_1, how often a constant gradient would be taken in by ``num_steps`` steps of Nesterov's SGD as torch has it.
+    """Return ||a||_1, the total weight of a constant gradient in ``num_steps`` steps of torch's Nesterov SGD.
 
-    Without momentum that is the number of steps tau. A gradient taken in n steps before the end moves the model by
-    ``1 + rho + ... + rho^n`` times its size, so the sum over the steps is ``(tau - rho^2 (1 - rho^tau) / (1 - rho)) / (1 - rho)``.
-    (Wang et al. give the coefficient of heavy-ball momentum; this is the same derivation for Nesterov's.)
+    Without momentum this is the number of steps tau. A gradient that is computed n steps before the end moves the model
+    by ``1 + rho + ... + rho^n`` times its size, so the sum over the steps is
+    ``(tau - rho^2 (1 - rho^tau) / (1 - rho)) / (1 - rho)``. (Wang et al. give the coefficient for heavy-ball momentum;
+    this is the same derivation for Nesterov momentum.)
 
     Args:
-        num_steps: Local steps tau.
-        momentum: rho, in [0, 1).
+        num_steps: Number tau of local steps.
+        momentum: Momentum rho, in [0, 1).
 
     Example:
         >>> normalizer(7, 0.0), round(normalizer(2, 0.5), 12)  # 1.75 + 1.5
@@ -39,15 +40,16 @@ def normalizer(num_steps: int, momentum: float) -> float:
 class FedNova(FederatedModule):
     """FedAvg with updates divided by their amount of local work, then scaled by the average amount.
 
-    ``w <- w + (sum_k p_k a_k) * sum_k p_k (w_k - w) / a_k`` with a_k = ||a_k||_1 of the client's local steps, see
-    :func:`normalizer`; BatchNorm statistics are averaged as in FedAvg. With equal numbers of steps it is FedAvg, up to rounding.
-    Weight decay counts as a part of the gradient. A client sends 8 bytes more: its number of steps. The proximal term that the
-    authors' program offers beside this is left out; for its server momentum there is ``--federation.server_optimizer``.
+    The server computes ``w <- w + (sum_k p_k a_k) * sum_k p_k (w_k - w) / a_k``, where a_k is the ||a_k||_1 of the
+    client's local steps, see :func:`normalizer`; BatchNorm statistics are averaged as in FedAvg. With equal numbers of
+    steps it is FedAvg, up to rounding. Weight decay counts as a part of the gradient. A client sends 8 bytes more: its
+    number of steps. The proximal term that the authors' program also offers is left out; for its server momentum use
+    ``--federation.server_optimizer``.
 
     The options are those of :class:`FederatedModule`.
 
     Raises:
-        ValueError: If an option is out of range, a momentum of 1 or more among them.
+        ValueError: If an option is out of range, including a momentum of 1 or more.
     """
 
     returned: ClassVar[Mapping[str, Reduction]] = {NUM_STEPS: "average"}
@@ -70,7 +72,7 @@ class FedNova(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(revealed="the number of its local steps")
 
     def expected_payload(self, sent: State) -> State:
@@ -83,10 +85,10 @@ class FedNova(FederatedModule):
         return {**super().client_payload(), NUM_STEPS: torch.tensor(self.session.num_steps)}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Divide the update by the work in it; the work itself is averaged beside it.
+        """Divide the update by the client's amount of work, and add this amount as an entry to be averaged.
 
         Raises:
-            ValueError: If there are more steps than examples to take them on, or none.
+            ValueError: If there are no steps, or more steps than examples in all local epochs.
         """
         num_steps, most = int(result.payload[NUM_STEPS]), server.local_epochs * result.num_examples
         if not 1 <= num_steps <= most:
@@ -100,7 +102,7 @@ class FedNova(FederatedModule):
         return payload
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take as the average, also to a server optimizer, the step along the mean normalised update by the average work."""
+        """Step along the mean normalised update, scaled by the average work; server optimizers get it as average."""
         work = float(reduced[NUM_STEPS])
         stepped = {name: state[name].to(reduced[name].device) + work * reduced[name] for name in self._trained}
         return super().server_step(state, {**reduced, **stepped}, server)

@@ -15,13 +15,14 @@ from fedamm_pl.protocol.session import ServerSession
 class FedNPC(PostHocModule):
     """FedAvg whose server trains the classifier for a few steps on noise: normal features with independently drawn labels.
 
-    Nothing is to be learned from that but that all classes are alike: rows and bias of the classifier move towards their means
-    over the classes. Training is FedAvg's, bit for bit; with 0 steps so is the model, with infinitely many all its logits are
-    equal. Nobody's data are needed, and nothing is sent. In a plain Trainer it is FedAvg.
+    The noise carries no information about the classes, so the rows and the bias of the classifier move towards their
+    means over the classes. Training is FedAvg's, bit for bit. With 0 steps the model is FedAvg's, too; with infinitely
+    many steps all its logits would be equal. No data are needed, and nothing is sent. In a plain Trainer it is FedAvg.
 
-    The authors' program keeps the step with the best test accuracy; here the last one is kept. Their 27 steps are for 10
-    classes, after 200 rounds of 10 epochs; for 100 classes they take 49. A classifier that has trained less is smaller, and
-    momentum carries it past the means: its rows are then turned round, and accuracy falls below chance. Look at FedAvg beside it.
+    The authors' program keeps the step with the best test accuracy; here the last one is kept. The authors' 27 steps
+    are for 10 classes, after 200 rounds of 10 epochs; for 100 classes they take 49. A classifier that has trained less
+    has smaller weights, and momentum carries them past the means: its rows are then reversed, and accuracy falls below
+    chance. Compare the accuracy with FedAvg's.
 
     Args:
         num_classes: Number of classes C.
@@ -67,7 +68,7 @@ class FedNPC(PostHocModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(work=f"server: {self.hparams['noise_steps']} steps on noise before an evaluation")
 
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:
@@ -84,15 +85,15 @@ class FedNPC(PostHocModule):
 def trained_on_noise(
     weight: Tensor, bias: Tensor, num_features: int, num_steps: int, lr: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Train a linear classifier on normal features with uniform labels, independent of each other, new ones for each step.
+    """Train a linear classifier on normal features and independent uniform labels, newly drawn for each step.
 
     Args:
-        weight: Where it starts, shape (C, D).
-        bias: The same, shape (C,).
-        num_features: Features of a step.
-        num_steps: Steps of SGD with momentum 0.9 on the mean cross-entropy.
-        lr: Their size.
-        generator: Of the draws.
+        weight: Initial weight, shape (C, D).
+        bias: Initial bias, shape (C,).
+        num_features: Features per step.
+        num_steps: Number of steps of SGD with momentum 0.9 on the mean cross-entropy.
+        lr: Step size.
+        generator: Source of the draws.
 
     Returns:
         Weight and bias.

@@ -48,7 +48,7 @@ class FedProx(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(work="client: distance from the received model per step")
 
     def on_train_start(self) -> None:

@@ -20,14 +20,14 @@ Base = Literal["cross_entropy", "balanced_softmax"]
 LABELS = "labels"
 LEAST_SPREAD = 1e-6
 BATCH_SIZE = 500
-"""Examples of a forward pass that predicts; it changes nothing but the memory that this takes."""
+"""Examples per forward pass of a prediction; it affects only the memory that this takes."""
 
 
 def rarity(counts: Tensor) -> Tensor:
     """Return how rare each class is at a client: 1 for the rarest, 0 for the most frequent, linear between; 1 if all are alike.
 
     Args:
-        counts: Examples of each class, shape (C,); classes without any count too.
+        counts: Number of examples of each class, shape (C,); classes without examples are included.
 
     Returns:
         float64 of shape (C,).
@@ -41,16 +41,16 @@ def rarity(counts: Tensor) -> Tensor:
 
 
 def gains(probabilities: Tensor, labels: Tensor, rate: float) -> Tensor:
-    """Return how likely each example is to be given each class as its new label.
+    """Return a gain for each example and class, which determines how likely the class becomes the example's new label.
 
-    A probability is compared with those of its own class: z = (q - mean) / standard deviation over the examples of that
-    class. The gain is ``tanh(z - t_c) max(d_c - d_y, 0)``, where t_c is exceeded by rate per cent of the z of class c, and d is
-    the :func:`rarity`. It is 0 or less for classes that are no rarer than the example's own.
+    Each probability is standardised over the examples with the same label: z = (q - mean) / standard deviation. The
+    gain is ``tanh(z - t_c) max(d_c - d_y, 0)``, where the threshold t_c is exceeded by ``rate`` per cent of the z of
+    class c, and d is the :func:`rarity`. It is 0 or less for classes that are no rarer than the example's own.
 
     Args:
-        probabilities: q of shape (n, C).
+        probabilities: Predicted probabilities q of shape (n, C).
         labels: Classes of shape (n,).
-        rate: In per cent.
+        rate: Rate in per cent.
 
     Returns:
         float64 of shape (n, C).
@@ -69,12 +69,12 @@ def gains(probabilities: Tensor, labels: Tensor, rate: float) -> Tensor:
 
 
 def relabelled(gain: Tensor, labels: Tensor, draws: Tensor) -> Tensor:
-    """Return new labels: of the classes whose gain exceeds its draw that with the largest gain; without one, the old label.
+    """Return new labels: the class with the largest gain among those whose gain exceeds its draw, else the old label.
 
     Args:
-        gain: Shape (n, C).
+        gain: Gains of shape (n, C).
         labels: Classes of shape (n,).
-        draws: Uniform in [0, 1), shape (n, C).
+        draws: Draws, uniform in [0, 1), shape (n, C).
 
     Example:
         >>> relabelled(torch.tensor([[0.0, 0.3, 0.9], [0.0, 0.3, 0.9]]), torch.tensor([0, 0]), torch.tensor([[0.5], [0.95]]))
@@ -87,19 +87,23 @@ def relabelled(gain: Tensor, labels: Tensor, draws: Tensor) -> Tensor:
 class FedReLa(FederatedModule):
     """FedAvg, or balanced softmax, whose clients late in training re-label a few examples of frequent classes as rarer classes.
 
-    In its first round from relabel_round on, a client looks for examples that the received model takes, more than others of
-    their class, for a class that is rarer at the client, see :func:`gains`, and gives some of them that label, by chance. It
-    trains on the new labels from then on, with its learning rate times lr_factor, and computes them once, from the original ones.
+    In its first round from relabel_round on, a client looks for examples to which the received model gives a high
+    probability, compared with other examples of their class, of belonging to a class that is rarer at the client (see
+    :func:`gains`). Some of them, chosen at random, get the label of that class. From then on the client trains on the
+    new labels, and the learning rate is multiplied by lr_factor. The new labels are computed only once, from the
+    original ones.
 
-    relabel_round is a round, whatever the number of rounds is: 80 or 90 % of it is the authors' choice, the default 90 % of 500.
-    In a shorter run set it, or nobody re-labels. Until then, and with rate = 0 and lr_factor = 1, it is FedAvg, bit for bit, or
-    with base = balanced_softmax LogitAdjusted with local counts and tau = 1. A client whose classes are equally frequent keeps
-    its labels, and none goes to a class that is as frequent at the client or more. Nothing extra is sent. A client keeps its
-    new labels, 8 bytes for each example, and computes num_passes forward passes over its examples, once. Their share that has
-    changed is logged as ``client/relabelled``. In a plain Trainer nothing is re-labelled: it is the base method.
+    relabel_round is an absolute round, whatever the number of rounds is. The authors choose 80 or 90 % of the number of
+    rounds; the default is 90 % of 500. Set it in a shorter run, or no client re-labels. Before that round, and with
+    rate = 0 and lr_factor = 1, it is FedAvg, bit for bit, or with base = balanced_softmax it is LogitAdjusted with
+    local counts and tau = 1. A client whose classes are equally frequent keeps its labels, and no example gets the
+    label of a class that is as frequent as its own at the client, or more frequent. Nothing extra is sent. A client
+    keeps its new labels, 8 bytes for each example, and computes num_passes forward passes over its examples, once. The
+    share of changed labels is logged as ``client/relabelled``. In a plain Trainer nothing is re-labelled: it is the
+    base method.
 
-    Unlike in the authors' program, the model predicts in evaluation mode, a client re-labels when it next takes part
-    (theirs needs all clients in that round), and no run ends early by its accuracy on the test set.
+    Differences from the authors' program: the model predicts in evaluation mode; a client re-labels when it next takes
+    part (the authors need all clients in that round); and no run ends early because of its accuracy on the test set.
 
     Args:
         num_classes: Number of classes C.
@@ -123,7 +127,7 @@ class FedReLa(FederatedModule):
     """
 
     class_counts: Tensor
-    """Examples of each class, shape (C,), during a fit."""
+    """Number of examples of each class during a fit, shape (C,)."""
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class FedReLa(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         passes = self.hparams["num_passes"]
         return Privileges(
             client_state="new labels for its examples, from round relabel_round on",
@@ -164,7 +168,7 @@ class FedReLa(FederatedModule):
         )
 
     def survey(self, session: ClientSession) -> State:
-        """Re-label in the first round that is late enough; nothing is sent."""
+        """Re-label in the client's first round from ``relabel_round`` on; nothing is sent."""
         data = session.data
         if self._late(session) and LABELS not in session.kept:
             generator = torch_generator(derive_seed(session.task.seed, "relabel"))
@@ -188,18 +192,18 @@ class FedReLa(FederatedModule):
         return torch.stack(passes).mean(0)
 
     def local_data(self, session: ClientSession) -> ClientData:
-        """Return the client's data, with the new labels if it has them."""
+        """Return the client's data, with the new labels if there are any."""
         data = session.data
         return data.relabelled(session.kept[LABELS]) if LABELS in session.kept else data
 
     @property
     def local_lr(self) -> float:
-        """Learning rate of the local SGD, smaller once clients re-label."""
+        """Learning rate of the local SGD, multiplied by ``lr_factor`` from ``relabel_round`` on."""
         late = self.session is not None and self._late(self.session)
         return super().local_lr * (self.hparams["lr_factor"] if late else 1.0)
 
     def on_train_start(self) -> None:
-        """Take the class counts of what is trained on."""
+        """Set the class counts of the training data, if the loss needs them."""
         super().on_train_start()
         if self.hparams["base"] == "cross_entropy":
             return
@@ -220,5 +224,5 @@ class FedReLa(FederatedModule):
 
 
 def _own_labels(data: ClientData) -> Tensor:
-    """Return the labels of a client's examples, in their order, shape (n,), on the CPU."""
+    """Return the original labels of a client's examples, in their order, shape (n,), on the CPU."""
     return data.labels[data.indices.to(data.labels.device)].cpu()

@@ -18,7 +18,7 @@ Head = Literal["linear", "hypernetwork"]
 
 
 class Hypernetwork(nn.Module):
-    """Makes the weights of a client's own head from its class shares: ``Linear(C, D), ReLU, Linear(D, C D)``.
+    """Computes the weights of a client's own head from its class shares: ``Linear(C, D), ReLU, Linear(D, C D)``.
 
     Its last layer starts at 0, and so does every head.
 
@@ -41,18 +41,21 @@ class Hypernetwork(nn.Module):
 class FedRoD(ClassPriorModule):
     """FedAvg with the balanced softmax of local class counts, and in addition a personal head on top of the logits.
 
-    The shared model minimises the cross-entropy of z_c + gamma log n_kc: that is ``LogitAdjusted`` with local counts, bit for bit
-    with the same ``absent``, since nothing of the other loss reaches it. With gamma = 0 and ``absent: one`` it is FedAvg. The
-    client's own logits are ``q = stop(g) + H_k stop(z)``, g the shared logits and z the features, trained by plain
-    cross-entropy in the same steps, without momentum. H_k starts at 0, so that q starts as g.
+    The shared model minimises the cross-entropy of z_c + gamma log n_kc. With the same ``absent`` this is
+    ``LogitAdjusted`` with local counts, bit for bit, since the personal loss does not reach the shared model. With
+    gamma = 0 and ``absent: one`` it is FedAvg. The client's own logits are ``q = stop(g) + H_k stop(z)``, where g are
+    the shared logits and z the features. They are trained by plain cross-entropy in the same steps, without momentum.
+    H_k starts at 0, so q starts equal to g.
 
-    ``test/acc`` is that of the shared model. ``personal/acc`` in the rows of a run is the accuracy of q, with test images weighted
-    by the client's own class counts, averaged over the clients; ``personal/acc_global`` is that of g in the same weights. They
-    cost a pass over the test set at each evaluation, and C (D + 1) products a client and image.
+    ``test/acc`` is the accuracy of the shared model. ``personal/acc`` in the rows of a run is the accuracy of q, with
+    test images weighted by the client's own class counts, averaged over the clients; ``personal/acc_global`` is that of
+    g with the same weights. They cost a pass over the test set at each evaluation, and C (D + 1) products per client
+    and image.
 
-    A linear head stays at the client, C (D + 1) numbers between its rounds; nothing extra is sent. A hypernetwork makes the head
-    from the client's class shares and is averaged with the model: C D^2 + 2 C D + D numbers more each way, and nothing is kept.
-    In a plain Trainer it is the balanced softmax of the counts in ``info``, with a head trained beside it.
+    A linear head stays at the client, which keeps C (D + 1) numbers between its rounds; nothing extra is sent. A
+    hypernetwork computes the head from the client's class shares and is averaged with the model: C D^2 + 2 C D + D more
+    numbers are sent in each direction, and nothing is kept. In a plain Trainer it is the balanced softmax with the
+    counts in ``info``, and a head is trained alongside.
 
     Args:
         num_classes: Number of classes C.
@@ -104,7 +107,7 @@ class FedRoD(ClassPriorModule):
 
     @property
     def privileges(self) -> Privileges:
-        """A head of each client's own, or a hypernetwork."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         linear = self.hparams["head"] == "linear"
         return Privileges(
             revealed=NOTHING if linear else "a trained hypernetwork",
@@ -113,7 +116,7 @@ class FedRoD(ClassPriorModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the sum of two losses, that of the shared model and that of the client's own head."""
+        """Return the sum of the losses of the shared model and of the client's own head."""
         labels = batch[1]
         features, logits = features_and_logits(self.model, self.prepare(batch[0]))
         losses = self.objective_of(logits, labels)
@@ -127,13 +130,13 @@ class FedRoD(ClassPriorModule):
         return logit_adjusted_losses(logits, labels, self.class_counts, self.hparams["gamma"], self.hparams["absent"])
 
     def configure_optimizers(self) -> Any:
-        """Return the local optimizer, without momentum for what makes the client's own head."""
+        """Return the local optimizer, without momentum for the parameters of the client's own head."""
         optimizer = super().configure_optimizers()
         optimizer.add_param_group({"params": list(self.own.parameters()), "momentum": 0.0, "nesterov": False})
         return optimizer
 
     def personal_logits(self, features: Tensor, logits: Tensor, class_counts: Tensor) -> Tensor:
-        """Return q, the shared logits and what the client's own head adds."""
+        """Return q: the shared logits plus the output of the client's own head."""
         if isinstance(self.own, nn.Linear):
             added: Tensor = self.own(features)
         else:

@@ -14,7 +14,7 @@ Scaling = Literal["missing", "frequency"]
 
 
 def restricted_scales(counts: Tensor, alpha: float, scaling: Scaling) -> Tensor:
-    """Return what the logits are multiplied by: less than 1 for classes that a client lacks, or has few examples of.
+    """Return the factors of the logits: less than 1 for classes that a client lacks, or has few examples of.
 
     Args:
         counts: Examples n_c of each class, shape (C,).
@@ -36,12 +36,13 @@ def restricted_scales(counts: Tensor, alpha: float, scaling: Scaling) -> Tensor:
 class FedRS(ClassPriorModule):
     """FedAvg on the cross-entropy of s_c z_c, with s_c = alpha below 1 for classes that the client lacks.
 
-    A smaller logit has a smaller slope, so a client without examples of a class hardly moves the class's row of the
-    classifier. The whole logit is scaled, with its bias (the paper's layer has none); the model is evaluated without scales.
-    ``scaling: missing`` is the paper's; the authors' program grades the scales by frequency, which is ``scaling: frequency``.
+    A smaller logit has a smaller gradient, so a client without examples of a class hardly changes the row of that class
+    in the classifier. The whole logit is scaled, including its bias (the paper's layer has none); the model is
+    evaluated without scales. ``scaling: missing`` is that of the paper; the authors' program lets the scales depend on
+    the class frequencies, which is ``scaling: frequency``.
 
-    Nothing extra is sent, the counts stay at the client. With alpha = 1 it is FedAvg, bit for bit, and so is a client that
-    holds all classes under ``missing``. In a plain Trainer the counts are those in ``info``.
+    Nothing extra is sent; the counts stay at the client. With alpha = 1 it is FedAvg, bit for bit; with ``missing``, so
+    is the training of a client that holds all classes. In a plain Trainer the counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.
@@ -61,7 +62,7 @@ class FedRS(ClassPriorModule):
     """
 
     scales: Tensor
-    """Of each class, shape (C,), during a fit."""
+    """Scale of the logit of each class during a fit, shape (C,)."""
 
     def __init__(
         self,
@@ -91,5 +92,5 @@ class FedRS(ClassPriorModule):
         self.scales = restricted_scales(self.class_counts, self.hparams["alpha"], self.hparams["scaling"])
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of the scaled logits, of each example."""
+        """Return the cross-entropy of the scaled logits of each example."""
         return example_losses(self.scales * logits, labels)

@@ -24,23 +24,24 @@ from fedamm_pl.seeding import derive_seed, torch_generator
 PriorMix = Literal["once", "compounding"]
 NUMBERS, PRIOR = "effective_numbers", "prior"
 MOST = 1e6
-"""The largest effective number of a class in a batch."""
+"""Largest effective number of a class in a batch."""
 OUTLIER = 1e4
-"""In the first round, larger effective numbers are replaced."""
+"""Effective numbers above this are replaced in the first round."""
 JUMP = 100.0
-"""From a round to the next, an effective number grows or falls by this factor at most."""
+"""Largest factor by which an effective number may grow or fall from one round to the next."""
 
 
 def effective_numbers(features: Tensor, labels: Tensor, batches: Iterable[Tensor], num_classes: int) -> Tensor:
-    """Return how many examples of each class there are, as told by how different their features are; summed over batches.
+    """Return the effective number of examples of each class, estimated from how different their features are.
 
-    In a batch with n examples of a class, with R the cosines between their features, centred by the class mean over all
-    examples, the number is ``1 / max(sum R / n^2, 1e-6)``: n if they are uncorrelated, 1 if they are alike. It is 1 for n = 1.
+    For a batch with n examples of a class the number is ``1 / max(sum R / n^2, 1e-6)``, where R are the cosines between
+    their features, centred by the class mean over all examples: n if they are uncorrelated, 1 if they are alike. It is
+    1 for n = 1. The numbers are summed over the batches.
 
     Args:
-        features: Shape (N, D).
-        labels: Shape (N,).
-        batches: Which examples are in each batch.
+        features: Features of shape (N, D).
+        labels: Classes of shape (N,).
+        batches: Indices of the examples in each batch.
         num_classes: Number of classes C.
 
     Returns:
@@ -64,8 +65,8 @@ def moved_numbers(before: Tensor | None, found: Tensor) -> Tensor:
     """Return the server's effective numbers after a round.
 
     Args:
-        before: Those of the round before, shape (C,); None in the first round.
-        found: 1 + the clients' numbers, added up, shape (C,).
+        before: Numbers after the previous round, shape (C,); None in the first round.
+        found: 1 plus the sum of the clients' numbers, shape (C,).
     """
     if before is not None:
         return (0.9 * before + 0.1 * found).clamp(before / JUMP, before * JUMP)
@@ -76,24 +77,27 @@ def moved_numbers(before: Tensor | None, found: Tensor) -> Tensor:
 class FedYoYo(FederatedModule):
     """FedAvg whose clients learn from two views of each image, the strong view from the weak one, with logits shifted by a prior.
 
-    The prior of a class is a mix of an estimate for all clients and the client's own shares: pi = (1 - gamma) pi_global +
-    gamma pi_own. The estimate comes from how different the features of each class are under the received model, see
-    :func:`effective_numbers`, not from counts; but it is one of the counts, and each client sends its own: 8 C bytes, for 4 C
-    that it receives. A client uses the estimate that the round before gave; in the first round it is uniform.
+    The prior of a class is a mixture of an estimate for all clients and the client's own class shares: pi = (1 - gamma)
+    pi_global + gamma pi_own. The estimate is based on how different the features of each class are under the received
+    model, see :func:`effective_numbers`, and not on the counts. But it is an estimate of the counts, and each client
+    sends its own: it sends 8 C bytes and receives 4 C. A client uses the estimate of the previous round; in the first
+    round it is uniform.
 
-    A step costs two forward and backward passes, as the batch holds both views of its examples; a round a pass over the examples
-    more. The weak view is the training transform and a turn. The strong one is the training transform, AutoAugment's policy
-    for CIFAR-10 (images that are not in colour: a turn by up to 30 degrees), and a hole of half the height and width. Eight
-    images share a draw of the policy, so that no image is treated by itself.
+    A step costs two forward and backward passes, since the batch holds both views of its examples; a round costs one
+    more pass over the examples. The weak view is the training transform and a rotation. The strong view is the training
+    transform, AutoAugment's policy for CIFAR-10 (for images that are not in colour: a rotation by up to 30 degrees),
+    and a hole of half the height and width. Eight images share a draw of the policy, so that images need not be
+    processed one by one.
 
-    With tau = 0 and kd_weight = 0 it is FedAvg on two views; without the strong view and the turn FedAvg, bit for bit, and with
-    tau > 0 and gamma = 1 LogitAdjusted with local counts, for clients that hold all classes. In a plain Trainer, where no prior
-    is estimated, it is FedAvg.
+    With tau = 0 and kd_weight = 0 it is FedAvg on two views. Without the strong view and the rotation, this is FedAvg,
+    bit for bit; with tau > 0 and gamma = 1 instead, it is LogitAdjusted with local counts, for clients that hold all
+    classes. In a plain Trainer, where no prior is estimated, it is FedAvg.
 
     Features of a table have no views: they need ``strong_view`` false and ``rotation`` 0.
 
-    Unlike in the authors' program, clients are not measured first and then trained with what that gave, which would take
-    a second exchange; and pi is mixed once per round, in place of at each step, which lets it drift to the client's own.
+    Differences from the authors' program: clients do not first measure the estimate and then train with its outcome,
+    which would take a second exchange; and pi is mixed once per round instead of at each step, where it drifts towards
+    the client's own shares.
 
     Args:
         num_classes: Number of classes C.
@@ -159,7 +163,7 @@ class FedYoYo(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         views = "two views of each image, " if self.hparams["strong_view"] else ""
         return Privileges(
             revealed="estimates of its class counts",
@@ -183,12 +187,12 @@ class FedYoYo(FederatedModule):
         return {NUMBERS: effective_numbers(features, labels, batches, self.hparams["num_classes"])}
 
     def local_data(self, session: ClientSession) -> ClientData:
-        """Return the client's data; untransformed if there are two views, each with a transform of its own."""
+        """Return the client's data; without the training transform if there are two views, which apply it."""
         data = session.data
         return dataclasses.replace(data, augmentation="none") if self.hparams["strong_view"] else data
 
     def on_train_start(self) -> None:
-        """Take the priors of the round."""
+        """Set the priors of the round."""
         super().on_train_start()
         self._step = 0
         if self.session is not None:
@@ -197,7 +201,7 @@ class FedYoYo(FederatedModule):
             self._prior = self.session.payload[PRIOR].to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the loss of both views."""
+        """Return the loss over the views."""
         session, options = self.session, self.hparams
         if session is None:
             return super().training_step(batch, batch_idx)
@@ -222,7 +226,7 @@ class FedYoYo(FederatedModule):
         return loss
 
     def _views(self, images: Tensor, session: ClientSession) -> list[Tensor]:
-        """Return the views of a batch; the same where it is seen again."""
+        """Return the views of a batch; the second pass of a sharpness-aware step gets the same views."""
         generator = torch_generator(derive_seed(session.task.seed, "views", self._step))
         rotation = self.hparams["rotation"]
         if not self.hparams["strong_view"]:
@@ -234,7 +238,7 @@ class FedYoYo(FederatedModule):
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
-        """Send the model and the prior, which is uniform before the first round."""
+        """Send the model and the prior, which is uniform in the first round."""
         numbers = state.get(NUMBERS, torch.ones(self.hparams["num_classes"], dtype=torch.float64)).cpu()
         return {**super().broadcast(state, server), PRIOR: (numbers / numbers.sum()).float()}
 
@@ -244,10 +248,10 @@ class FedYoYo(FederatedModule):
         return {**super().expected_payload(sent), NUMBERS: numbers}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Return the payload.
+        """Return the payload after checking it.
 
         Raises:
-            ValueError: If an effective number is below 0, or larger than that of so many examples can be.
+            ValueError: If an effective number is below 0, or larger than possible for the client's number of examples.
         """
         numbers, most = result.payload[NUMBERS], MOST * result.num_examples
         if bool((numbers < 0).any()) or bool((numbers > 1.001 * most).any()):
@@ -255,7 +259,7 @@ class FedYoYo(FederatedModule):
         return result.payload
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the averaged model, and move the effective numbers."""
+        """Take the averaged model, and update the effective numbers."""
         before = state.get(NUMBERS)
         numbers = moved_numbers(None if before is None else before.cpu(), 1 + reduced[NUMBERS].cpu())
         return {**super().server_step(state, reduced, server), NUMBERS: numbers}

@@ -11,13 +11,14 @@ from fedamm_pl.protocol.classifier import LocalOptimizer, require_range
 class LogitAdjusted(ClassPriorModule):
     """FedAvg on the cross-entropy of z_c + tau log pi_c with the class prior pi: rare classes must win by a margin.
 
-    tau = 1 is the balanced softmax. A class without examples, which local counts often have, counts as one example here: it is
-    pushed down a little, as a rare class would be. In the formulas its prior is 0, so it leaves the softmax and is not pushed
-    at all: ``absent: mask`` does that. Under global counts the two differ only where nobody holds a class.
+    tau = 1 is the balanced softmax. A class without examples, which is frequent with local counts, counts as one
+    example by default: its logit is lowered a little, like that of a rare class. In the formulas its prior is 0, so it
+    is left out of the softmax and its logit is not lowered at all; ``absent: mask`` does this. With global counts the
+    two differ only for classes that no client holds.
 
-    With tau = 0 and ``absent: one`` it is FedAvg, bit for bit. Local counts stay at the client; global ones, which the server
-    must know, or estimated ones, see :class:`ClassPriorModule`, cost 8 C bytes more to each client. In a plain Trainer the
-    counts are those in ``info``.
+    With tau = 0 and ``absent: one`` it is FedAvg, bit for bit. Local counts stay at the client. Global counts, which
+    the server must know, and estimated counts (see :class:`ClassPriorModule`) cost 8 C bytes more to each client. In a
+    plain Trainer the counts are those in ``info``.
 
     Args:
         num_classes: Number of classes C.

@@ -8,17 +8,20 @@ from fedamm_pl.algorithms.decoupled import DecoupledModule
 class LWS(DecoupledModule):
     """FedAvg, followed by training one factor per class, which scales its logit, with balanced sampling of the classes.
 
-    The logits are ``s_c (W_c z + b_c)``; s starts at 1, and only s is trained. With a learning rate of 0 it changes nothing.
+    The logits are ``s_c (W_c z + b_c)``; s starts at 1, and only s is trained. With a learning rate of 0 nothing
+    changes.
 
-    ``where: server``: before an evaluation, on the server's balanced images; training is FedAvg's, bit for bit, and with 0
-    steps it is exactly FedAvg. ``where: clients``: in the rounds from ``stage2_start`` on, on the clients' own images, see
-    :class:`DecoupledModule`. The received classifier is scaled, so s starts at 1 in each round. A client then sends the
-    scaled classifier, C (D + 1) numbers, and its class counts, 8 C bytes, in place of the model, so its class counts are
-    revealed; it receives the model and 8 bytes. Before that round it is FedAvg, bit for bit. The server's sums are beyond
-    what a median or trimmed mean protects.
+    ``where: server``: the factors are trained before an evaluation, on the server's balanced images. Training is
+    FedAvg's, bit for bit, and with 0 steps it is exactly FedAvg.
 
-    The authors take a learning rate of 0.2 for batches of 512, falling to 0 over 5 epochs. Here it is that of the
-    option, at the clients in all steps. In a plain Trainer it is FedAvg.
+    ``where: clients``: the factors are trained in the rounds from ``stage2_start`` on, on the clients' own images, see
+    :class:`DecoupledModule`. The received classifier is already scaled, so s starts at 1 in each round. A client then
+    sends the scaled classifier, C (D + 1) numbers, and its class counts, 8 C bytes, in place of the model, so its class
+    counts are revealed; it receives the model and 8 bytes. Before that round it is FedAvg, bit for bit. A median or
+    trimmed mean does not protect the sums that the server computes from the classifiers.
+
+    The authors use a learning rate of 0.2 for batches of 512, which falls to 0 over 5 epochs. Here it is
+    ``retrain_lr``, which is constant at the clients. In a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -37,15 +40,15 @@ class LWS(DecoupledModule):
         calibrate: When the server does it: evaluations (before each evaluation) or end (only before the last one).
 
     Raises:
-        ValueError: If an option is out of range or of the other place, there is no such network, or no linear layer gives its
-            logits.
+        ValueError: If an option is out of range or does not apply to ``where``, there is no such network, or no linear
+            layer gives its logits.
     """
 
     def started(self, weight: Tensor, bias: Tensor) -> list[Tensor]:
-        """Return factors of 1."""
+        """Return factors of 1, one for each class."""
         return [bias.new_ones(len(bias))]
 
     def classifier(self, trained: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scaled rows."""
+        """Return the weight and bias times the factors."""
         (factors,) = trained
         return factors[:, None] * weight, factors * bias

@@ -1,4 +1,4 @@
-"""FedAvg, then the server fine-tunes on its meta set: the control of FedAMM, with the same images and no meta-learning."""
+"""FedAvg with fine-tuning on the server's meta set: a control for FedAMM with the same images but no meta-learning."""
 
 from dataclasses import replace
 
@@ -17,8 +17,8 @@ from fedamm_pl.protocol.session import ServerSession
 class MetaFineTune(FederatedModule):
     """FedAvg whose server takes a few steps on the cross-entropy of its balanced meta set after each averaging step.
 
-    A method that is given balanced images must beat this one to show that it makes more of them. With 0 steps it is FedAvg.
-    A plain Trainer trains it as FedAvg.
+    A method that uses balanced images must be more accurate than this one to show that it makes better use of them.
+    With 0 steps it is FedAvg. In a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -59,13 +59,13 @@ class MetaFineTune(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return replace(
             super().privileges, work=f"server: {self.hparams['finetune_steps']} steps on its images per round"
         )
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the average, then fine-tune."""
+        """Take the average, then fine-tune it."""
         state = super().server_step(state, reduced, server)
         self.load_shared_state(state)
         self.model.train()

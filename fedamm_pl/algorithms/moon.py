@@ -13,11 +13,11 @@ from fedamm_pl.protocol.privileges import Privileges
 
 
 class ProjectionHead(nn.Module):
-    """Two layers that map features to what MOON compares, and a classifier of that.
+    """Two layers that compute the projections that MOON compares, and a classifier that takes the projections.
 
     Args:
         in_features: Size D of the features.
-        projection: Size P of what is compared.
+        projection: Size P of the projections.
         num_classes: Number of classes C.
     """
 
@@ -36,18 +36,20 @@ class ProjectionHead(nn.Module):
 class Moon(FederatedModule):
     """FedAvg with a term that pulls a client's features towards those of the global model and away from those of its previous model.
 
-    As in the paper, what is compared comes out of a projection head, Linear(D, D), ReLU, Linear(D, P), and the classifier takes
-    it too: the network's last layer is replaced by a :class:`ProjectionHead`, which makes the model that travels larger by
-    D (D + 1) + P (D + 1) + C (P - D) numbers. Features as they are come out of a ReLU, so that their cosines crowd near 1:
-    ``projection: null`` leaves the network as it is and compares these, the inputs of its last linear layer.
+    As in the paper, MOON compares the outputs of a projection head, Linear(D, D), ReLU, Linear(D, P), which are also
+    the inputs of the classifier. The network's last layer is replaced by a :class:`ProjectionHead`, so the model that
+    is exchanged is larger by D (D + 1) + P (D + 1) + C (P - D) numbers. ``projection: null`` leaves the network
+    unchanged and compares the inputs of its last linear layer; these come out of a ReLU, so their cosines are all near
+    1.
 
-    A client that takes part for the first time has no previous model and trains as in FedAvg. In the paper the initial network
-    stands for it; in the first round that is the global model itself, and the term has no slope, so a difference is only made to
-    clients that join later. With mu = 0 it is FedAvg, bit for bit, of the network with that head, or without one.
+    A client that takes part for the first time has no previous model and trains as in FedAvg. In the paper the initial
+    network is used instead. In the first round this is the global model itself, and the term has no gradient, so the
+    difference affects only clients that join later. With mu = 0 it is FedAvg, bit for bit, of the network with or
+    without that head.
 
-    A client keeps its previous model to itself: one more model in memory for each client that has taken part. The two models
-    that are compared with run in evaluation mode, so a step costs two forward passes more. In a plain Trainer there is no
-    previous model, and it is FedAvg.
+    A client keeps its previous model to itself: one more model in memory for each client that has taken part. The
+    global and the previous model run in evaluation mode, and a step costs two more forward passes. In a plain Trainer
+    there is no previous model, and it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -95,7 +97,7 @@ class Moon(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             client_state="its last model",
             work="client: two more forward passes per step, of the global model and its last model",
@@ -125,7 +127,7 @@ class Moon(FederatedModule):
         return losses.mean() + mu * contrast.mean()
 
     def client_payload(self) -> dict[str, Tensor]:
-        """Return the trained model, and keep it."""
+        """Return the trained model, and keep it as the client's previous model."""
         payload = super().client_payload()
         if self.session is not None:
             self.session.kept = payload

@@ -1,4 +1,4 @@
-"""``PostHocModule``: the base of methods that change the classifier of a trained model, and leave training alone."""
+"""``PostHocModule``: the base class of methods that change the classifier of a trained model, but not the training."""
 
 from typing import Literal, get_args
 
@@ -16,8 +16,8 @@ When = Literal["end", "evaluations"]
 class PostHocModule(FederatedModule):
     """FedAvg whose classifier, the last linear layer, is replaced for an evaluation; the next round trains without that.
 
-    A subclass says by :meth:`calibrate` what takes its place. It need not be trained by FedAvg: ``class Mine(CCVR, FedProx)``
-    calibrates what FedProx trains.
+    A subclass returns the new classifier from :meth:`calibrate`. It need not be trained by FedAvg:
+    ``class Mine(CCVR, FedProx)`` calibrates the model that FedProx trains.
 
     Args:
         num_classes: Number of classes C.
@@ -56,7 +56,7 @@ class PostHocModule(FederatedModule):
         self._head = self.head_name()
 
     def calibrates(self, last: bool) -> bool:
-        """Return whether it is time to."""
+        """Return whether the classifier is replaced for this evaluation."""
         return last or self.hparams["calibrate"] == "evaluations"
 
     def classifier_of(self, state: State) -> tuple[Tensor, Tensor]:
@@ -64,5 +64,5 @@ class PostHocModule(FederatedModule):
         return at_least_float32(state[f"{self._head}.weight"]), at_least_float32(state[f"{self._head}.bias"])
 
     def as_state(self, weight: Tensor, bias: Tensor) -> State:
-        """Return a classifier by the names that it has in a state."""
+        """Return a classifier as entries of a state."""
         return {f"{self._head}.weight": weight, f"{self._head}.bias": bias}

@@ -16,18 +16,18 @@ from fedamm_pl.protocol.session import ServerSession
 
 
 def class_ratios(features: Tensor, logits: Tensor, labels: Tensor, max_ratio: float) -> Tensor:
-    """Estimate from gradients on balanced data how far each class is under-represented in what the model has seen.
+    """Estimate from gradients on balanced data how much each class is under-represented in the training of the model.
 
-    G^j is the gradient of the mean cross-entropy of class j's images with respect to the last layer's weights. The ratio of
-    class p compares, on the row of weights into output p and summed over it, what class p itself asks for with what the
-    others ask for on average: ``R_p = |sum_i G^p_pi| / |mean_(j != p) sum_i G^j_pi|``. A class that the model neglects
-    has a large one. Ratios are bounded, also where the denominator is 0.
+    G^j is the gradient of the mean cross-entropy of class j's images with respect to the last layer's weights. Each
+    gradient is summed over a row of weights. The ratio of class p compares, for the row of output p, the gradient of
+    class p itself with the mean gradient of the other classes: ``R_p = |sum_i G^p_pi| / |mean_(j != p) sum_i G^j_pi|``.
+    A class that the model neglects has a large ratio. Ratios are bounded, also where the denominator is 0.
 
     Args:
         features: Inputs of the last layer, shape (N, D).
-        logits: Its outputs, shape (N, C).
+        logits: Outputs of the last layer, shape (N, C).
         labels: Classes of shape (N,), each class at least once.
-        max_ratio: The bound.
+        max_ratio: Upper bound on the ratios.
 
     Returns:
         Ratios of shape (C,), in [0, max_ratio].
@@ -44,17 +44,18 @@ def class_ratios(features: Tensor, logits: Tensor, labels: Tensor, max_ratio: fl
 class RatioLoss(FederatedModule):
     """FedAvg on cross-entropy weighted by alpha + beta R_c, with R_c from the server's balanced meta set; see :func:`class_ratios`.
 
-    The server computes the ratios of the global model before each round, in evaluation mode, and sends them along: C numbers
-    more. Like FedAMM it uses labelled images that plain FedAvg does not have. With alpha = 1 and beta = 0 it is FedAvg, bit for
-    bit. In a plain Trainer there is no server, and it is FedAvg.
+    The server computes the ratios of the global model before each round, in evaluation mode, and sends them with the
+    model: C numbers more. Like FedAMM, it uses labelled images that plain FedAvg does not have. With alpha = 1 and beta
+    = 0 it is FedAvg, bit for bit. In a plain Trainer there is no server, and it is FedAvg.
 
-    The published formula divides weight by weight, which fails where a gradient vanishes; here, as in the authors' program,
-    sums over weights are divided. Where it differs from that program: (1) the sums are over the whole row of a class, theirs
-    over selected weights of it, those where the class's change is the largest and all others' are below 0.8 of it. (2) The
-    gradients are exact ones of the received model in evaluation mode, theirs are the changes of weights in a training on the
-    class's images. (3) The bound is 10, theirs 5000 (and 10 where the denominator is 0), with which training can diverge. (4)
-    The monitor of the paper, which estimates the class counts of a round and switches the loss on when they change, is not
-    implemented: the loss is on in all rounds.
+    The published formula divides weight by weight, which fails where a gradient vanishes; here, as in the authors'
+    program, sums over weights are divided. Differences from that program: (1) The sums are over the whole row of a
+    class. The authors sum only over selected weights of it, those where the change of the class is the largest and the
+    changes of all other classes are below 0.8 of it. (2) The gradients are exact gradients of the received model in
+    evaluation mode. The authors use the changes of the weights in a training on the class's images. (3) The bound is
+    10. The authors' bound is 5000 (and 10 where the denominator is 0), with which training can diverge. (4) The monitor
+    of the paper, which estimates the class counts of a round and switches the loss on when they change, is not
+    implemented: the loss is used in all rounds.
 
     Args:
         num_classes: Number of classes C.
@@ -78,7 +79,7 @@ class RatioLoss(FederatedModule):
     uses_features = True
 
     class_weights: Tensor
-    """Of each class, shape (C,), during a fit."""
+    """Weight of each class during a fit, shape (C,)."""
 
     def __init__(
         self,
@@ -103,11 +104,11 @@ class RatioLoss(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return replace(super().privileges, work="server: a pass over its images per round")
 
     def broadcast(self, state: State, server: ServerSession) -> State:
-        """Send the model and its ratios."""
+        """Send the model and its class ratios."""
         self.load_shared_state(state)
         images, labels = server.meta(0)
         self.eval()
@@ -117,7 +118,7 @@ class RatioLoss(FederatedModule):
         return {**super().broadcast(state, server), "ratios": ratios}
 
     def on_train_start(self) -> None:
-        """Take the class weights of the round."""
+        """Set the class weights of the round."""
         super().on_train_start()
         self.class_weights = torch.ones(self.hparams["num_classes"], device=self.device)
         if self.session is not None:

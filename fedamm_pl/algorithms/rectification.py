@@ -1,4 +1,4 @@
-"""Classifiers re-trained on mixtures of class directions and features, as RUCR does it (Huang et al.; see there)."""
+"""Re-training of classifiers on mixtures of class directions and features, for RUCR (Huang et al.; see there)."""
 
 import torch
 from torch import Tensor
@@ -14,24 +14,24 @@ def virtual_features(
     rescale: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return features between each class's direction and those of random local examples, whatever their class.
+    """Return mixtures of the direction of each class and the directions of random local examples, whatever their class.
 
-    ``lambda P'_c + (1 - lambda) z_j / |z_j|``, with lambda uniform in [low, high] and rounded to 0.01.
+    They are ``lambda P'_c + (1 - lambda) z_j / |z_j|``, with lambda uniform in [low, high] and rounded to 0.01.
 
     Args:
-        directions: P' of shape (C, D), of the classes for which there are to be some.
-        features: The client's z, shape (n, D).
-        number: How many for each class.
-        low: Least lambda.
-        high: Largest.
-        rescale: Whether to multiply them by the mean length of z.
+        directions: Directions P' of the classes that are to get features, shape (C, D).
+        features: Features z of the client, shape (n, D).
+        number: Number of features per class.
+        low: Smallest lambda.
+        high: Largest lambda.
+        rescale: Whether to multiply the mixtures by the mean length of z.
         generator: Source of the draws, on the CPU.
 
     Returns:
         Shape (C, number, D).
     """
     count, size = len(directions), len(features)
-    if size >= number:  # for a class, each example once at most
+    if size >= number:  # use each example at most once per class
         chosen = torch.rand(count, size, generator=generator, dtype=torch.float64).argsort(1)[:, :number]
     else:
         chosen = torch.randint(size, (count, number), generator=generator)
@@ -55,14 +55,14 @@ def rectify(
     """Train a linear classifier on features of some classes by plain SGD; the other classes are left out of the softmax.
 
     Args:
-        features: Shape (K, n, D).
-        classes: Which classes these are, shape (K,).
+        features: Features of shape (K, n, D).
+        classes: The classes of these features, shape (K,).
         weight: Initial weights, shape (C, D).
         bias: Initial bias, shape (C,).
         epochs: Passes over the features.
         lr: Learning rate.
-        batch_size: Features of a step.
-        generator: Source of their order, on the CPU.
+        batch_size: Features per step.
+        generator: Source of the order of the features, on the CPU.
 
     Returns:
         Weights of shape (C, D), bias of shape (C,).

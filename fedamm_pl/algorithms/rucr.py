@@ -22,12 +22,12 @@ from fedamm_pl.protocol.session import ClientSession, ServerSession
 from fedamm_pl.seeding import derive_seed, torch_generator
 
 MEANS, COUNTS, UNITS = "class_means", "class_counts", "class_directions"
-"""What a client sends, and what the server makes of it: sums of means and of directions, weighted by counts."""
+"""Names of the class means and counts that a client sends, and of the directions derived from them by the server."""
 ANCHORS, SHARES, DIRECTIONS = "anchors", "shares", "directions"
-"""What the server sends."""
+"""Names of the additional entries that the server sends."""
 WEIGHT, BIAS = "rectified.weight", "rectified.bias"
 MAX_LENGTH = 1e15
-"""The longest that a client's class means may be: the squares of their sums are numbers of float32."""
+"""Largest norm of a client's class means, so that the squares of their sums fit into float32."""
 
 
 def anchor_losses(
@@ -35,16 +35,16 @@ def anchor_losses(
 ) -> Tensor:
     """Return the cross-entropy of each example's cosines with the anchors of the classes that the client holds.
 
-    The score of class c is cos(z, P_c) / t if the client holds it and it has an anchor, else 0; log q_y is added to that of the
-    example's own class, to no other.
+    The score of class c is cos(z, P_c) / t if the client holds it and it has an anchor, else 0. log q_y is added only
+    to the score of the example's own class y.
 
     Args:
-        features: z of shape (B, D).
-        labels: y of shape (B,).
-        anchors: P of shape (C, D).
-        shares: q of shape (C,); 0 for classes without an anchor.
-        held: Whether the client holds a class, shape (C,).
-        temperature: t.
+        features: Features z of shape (B, D).
+        labels: Classes y of shape (B,).
+        anchors: Anchors P of shape (C, D).
+        shares: Shares q of shape (C,); 0 for classes without an anchor.
+        held: Whether the client holds each class, shape (C,).
+        temperature: Temperature t.
 
     Returns:
         Losses of shape (B,); 0 for examples whose class has no anchor.
@@ -60,22 +60,25 @@ def anchor_losses(
 class RUCR(FederatedModule):
     """FedAvg with features pulled towards global class means; late in training clients re-train classifiers on balanced features.
 
-    Clients measure the mean features of their classes under the received model. Of these the server makes anchors, and in the
-    next round a term of weight mu, see :func:`anchor_losses`, draws the features of each class to its anchor. In the first
-    round there is none.
+    Clients measure the mean features of their classes under the received model. The server combines them into anchors.
+    In the next round a loss term with weight mu, see :func:`anchor_losses`, pulls the features of each class towards
+    its anchor. In the first round there are no anchors.
 
-    From round rectify_round on each client, once it has trained, trains a copy of its classifier on as many features of each
-    class, see :func:`virtual_features`: mixtures of the mean directions of all classes, as the server has them from the last
-    round in which a client held the class, and of its own features. The average of these classifiers replaces that of the
-    averaged model where it is evaluated and delivered; training goes on without it. rectify_round is a round, whatever the
-    number of rounds is: the default is for the last 20 of 500. In a shorter run set it, or nothing is rectified.
+    From round rectify_round on, each client trains a copy of its classifier after its local training, with the same
+    number of features for each class, see :func:`virtual_features`. They are mixtures of the mean directions of all
+    classes and of the client's own features; the server has the direction of a class from the last round in which a
+    client held it. The average of these classifiers replaces that of the averaged model in evaluation and delivery;
+    training continues without it. rectify_round is an absolute round, whatever the number of rounds is: the default is
+    for the last 20 of 500. Set it in a shorter run, or nothing is rectified.
 
-    With mu = 0, and before rectify_round, it is FedAvg, bit for bit; in a plain Trainer it is FedAvg too. It reveals the class
-    counts and mean features of each client: 8 C bytes and C D numbers more from a client, C (D + 1) to it; from rectify_round
-    on C (D + 1) more from it and C D to it. A round costs a pass over the examples more.
+    With mu = 0, and before rectify_round, it is FedAvg, bit for bit; in a plain Trainer it is FedAvg, too. It reveals
+    the class counts and mean features of each client. A client sends 8 C bytes and C D numbers more, and receives C (D
+    + 1) numbers more. From rectify_round on it sends another C (D + 1) numbers and receives another C D. A round costs
+    one more pass over the examples.
 
-    Unlike in the authors' program, anchors are those of the round before, which saves an exchange, and directions those
-    of clients that take part; both are measured in evaluation mode. Mixed features are as long as real ones (rescale).
+    Differences from the authors' program: the anchors are those of the previous round, which saves an exchange; the
+    directions are those of clients that take part; both are measured in evaluation mode; and mixed features are as long
+    as real ones (``rescale``).
 
     Args:
         num_classes: Number of classes C.
@@ -143,7 +146,7 @@ class RUCR(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             revealed="class counts and mean features",
             server_state="mean features of all classes",
@@ -165,7 +168,7 @@ class RUCR(FederatedModule):
         return {MEANS: sums / counts.clamp(min=1)[:, None], COUNTS: counts}
 
     def on_train_start(self) -> None:
-        """Take the anchors of the round."""
+        """Set the anchors of the round."""
         super().on_train_start()
         self._anchors: tuple[Tensor, Tensor, Tensor] | None = None
         if self.session is not None and self.hparams["mu"] > 0 and self.session.payload[SHARES].any():
@@ -173,7 +176,7 @@ class RUCR(FederatedModule):
             self._anchors = anchors, shares, self.session.surveyed[COUNTS].to(self.device) > 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the batch loss with the term that draws features to the anchors."""
+        """Return the batch loss with the term that pulls features to the anchors."""
         if self._anchors is None:
             return super().training_step(batch, batch_idx)
         images, labels = self.prepare(batch[0]), batch[1].to(self.device)
@@ -186,7 +189,7 @@ class RUCR(FederatedModule):
         return losses.mean() + mu * drawn.mean()
 
     def client_payload(self) -> State:
-        """Return the trained model, and late its classifier, re-trained."""
+        """Return the trained model and, from ``rectify_round`` on, its re-trained classifier."""
         payload, session = super().client_payload(), self.session
         return payload if session is None or DIRECTIONS not in session.payload else self._rectified(payload, session)
 
@@ -208,7 +211,7 @@ class RUCR(FederatedModule):
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
-        """Send the model and the anchors, of which there are none before the first round; late the directions too."""
+        """Send the model, the anchors (zeros before the first round) and, from ``rectify_round`` on, the directions."""
         none = torch.zeros(state[f"{self._classifier}.weight"].shape)
         names = {ANCHORS: none, SHARES: none[:, 0]}
         if server.round_num >= self.hparams["rectify_round"]:
@@ -216,7 +219,7 @@ class RUCR(FederatedModule):
         return {**super().broadcast(state, server), **{name: state.get(name, value) for name, value in names.items()}}
 
     def expected_payload(self, sent: State) -> State:
-        """Return the model, class means and counts, and late a classifier."""
+        """Return the model, class means and counts and, from ``rectify_round`` on, a classifier."""
         late = {}
         if DIRECTIONS in sent:
             late = {to: sent[f"{self._classifier}.{to.rpartition('.')[2]}"] for to in (WEIGHT, BIAS)}
@@ -224,11 +227,11 @@ class RUCR(FederatedModule):
         return {**super().expected_payload(sent), MEANS: torch.zeros(sent[ANCHORS].shape), COUNTS: counts, **late}
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
-        """Return the payload with sums of features and of directions, to be added up in float64, in place of means.
+        """Return the payload, with the means replaced by float64 sums of features and of directions.
 
         Raises:
-            ValueError: If the counts are not those of so many examples, or the means are of classes that the client does not
-                hold, or so long that float32 cannot compare them with others.
+            ValueError: If the counts do not match the client's number of examples, or if the means belong to classes
+                that the client does not hold or are too large for float32 arithmetic.
         """
         counts, means = result.payload[COUNTS].cpu(), result.payload[MEANS].cpu().double()
         if bool((counts < 0).any()) or int(counts.sum()) != result.num_examples:
@@ -241,7 +244,7 @@ class RUCR(FederatedModule):
         return {**result.payload, **sums}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the averaged model, the anchors of the round, the directions of its classes, and late the averaged classifier."""
+        """Take the averaged model, anchors and directions and, from ``rectify_round`` on, the averaged classifier."""
         counts = reduced[COUNTS].cpu()
         held = counts > 0
         sums = {name: (reduced[name].cpu() / counts.clamp(min=1)[:, None]).float() for name in (MEANS, UNITS)}
@@ -255,6 +258,6 @@ class RUCR(FederatedModule):
         return {**super().server_step(state, reduced, server), **made}
 
     def deployed(self, state: State) -> State:
-        """Return the averaged model, late with the averaged re-trained classifier."""
+        """Return the averaged model, with the average of the re-trained classifiers if there is one."""
         names = {WEIGHT: f"{self._classifier}.weight", BIAS: f"{self._classifier}.bias"}
         return {**super().deployed(state), **{own: state[name] for name, own in names.items() if name in state}}

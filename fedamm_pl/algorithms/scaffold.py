@@ -20,12 +20,13 @@ CONTROL = "control."
 class Scaffold(FederatedModule):
     """FedAvg whose steps are corrected by control variates c - c_k, which estimate the deviation of a client's gradient.
 
-    Option II of the paper: after K steps c_k becomes ``c_k - c + (w - w_k) / (K lr)``, and the server moves c by
-    ``|S| / N`` times the average of the changes of the |S| clients of the round out of N, in the weights that average the
-    models (the paper weights both uniformly, as ``aggregation: uniform`` does): c is then the gradient of what the average
-    minimises. Derived for plain SGD, so the momentum is 0; weight decay counts as a part of the gradient. The server's step size
-    is 1. The control variates double the bytes each way; a client keeps c_k to itself between its rounds, one more model in
-    memory for each client that has taken part.
+    This is option II of the paper: after K steps c_k becomes ``c_k - c + (w - w_k) / (K lr)``. The server changes c by
+    ``|S| / N`` times the average of the changes of the |S| clients of the round, out of N clients. The changes are
+    averaged with the same weights as the models (the paper weights both uniformly, as ``aggregation: uniform`` does),
+    so c is the gradient of the objective that the average minimises. The method was derived for plain SGD, so the
+    momentum is 0; weight decay counts as a part of the gradient. The server's step size is 1. The control variates
+    double the bytes in each direction. A client keeps c_k to itself between its rounds: one more model in memory for
+    each client that has taken part.
 
     In a plain Trainer there are no other clients, and it is FedAvg without momentum.
 
@@ -66,7 +67,7 @@ class Scaffold(FederatedModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         return Privileges(
             revealed="the change of its control variate",
             client_state="a control variate, as large as the model",
@@ -96,7 +97,7 @@ class Scaffold(FederatedModule):
             }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Correct the gradients that a step is taken with; where the worst point nearby is, the client's own say."""
+        """Correct the gradients of a step, but not in the first pass of a sharpness-aware step."""
         if self.looks_ahead:
             return
         for name, parameter in self.named_parameters():
@@ -104,7 +105,7 @@ class Scaffold(FederatedModule):
                 parameter.grad += self._correction[name]
 
     def client_payload(self) -> State:
-        """Return the trained model and the change of c_k, and keep c_k."""
+        """Return the trained model and the change of c_k, and keep the new c_k."""
         payload, session = super().client_payload(), self.session
         assert session is not None
         scale = 1 / (session.num_steps * self.local_lr)
@@ -121,7 +122,7 @@ class Scaffold(FederatedModule):
         return {**payload, **changes}
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Take the averaged model, and move c by the averaged change, scaled by the share of the clients."""
+        """Take the averaged model, and add the average change to c, scaled by the share of clients that took part."""
         share = server.num_results / server.num_clients
         controls = {name: state.get(name, 0) + share * reduced[name] for name in reduced if name.startswith(CONTROL)}
         return {**super().server_step(state, reduced, server), **controls}

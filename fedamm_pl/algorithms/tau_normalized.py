@@ -16,18 +16,18 @@ from fedamm_pl.protocol.session import ServerSession
 log = logging.getLogger(__name__)
 
 GRID = tuple(step / 10 for step in range(21))
-"""The values of tau from which the server chooses, those of the paper."""
+"""Values of tau from which the server chooses, as in the paper."""
 DRAWS = 10
-"""How often the balanced images are redrawn for it."""
+"""Number of draws of the balanced images on which the values of tau are compared."""
 
 
 class TauNormalized(PostHocModule):
     """FedAvg whose classifier is evaluated with the rows ``W_c / |W_c|^tau`` and without its bias: rare classes have short rows.
 
-    Training is FedAvg's, bit for bit. With tau = 0 the model is FedAvg's without the bias, with tau = 1 all rows are of
-    length 1. Nothing is sent and nothing trained. The paper chooses tau on a validation set; here it is fixed, or, with ``tau:
-    null``, the one of 0, 0.1, ..., 2 that is best on the server's balanced images (the smallest of several). In a plain
-    Trainer it is FedAvg.
+    Training is FedAvg's, bit for bit. With tau = 0 the model is FedAvg's without the bias; with tau = 1 all rows have
+    length 1. Nothing is sent or trained. The paper chooses tau on a validation set. Here it is fixed or, with
+    ``tau: null``, the one of 0, 0.1, ..., 2 with the best accuracy on the server's balanced images (the smallest of
+    equally good ones). In a plain Trainer it is FedAvg.
 
     Args:
         num_classes: Number of classes C.
@@ -69,7 +69,7 @@ class TauNormalized(PostHocModule):
 
     @property
     def privileges(self) -> Privileges:
-        """What the method takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         chosen = self.hparams["tau"] is None
         return Privileges(
             server="balanced labelled images" if chosen else NOTHING,
@@ -86,7 +86,7 @@ class TauNormalized(PostHocModule):
         return self.as_state(normalized_rows(weight, tau), torch.zeros_like(bias))
 
     def _best(self, weight: Tensor, server: ServerSession) -> float:
-        """Return the tau of the grid that takes most of the balanced images for what they are."""
+        """Return the tau of the grid with the highest accuracy on the balanced images."""
         right = torch.zeros(len(GRID), dtype=torch.int64)
         for draw in range(DRAWS):
             images, labels = server.meta(draw)
@@ -99,7 +99,7 @@ class TauNormalized(PostHocModule):
 
 
 def normalized_rows(weight: Tensor, tau: float) -> Tensor:
-    """Divide each row by a power of its length; a row of zeros stays one.
+    """Divide each row by a power of its length; a row of zeros does not change.
 
     Args:
         weight: Shape (C, D).
