@@ -7,14 +7,14 @@ Shu et al., *Meta-Weight-Net*, NeurIPS 2019. With support losses l_i(w) and weig
     meta gradient         g = grad_{w_hat} of the mean cross-entropy on the meta set    at the server
     weight-net gradient   h = grad_v <w_hat(v), g>                                      at the client
 
-h equals the gradient of the meta loss with respect to v, through the virtual step, though neither side sees the other's
-data. Three ways to compute it: ``higher`` unrolls the step with the library of that name, ``functional`` with
-``torch.func.functional_call`` and a double backward, ``forward`` replaces the double backward by one directional
-derivative:
+h equals the gradient of the meta loss with respect to v, through the virtual step, although neither side sees the
+other's data. There are three ways to compute it: ``higher`` unrolls the step with the library of that name;
+``functional`` unrolls it with ``torch.func.functional_call`` and a double backward pass; ``forward`` replaces the
+double backward pass by one directional derivative:
 
     h = -lr * grad_v sum_i (d L_S / d l_i) * <grad_w l_i, g>,    L_S = sum_i omega_i l_i,    inner products held constant.
 
-Not every way takes every network; :mod:`fedamm_pl.algorithms.meta.suited` tells.
+Not every way works for every network; :mod:`fedamm_pl.algorithms.meta.suited` checks this.
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,19 +57,19 @@ def virtual_step(
     statistics) change. The model is used in the mode it is in: training mode for FedAMM.
 
     Args:
-        model: The classifier f_w; parameters that require no gradient stay out of the step.
+        model: The classifier f_w; parameters that require no gradient are left out of the step.
         weight_net: V, maps losses (B,), and families (B,) if the weighing has any, to weights (B,).
-        support: Images as the model takes them, and labels.
+        support: Images prepared for the model, and labels.
         lr: Step size.
         differentiation: ``higher``, ``functional`` or ``forward``; equal up to rounding.
-        joint: The support batches of all ranks of the process group are one.
-        weighing: Which loss is weighted, and what the weight net sees.
+        joint: Whether the support batches of all ranks of the process group form one batch.
+        weighing: Which loss is weighted, and the inputs of the weight net.
 
     Returns:
-        w_hat and the function from g to h.
+        The stepped parameters w_hat, and the function that maps g to h.
 
     Raises:
-        ValueError: If ``differentiation`` is none of the three, or not right for the network.
+        ValueError: If ``differentiation`` is not one of the three ways, or does not work for the network.
     """
     if differentiation not in WAYS:
         raise ValueError(f"Expected `differentiation` to be higher, functional or forward, got {differentiation!r}.")
@@ -83,14 +83,14 @@ def virtual_step(
 def meta_gradient(
     model: nn.Module, params: Mapping[str, Tensor], meta: Batch, joint: bool = False
 ) -> tuple[Tensors, Tensor]:
-    """Gradient of the mean cross-entropy on the meta set at the given parameters, in training mode.
+    """Return the gradient of the mean cross-entropy on the meta set at the given parameters, in training mode.
 
     Args:
-        model: The classifier; its parameters and buffers do not change. Parts that are in evaluation mode while the whole
-            is in training mode stay so.
-        params: w_hat by name; what is missing is taken from the model.
-        meta: The whole meta set: images as the model takes them, and labels.
-        joint: The meta batches of all ranks of the process group are one.
+        model: The classifier; its parameters and buffers do not change. If the whole is in training mode, parts that
+            are in evaluation mode stay so.
+        params: w_hat by name; missing parameters are taken from the model.
+        meta: The whole meta set: images prepared for the model, and labels.
+        joint: Whether the meta batches of all ranks of the process group form one batch.
 
     Returns:
         g by name, and the meta loss, a scalar.
@@ -112,7 +112,7 @@ def meta_gradient(
 
 @contextmanager
 def training_mode(module: nn.Module) -> Iterator[None]:
-    """Set all parts of a module to training mode; afterwards each is in its own again."""
+    """Set all parts of a module to training mode, and restore the mode of each part afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.train()
     try:

@@ -1,4 +1,4 @@
-"""``KnowsClasses``: what FedAMM's clients know of the classes, for families of classes and for adjusted logits."""
+"""``KnowsClasses``: the class counts and families of FedAMM's clients, for families of classes and adjusted logits."""
 
 from typing import Literal, get_args
 
@@ -20,23 +20,23 @@ WhoseCounts = Literal["local", "global"]
 class KnowsClasses(FederatedModule):
     """A module whose examples are weighted by their loss, and by the family of their class if it has families.
 
-    Abstract: a subclass has the options ``families``, ``num_families``, ``log_counts``, ``objective``, ``counts``, ``tau``,
-    ``absent``, ``gamma`` and ``detached``, calls :meth:`check_weighting` in its constructor, and :meth:`learn_classes` before it
-    weights anything.
+    Abstract: a subclass must have the options ``families``, ``num_families``, ``log_counts``, ``objective``,
+    ``counts``, ``tau``, ``absent``, ``gamma`` and ``detached``, call :meth:`check_weighting` in its constructor, and
+    call :meth:`learn_classes` before it weights examples.
     """
 
     class_counts: Tensor | None
-    """Examples of each class, shape (C,), for the objective; None if it needs none."""
+    """Number of examples of each class, shape (C,), for the objective; None if it does not need them."""
     class_families: Tensor | None
     """Family of each class, shape (C,); None without families."""
     num_outputs: int
-    """Of the weight net: one for each family."""
+    """Number of outputs of the weight net, one for each family."""
 
     def check_weighting(self) -> None:
-        """Check the options, and make room for what clients learn of the classes.
+        """Check the options, and register the buffers for class counts and families.
 
         Raises:
-            ValueError: If one is out of range, or ``info`` lacks the groups of fixed families.
+            ValueError: If an option is out of range, or ``info`` lacks the shot groups for fixed families.
         """
         options = self.hparams
         for name, known in (
@@ -59,16 +59,16 @@ class KnowsClasses(FederatedModule):
 
     @property
     def weighing(self) -> Weighing:
-        """How the examples of the client whose classes were learned last are weighted."""
+        """How the examples are weighted, with the classes that :meth:`learn_classes` has set last."""
         options = self.hparams
         losses = losses_of_objective(options["objective"], options["tau"], options["absent"], options["gamma"])
         return Weighing(losses, self.class_counts, self.class_families, options["detached"])
 
     def learn_classes(self, session: ClientSession | None) -> None:
-        """Take up what a client knows of the classes.
+        """Set the class counts and the families of a client.
 
         Args:
-            session: The client's; None in a plain Trainer, where all counts are those in ``info``.
+            session: Session of the client; None in a plain Trainer, where all counts are those in ``info``.
         """
         options, families = self.hparams, None
         adjusts = options["objective"] == "logit_adjusted"
@@ -100,10 +100,10 @@ class KnowsClasses(FederatedModule):
 
 
 def fixed_families(module: FederatedModule) -> Tensor:
-    """Return the families that the shot groups in ``info`` make, shape (C,).
+    """Return the family of each class according to the shot groups in ``info``, shape (C,).
 
     Raises:
-        ValueError: If there are none, or they do not hold each class once.
+        ValueError: If there are no shot groups, or they do not hold each class once.
     """
     if "shot_groups" not in module.info:
         raise ValueError(f"Expected `info` of {type(module).__name__} to hold shot_groups, got none.")

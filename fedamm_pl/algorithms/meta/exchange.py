@@ -1,4 +1,4 @@
-"""``MetaExchange``: both sides of FedAMM's exchange of w_hat and meta gradient, for one client and for several at once."""
+"""``MetaExchange``: both sides of FedAMM's exchange of w_hat and the meta gradient, for one or several clients."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +29,13 @@ Exchange = Literal["full", "bfloat16", "head"]
 class MetaExchange(KnowsClasses):
     """A module with a weight net, whose clients take the virtual step and the meta step, and whose server has the meta gradient.
 
-    ``full`` sends w_hat and g as they are. ``bfloat16`` sends w_hat - w, for the server knows w, and g, both rounded to bfloat16:
-    half the bytes, and the rounding of a small difference is far smaller than that of w_hat would be. ``head`` sends the last
-    linear layer's part of w_hat and of g alone: the server takes the other layers as it has sent them, and g is taken as 0 there.
+    ``full`` sends w_hat and g unchanged. ``bfloat16`` sends w_hat - w, as the server knows w, and g, both rounded to
+    bfloat16. This halves the bytes, and the rounding error of a small difference is far smaller than that of w_hat
+    would be. ``head`` sends only the last linear layer of w_hat and of g: for the other layers, the server uses the
+    parameters that it has sent, and g is taken as 0.
 
-    Abstract: a subclass makes ``weight_net``, has the options ``meta_lr``, ``meta_update``, ``differentiation`` and
-    ``exchange``, and trains.
+    Abstract: a subclass must create ``weight_net``, have the options ``meta_lr``, ``meta_update``, ``differentiation``
+    and ``exchange``, and implement the training.
     """
 
     shared = ("model.", "weight_net.")
@@ -42,16 +43,16 @@ class MetaExchange(KnowsClasses):
 
     weight_net: WeightNet
     exchanged_head: str
-    _step: VirtualStep | None = None  # taken, and waiting for its meta gradient
-    _steps: VirtualSteps | None = None  # the same of several clients
+    _step: VirtualStep | None = None  # the virtual step that waits for its meta gradient
+    _steps: VirtualSteps | None = None  # the same for several clients
     _meta_loss: Tensor | None = None
     _returned_weight_net: State = {}  # noqa: RUF012  replaced, never changed
 
     def check_exchange(self) -> None:
-        """Check the options of the exchange, and find the layer that is exchanged.
+        """Check the options of the exchange, and find the layer that is exchanged with ``exchange: head``.
 
         Raises:
-            ValueError: If one is out of range, or there is no such layer.
+            ValueError: If an option is out of range, or there is no such layer.
         """
         exchange = self.hparams["exchange"]
         if exchange not in get_args(Exchange):
@@ -62,7 +63,7 @@ class MetaExchange(KnowsClasses):
 
     @property
     def privileges(self) -> Privileges:
-        """What it takes beyond FedAvg."""
+        """The method's requirements, disclosures and costs beyond those of FedAvg."""
         synchronous, interval = self.asks_in_fit, self.hparams["meta_interval"]
         often = ("at each step" if interval == 1 else f"every {interval} steps") if synchronous else "once per round"
         part = "its last layer" if self.exchanged_head else "its model"
@@ -74,7 +75,7 @@ class MetaExchange(KnowsClasses):
         )
 
     def check(self, batch: Batch) -> None:
-        """Find out whether the differentiation is right for the network, and say it if another is taken."""
+        """Check whether the differentiation works for the network, and warn if another one is used instead."""
         with training_mode(self.model):
             self._examine(self._on_device(*batch))
 
@@ -92,11 +93,11 @@ class MetaExchange(KnowsClasses):
 
     @property
     def asks_in_fit(self) -> bool:
-        """Whether the update is synchronous."""
+        """Whether the updates of the weight net are synchronous."""
         return bool(self.hparams["meta_update"] == "synchronous")
 
     def question(self, session: ClientSession) -> State | None:
-        """Asynchronous: take the virtual step of the round, and ask for the meta gradient at w_hat."""
+        """If asynchronous, take the virtual step of the round, and ask for the meta gradient at w_hat."""
         self._meta_loss = None
         if self.asks_in_fit:
             return None
@@ -104,7 +105,7 @@ class MetaExchange(KnowsClasses):
         return self._sent(self._virtual_step(self._on_device(*session.support())), session.payload)
 
     def take_answer(self, answer: Answer) -> None:
-        """Asynchronous: do the round's one meta step, and put its outcome aside for the result."""
+        """If asynchronous, take the round's meta step; the new weight net is returned, but not used in training."""
         received = self._weight_net_state()
         self._meta_step(answer, self.sgd(self.weight_net, self.hparams["meta_lr"]))
         self._returned_weight_net = self._weight_net_state()
@@ -113,7 +114,7 @@ class MetaExchange(KnowsClasses):
             self.session.metrics["meta_loss"], self._meta_loss = self._meta_loss, None
 
     def questions(self, sessions: Sequence[ClientSession]) -> list[State] | None:
-        """Asynchronous: take the virtual steps of several clients at once, if forward mode is right for the network."""
+        """If asynchronous, take the virtual steps of several clients at once; None if forward mode does not work."""
         images, labels, present, sizes = padded([session.support() for session in sessions])
         images, labels = self._stack_on_device(images, labels)
         present = None if present is None else present.to(self.device)
@@ -121,14 +122,14 @@ class MetaExchange(KnowsClasses):
         if fault(self.model, (images[largest], labels[largest]), "forward"):
             return None
         self._meta_loss = None
-        lr = self.hparams["lr"] * sessions[0].broadcast.lr_factor  # of all of them
+        lr = self.hparams["lr"] * sessions[0].broadcast.lr_factor  # the same for all clients
         weighing = self._stacked_weighing(sessions)
         self._steps = virtual_steps(self.model, self.weight_net, images, labels, present, lr, weighing)
         rows = zip(unstacked(self._steps.params, "model."), sessions, strict=True)
         return [self._sent(row, session.payload) for row, session in rows]
 
     def take_answers(self, sessions: Sequence[ClientSession], answers: Sequence[Answer]) -> Iterator[None]:
-        """Asynchronous: do the meta steps of several clients at once."""
+        """If asynchronous, take the meta steps of several clients at once."""
         steps, self._steps = self._steps, None
         assert steps is not None
         gradients = stacked([answer.payload for answer in answers], "model.", self.device)
@@ -137,7 +138,7 @@ class MetaExchange(KnowsClasses):
         updated = nn.ParameterList(value.detach().clone() for value in each.values())
         for parameter, gradient in zip(updated, found.values(), strict=True):
             parameter.grad = gradient
-        self.sgd(updated, self.hparams["meta_lr"]).step()  # element by element
+        self.sgd(updated, self.hparams["meta_lr"]).step()  # elementwise, so each client's step is independent
         rows = unstacked(dict(zip(each, updated, strict=True)), "weight_net.")
         for session, answer, row in zip(sessions, answers, rows, strict=True):
             self._returned_weight_net = {**self._weight_net_state(), **row}
@@ -145,7 +146,7 @@ class MetaExchange(KnowsClasses):
             yield
 
     def _virtual_step(self, support: Batch) -> State:
-        """Take step 1 of a round and return w_hat; the step is kept for :meth:`_meta_step`."""
+        """Take a virtual step and return w_hat; the step is kept for :meth:`_meta_step`."""
         way, _ = suited(self.model, support, self.hparams["differentiation"])
         self._step = step = virtual_step(
             self.model, self.weight_net, support, self.local_lr, way, self._joint, self.weighing
@@ -153,11 +154,11 @@ class MetaExchange(KnowsClasses):
         return {f"model.{name}": value for name, value in step.params.items()}
 
     def _meta_step(self, answer: Answer, optimizer: torch.optim.Optimizer) -> None:
-        """Update the weight net in place by steps 3 and 4 of a round.
+        """Update the weight net in place with the gradient that follows from the meta gradient.
 
         Args:
-            answer: The meta gradient at w_hat, and the meta loss there.
-            optimizer: The weight net's.
+            answer: The meta gradient and the meta loss at w_hat.
+            optimizer: The optimizer of the weight net.
         """
         gradient = {name.removeprefix("model."): value.to(self.device) for name, value in answer.payload.items()}
         self._meta_loss = answer.metrics["meta_loss"]
@@ -174,7 +175,7 @@ class MetaExchange(KnowsClasses):
         return Answer({f"model.{name}": value for name, value in gradient.items()}, {"meta_loss": loss})
 
     def _on_device(self, images: Tensor, labels: Tensor) -> Batch:
-        """Prepare a batch that Lightning did not move: support and meta set may lie on the CPU."""
+        """Prepare a batch that Lightning has not moved: the support batch and the meta set may be on the CPU."""
         return self.prepare(images), labels.to(self.device)
 
     def _stack_on_device(self, images: Tensor, labels: Tensor) -> Batch:
@@ -191,17 +192,17 @@ class MetaExchange(KnowsClasses):
 
         Args:
             question: Holds w_hat.
-            server: Has the meta set.
+            server: Provides the meta set.
         """
-        with training_mode(self.model):  # as clients train
+        with training_mode(self.model):  # as in the clients' training
             return self._returned(self._meta_gradient(self._received(question, server), server.meta_for(question)))
 
     def answers(self, questions: Sequence[Question], server: ServerSession) -> list[Answer]:
         """Return the meta gradients of several clients, computed at once.
 
         Args:
-            questions: Hold w_hat.
-            server: Has the meta set.
+            questions: Hold the w_hat of the clients.
+            server: Provides the meta set.
         """
         params = stacked([self._received(question, server) for question in questions], "model.", self.device)
         images, labels = (torch.stack(part) for part in zip(*map(server.meta_for, questions), strict=True))
@@ -213,7 +214,7 @@ class MetaExchange(KnowsClasses):
     # The exchange
 
     def _stacked_weighing(self, sessions: Sequence[ClientSession]) -> Weighing:
-        """Return how the examples of several clients are weighted: their class counts and families, of shape (G, C)."""
+        """Return the weighing of several clients, with class counts and families stacked to shape (G, C)."""
         found = []
         for session in sessions:
             self.learn_classes(session)
@@ -227,11 +228,11 @@ class MetaExchange(KnowsClasses):
         return replace(found[0], class_counts=counts, families=families)
 
     def _sent(self, stepped: State, received: Mapping[str, Tensor]) -> State:
-        """Return of w_hat what the client sends.
+        """Return the part of w_hat that the client sends, in the form in which it is sent.
 
         Args:
-            stepped: w_hat.
-            received: What the server has sent to the client.
+            stepped: The stepped parameters w_hat.
+            received: The payload that the client received from the server.
         """
         match self.hparams["exchange"]:
             case "bfloat16":
@@ -241,13 +242,13 @@ class MetaExchange(KnowsClasses):
         return stepped
 
     def _received(self, question: Question, server: ServerSession) -> State:
-        """Return the w_hat that a client has sent, as far as it has sent it."""
+        """Return w_hat as reconstructed from a client's question, or the part of it that was sent."""
         if self.hparams["exchange"] != "bfloat16":
             return question.payload
         return {name: value.to(server.sent[name]) + server.sent[name] for name, value in question.payload.items()}
 
     def _returned(self, answer: Answer) -> Answer:
-        """Return what of a meta gradient the server sends."""
+        """Return a meta gradient in the form in which the server sends it."""
         if self.hparams["exchange"] != "bfloat16":
             return answer
         return replace(answer, payload={name: _rounded(value) for name, value in answer.payload.items()})
@@ -258,25 +259,25 @@ class MetaExchange(KnowsClasses):
 
     @property
     def _joint(self) -> bool:
-        """Whether the batches of several devices are one."""
+        """Whether the batches of several devices form one batch, as in a plain Trainer with several devices."""
         return self.session is None and self.trainer.world_size > 1
 
 
 def _rounded(value: Tensor) -> Tensor:
-    """Round to bfloat16, complex numbers excepted."""
+    """Round floating-point tensors to bfloat16; complex ones stay as they are."""
     return value.bfloat16() if value.is_floating_point() else value
 
 
 def completed(gradient: Mapping[str, Tensor], like: Mapping[str, Tensor], head: str) -> State:
-    """Return a gradient in the types of the parameters, 0 where it is not exchanged.
+    """Return a gradient in the types of the parameters, with 0 for parameters that are not exchanged.
 
     Args:
-        gradient: What the server has answered.
-        like: The parameters, by the names within the network.
-        head: Name within the network of the layer that is exchanged alone; empty: all are.
+        gradient: The meta gradient in the server's answer.
+        like: The parameters, by their names within the network.
+        head: Name within the network of the only layer that is exchanged; empty if all layers are.
 
     Raises:
-        ValueError: If an entry is missing that is exchanged.
+        ValueError: If an entry that is exchanged is missing.
     """
     if missing := sorted(name for name in like.keys() - gradient.keys() if not head or name.startswith(f"{head}.")):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Families of classes of like size, for a weight net with an output for each: exact K-means on the class counts."""
+"""Families of classes of similar size, for a weight net with an output for each: exact K-means on the class counts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,19 @@ from torch import Tensor
 
 
 def families_by_size(class_counts: Tensor, num_families: int, log: bool = False) -> Tensor:
-    """Put classes into families by K-means on their numbers of examples, one-dimensional and exact.
+    """Group classes into families by exact one-dimensional K-means on their numbers of examples.
 
-    In one dimension the best clusters are intervals, so a dynamic programme over the sorted distinct counts finds them: no
-    random start, and the same families wherever the same counts are known. Of equally good partitions the one with the smaller
-    first families is taken.
+    In one dimension the best clusters are intervals, so dynamic programming over the sorted distinct counts finds them.
+    There is no random start, so the same counts give the same families everywhere. Of equally good partitions the one
+    with the smaller first families is used.
 
     Args:
-        class_counts: Examples of each class, shape (C,).
-        num_families: How many families F; there are fewer where there are fewer distinct counts.
-        log: Compare log(1 + n) in place of n.
+        class_counts: Number of examples of each class, shape (C,).
+        num_families: Number of families F; there are fewer if there are fewer distinct counts.
+        log: Whether to compare log(1 + n) instead of n.
 
     Returns:
-        Family of each class, shape (C,), int64: 0 has the smallest classes.
+        Family of each class, shape (C,), int64; family 0 has the smallest classes.
 
     Example:
         >>> families_by_size(torch.tensor([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]), 3)
@@ -35,17 +35,17 @@ def families_by_size(class_counts: Tensor, num_families: int, log: bool = False)
 
 
 def _ends(values: Tensor, sizes: Tensor, count: int) -> list[int]:
-    """Cut rising values into intervals of the least sum of squared distances from their means.
+    """Split increasing values into intervals with the least sum of squared distances from the interval means.
 
     Args:
-        values: Of shape (n,), float64.
-        sizes: How often each value is there, shape (n,).
-        count: How many intervals, 1 to n.
+        values: Values of shape (n,), float64.
+        sizes: Number of times that each value occurs, shape (n,).
+        count: Number of intervals, 1 to n.
 
     Returns:
-        Where all intervals but the last end.
+        The ends of all intervals but the last.
     """
-    # sums over the first values, for the spread of an interval: sum of squares minus square of the sum by the number
+    # prefix sums, for the spread of an interval: sum of squares minus squared sum divided by the number
     number, total, squares = (
         torch.cat([torch.zeros(1).double(), (sizes * power).cumsum(0)])
         for power in (torch.ones_like(values), values, values.square())
@@ -69,11 +69,11 @@ def _ends(values: Tensor, sizes: Tensor, count: int) -> list[int]:
 
 
 def families_of_groups(groups: Mapping[str, Sequence[int]], class_counts: Sequence[int]) -> Tensor:
-    """Make a family of each group of classes that has any, the one with the smallest classes on average first.
+    """Make a family of each non-empty group of classes, in increasing order of mean class size.
 
     Args:
-        groups: Name -> classes.
-        class_counts: Examples of each class.
+        groups: Maps the name of a group to its classes.
+        class_counts: Number of examples of each class.
 
     Returns:
         Family of each class, shape (C,), int64.

@@ -1,4 +1,4 @@
-"""What FedAMM needs of a plain Lightning Trainer: one that does as it says under manual optimisation, and two loaders."""
+"""FedAMM's requirements on a Lightning Trainer: settings that work under manual optimisation, and two loaders."""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ LOADERS = '{"train": ..., "meta": ...}'
 
 
 def check_client(trainer: pl.Trainer) -> None:
-    """Refuse in a client's fit what would silently give a wrong gradient or do nothing.
+    """Refuse settings in a client's fit that would silently give a wrong gradient or have no effect.
 
     Raises:
         ValueError: If the precision scales the loss, or there is an LR scheduler.
@@ -29,7 +29,7 @@ def check_client(trainer: pl.Trainer) -> None:
 
 
 def check_precision(trainer: pl.Trainer) -> None:
-    """Refuse loss scaling.
+    """Refuse a precision with loss scaling.
 
     Raises:
         ValueError: If the precision scales the loss.
@@ -42,11 +42,11 @@ def check_precision(trainer: pl.Trainer) -> None:
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse in a plain Trainer what would silently give a wrong gradient, and say what Lightning leaves to the user.
+    """Refuse settings of a plain Trainer that would silently give a wrong gradient; warn of LR schedulers.
 
     Raises:
-        ValueError: If the precision scales the loss, the strategy takes the parameters apart, or a share of a meta loader
-            is asked for that has too few batches.
+        ValueError: If the precision scales the loss, the strategy splits the parameters, or ``limit_train_batches`` is
+            a share that leaves no batch of the meta loader.
     """
     check_precision(trainer)
     whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
@@ -76,8 +76,8 @@ def end_epoch_with_train_loader(trainer: pl.Trainer) -> None:
     Lightning's default for several loaders is the longest one.
 
     Raises:
-        ValueError: If they are not a train and a meta loader, are combined in another way than to cycle the shorter one, or
-            leave the end of an epoch open; or if a validation would never come.
+        ValueError: If the loaders are not a train and a meta loader, are combined in another way than cycling the
+            shorter one, or do not determine the end of an epoch; or if a validation would never run.
     """
     loaders: Any = trainer.train_dataloader
     _check_loaders(loaders)

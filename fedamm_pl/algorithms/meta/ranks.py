@@ -1,4 +1,4 @@
-"""What the processes of one training (DDP) share: sums, and the values of all ranks."""
+"""Communication between the processes (ranks) of a DDP training: sums, and the values of all ranks."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 
 def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the sums over all ranks, detached. The ranks give tensors of equal shapes in equal order."""
+    """Return the sums over all ranks, detached. All ranks must pass tensors of the same shapes in the same order."""
     sums = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
     for value in sums:
         distributed.all_reduce(torch.view_as_real(value) if value.is_complex() else value)
@@ -18,10 +18,10 @@ def gathered(values: Tensor) -> tuple[Tensor, slice]:
     """Collect the values of all ranks.
 
     Args:
-        values: This rank's, shape (n,); n may differ from rank to rank.
+        values: The values of this rank, shape (n,); n may differ from rank to rank.
 
     Returns:
-        All values in the order of the ranks, detached, and where this rank's are.
+        The values of all ranks in the order of the ranks, detached, and the slice with this rank's values.
     """
     mine = torch.zeros(distributed.get_world_size(), dtype=torch.int64, device=values.device)
     rank = distributed.get_rank()

@@ -1,10 +1,10 @@
-"""Which ways to the weight-net gradient are right for a network.
+"""Which ways of computing the weight-net gradient work for a network.
 
-``higher`` runs a patched copy of the network that knows no forward hooks and none of the tensors or modules that lie in
-plain attributes; forward mode needs a derivative that not every operator has; where an operator can be differentiated only
-once, a double backward may leave its part out without a word. Such things would go wrong unseen or fail in the middle of a
-run, and no list of causes is complete. So a way is compared once, on a few examples, with first derivatives of the network
-itself: h is known from the gradient of each example by itself.
+``higher`` runs a patched copy of the network, which ignores forward hooks and tensors or modules in plain attributes.
+Forward mode needs a derivative that not every operator has. Where an operator can be differentiated only once, a double
+backward pass may silently leave out its part. Such faults would go unnoticed or stop a run in the middle, and no list
+of causes is complete. So each way is compared once, on a few examples, with first derivatives of the network itself: h
+can be computed from the gradients of the single examples.
 """
 
 import warnings
@@ -32,12 +32,12 @@ from fedamm_pl.models.holding import holding
 from fedamm_pl.seeding import drawing_from, torch_generator
 
 NUM_EXAMPLES = 4
-"""So many examples tell whether a way is right."""
+"""Number of examples in the comparison."""
 LR = 1e3
-"""Step size of the comparison: large, so that w_hat - w keeps the digits of the gradient."""
+"""Step size in the comparison; it is large so that w_hat - w keeps the digits of the gradient."""
 
 UNKNOWN = "unknown"
-"""The network has diverged: it tells nothing, and is examined again."""
+"""Outcome for a network that has diverged: nothing can be concluded, and the network is examined again."""
 
 _faults: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()
 
@@ -45,16 +45,16 @@ _faults: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary
 def suited(
     model: nn.Module, batch: Batch, wanted: Differentiation, anew: bool = False
 ) -> tuple[Differentiation, str | None]:
-    """Return a way that is right for a network, and why it is not the one that is wanted, if so.
+    """Return a way that works for a network and, if it is not the wanted one, the reason.
 
     Args:
         model: The classifier.
-        batch: Images as the model takes them, and labels; a few are used.
-        wanted: One of the three ways; functional and then forward are tried in its place.
-        anew: Whether to examine a network that was examined before.
+        batch: Images prepared for the model, and labels; a few are used.
+        wanted: One of the three ways; if it does not work, functional and then forward are tried.
+        anew: Whether to examine a network again that was examined before.
 
     Raises:
-        ValueError: If none is right.
+        ValueError: If no way works.
     """
     reasons: dict[Differentiation, str] = {}
     ways: tuple[Differentiation, ...] = (wanted, "functional", "forward")
@@ -67,16 +67,17 @@ def suited(
 
 
 def unsuited(model: nn.Module, way: str, reason: str) -> ValueError:
-    """Return the error that says that a way is not right for a network."""
+    """Return the error for a way that does not work for a network."""
     return ValueError(
         f"Expected `model` to be a network that differentiation {way} is right for, got {type(model).__name__}: {reason}."
     )
 
 
 def fault(model: nn.Module, batch: Batch, way: str, anew: bool = False) -> str | None:
-    """Return why a way is not right for a network, or None; see :func:`suited`.
+    """Return why a way does not work for a network, or None if it works; see :func:`suited`.
 
-    Each network is examined once, in the mode that it is in then. It is unchanged, random numbers too.
+    Each network is examined once, in the mode that it is in at that time. The network and the random state are not
+    changed.
     """
     found = _faults.setdefault(model, {})
     if anew or way not in found:
@@ -114,7 +115,7 @@ def _examined(model: nn.Module, batch: Batch, way: str) -> str | None:
 
 
 def _reference(model: nn.Module, batch: Batch) -> tuple[Tensors, Tensors, Tensor]:
-    """Return w_hat - w, a made-up meta gradient, and h, from first derivatives of the network itself."""
+    """Return w_hat - w, an artificial meta gradient, and h, from first derivatives of the network itself."""
     images, labels = batch
     weight_net, params = _OneWeightEach(len(images)).to(images.device), trainable(model)
 
@@ -143,7 +144,7 @@ def _dot(left: Tensors, right: Tensors) -> Tensor:
 
 
 class _OneWeightEach(nn.Module):
-    """Weights that depend on a number of each example's own and on its loss."""
+    """Weight net with one parameter per example: the weight is this parameter times the loss."""
 
     def __init__(self, num_examples: int) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ class _OneWeightEach(nn.Module):
 
 
 def _directions(moves: Tensors) -> Tensors:
-    """Draw a meta gradient in which each parameter has about the same part; where the network's own is 0, it is 0 too."""
+    """Draw a meta gradient with parts of similar size for all parameters; it is 0 where the network's gradient is 0."""
     generator = torch_generator(0)
     norms = {name: float(move.norm()) for name, move in moves.items()}
     floor = max(1e-2 * max(norms.values(), default=0.0), torch.finfo(torch.float32).tiny)
@@ -167,7 +168,7 @@ def _directions(moves: Tensors) -> Tensors:
 
 
 def _close(actual: Tensor, expected: Tensor, scale: float) -> bool:
-    """Compare by length. What is wrong is far off; rounding, also of a GPU's shortened products, is not."""
+    """Compare by length: the tolerance covers rounding, also of reduced-precision GPU products, but no real error."""
     tolerance = max(0.05, 10 * torch.finfo(expected.dtype).eps ** 0.5)
     return bool((actual - expected).norm() <= tolerance * (expected.norm() + 1e-3 * scale))
 
@@ -178,7 +179,7 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def _apart(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let nothing remain: no draw, and nothing that forward passes leave in plain attributes, counters for example."""
+    """Undo all side effects: random draws, and changes of plain attributes by forward passes, for example counters."""
     before = [(part, dict(vars(part))) for part in model.modules()]
     with (
         warnings.catch_warnings(),
@@ -187,7 +188,7 @@ def _apart(model: nn.Module, device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        warnings.simplefilter("ignore")  # the step itself will say it
+        warnings.simplefilter("ignore")  # the step itself will give the same warnings
         try:
             yield
         finally:

@@ -1,9 +1,9 @@
 """FedAMM's meta mapping for several clients at once; :mod:`fedamm_pl.algorithms.meta` has the mathematics.
 
-All start from the same w and v; each has a support and a meta batch of its own. Forward passes run under ``torch.func.vmap``,
-over parameters that are stacked in a first dimension, G of them. The weight-net gradient is always computed the forward way:
-with the others it agrees up to rounding. The network must be one that this way is right for
-(:func:`fedamm_pl.algorithms.meta.suited.fault`), and in training mode.
+All clients start from the same w and v; each has its own support batch and meta batch. Forward passes run under
+``torch.func.vmap`` over parameters of G clients, stacked in a first dimension. The weight-net gradient is always
+computed in forward mode, which agrees with the other ways up to rounding. Forward mode must work for the network
+(:func:`fedamm_pl.algorithms.meta.suited.fault`), and the network must be in training mode.
 """
 
 import warnings
@@ -27,7 +27,7 @@ Losses = Callable[[Mapping[str, Tensor], Tensor, Tensor, Tensor | None, Tensor |
 
 @dataclass(frozen=True)
 class VirtualSteps:
-    """The outcome of virtual steps. The graph lives in here and is spent by the one call for gradients.
+    """The result of virtual steps. It holds the graph, which the call for the gradients frees.
 
     Attributes:
         params: The stepped parameters w_hat_k by name, detached, of shapes (G, ...).
@@ -48,19 +48,19 @@ def virtual_steps(
     lr: float,
     weighing: Weighing = PLAIN,
 ) -> VirtualSteps:
-    """Take :func:`fedamm_pl.algorithms.meta.virtual_step` for each client, on supports as ``padded`` gives them.
+    """Take :func:`fedamm_pl.algorithms.meta.virtual_step` for each client, on support batches from ``padded``.
 
     Args:
         model: The classifier f_w; neither its parameters nor its buffers change.
         weight_net: V, maps losses (B,), and families (B,) if the weighing has any, to weights (B,).
-        images: As the model takes them, shape (G, B, ...).
-        labels: Of shape (G, B).
-        present: Which examples are there, shape (G, B); None: all.
+        images: Images prepared for the model, shape (G, B, ...).
+        labels: Classes of shape (G, B).
+        present: Which examples are not padding, shape (G, B); None: all.
         lr: Step size.
-        weighing: Which loss is weighted, and what V sees; its class counts and families are of shape (G, C).
+        weighing: Which loss is weighted, and the inputs of V; its class counts and families are of shape (G, C).
 
     Raises:
-        RuntimeError: If ``vmap`` cannot trace the network, for example because it draws.
+        RuntimeError: If ``vmap`` cannot trace the network, for example because it draws random numbers.
     """
     support = (images, labels, present, weighing.class_counts)
     dims = tuple(None if part is None else 0 for part in support)
@@ -95,13 +95,13 @@ def virtual_steps(
 def meta_gradients(
     model: nn.Module, params: Mapping[str, Tensor], images: Tensor, labels: Tensor
 ) -> tuple[Tensors, Tensor]:
-    """Compute :func:`fedamm_pl.algorithms.meta.meta_gradient` for each client, on a meta batch of its own.
+    """Compute :func:`fedamm_pl.algorithms.meta.meta_gradient` for each client, on its own meta batch.
 
     Args:
         model: The classifier; its parameters and buffers do not change.
         params: The w_hat_k by name, of shapes (G, ...).
-        images: As the model takes them, shape (G, M, ...).
-        labels: Of shape (G, M).
+        images: Images prepared for the model, shape (G, M, ...).
+        labels: Classes of shape (G, M).
 
     Returns:
         The g_k by name, of shapes (G, ...), and the meta losses, shape (G,).
@@ -117,25 +117,28 @@ def meta_gradients(
 
 
 def expanded(module: nn.Module, count: int) -> Tensors:
-    """Return a module's trainable parameters once for each client, shapes (G, ...), as leaves that share their memory."""
+    """Return a module's trainable parameters for each client, of shapes (G, ...), as leaves that share their memory."""
     params = trainable(module).items()
     return {name: value.detach().expand(count, *value.shape).requires_grad_() for name, value in params}
 
 
 def stacked(states: Sequence[Mapping[str, Tensor]], prefix: str, device: torch.device) -> Tensors:
-    """Put states of the same names into one on a device, without the names' prefix, and with a first dimension more."""
+    """Stack states with the same names along a new first dimension, on a device; the names lose their prefix."""
     return {name.removeprefix(prefix): torch.stack([state[name] for state in states]).to(device) for name in states[0]}
 
 
 def unstacked(tensors: Mapping[str, Tensor], prefix: str = "") -> list[Tensors]:
-    """Return the states that :func:`stacked` makes this of, as detached views."""
+    """Undo :func:`stacked`: return the single states, as detached views."""
     rows = zip(*(value.detach().unbind() for value in tensors.values()), strict=True)
     return [{prefix + name: value for name, value in zip(tensors, row, strict=True)} for row in rows]
 
 
 @contextmanager
 def losses_of(model: nn.Module, weighing: Weighing) -> Iterator[Losses]:
-    """Give the losses (B,) of one client, to call under ``vmap``: a function of parameters, images, labels, which are there, counts."""
+    """Yield a function for the losses (B,) of one client, to be called under ``vmap``.
+
+    It takes the parameters, the images, the labels, which examples are present, and the class counts.
+    """
     with sdpa_kernel(SDPBackend.MATH), masked_batch_norm(model) as mask:
 
         def losses(
@@ -145,7 +148,7 @@ def losses_of(model: nn.Module, weighing: Weighing) -> Iterator[Losses]:
             present: Tensor | None,
             class_counts: Tensor | None,
         ) -> Tensor:
-            mask.present, mask.moved = present, {}  # BatchNorm's moved statistics are nobody's
+            mask.present, mask.moved = present, {}  # the updated BatchNorm statistics are discarded
             held = {**params, **copied_buffers(model)}
             mine = replace(weighing, class_counts=class_counts)
             return holding(model, held, lambda: mine.losses(logits_of(model(images)), labels))
@@ -161,7 +164,7 @@ def _slopes(
     present: Tensor | None,
     weighing: Weighing,
 ) -> Tensor:
-    """Return d L_S / d l_i of each client as a function of its v, shape (G, B); 0 for what is not there."""
+    """Return d L_S / d l_i of each client as a function of its v, shape (G, B); 0 for padding."""
     constant = losses.detach().requires_grad_()
 
     def support_loss(

@@ -1,7 +1,8 @@
-"""The three ways to take FedAMM's virtual step; :mod:`fedamm_pl.algorithms.meta` has the mathematics and chooses.
+"""The three ways to take FedAMM's virtual step; :mod:`fedamm_pl.algorithms.meta` has the mathematics and chooses one.
 
-``joint``: the support batch is shared out over the ranks of a training. The weights are normalised over all of it, so the
-step depends on the losses of all ranks; given those, each rank differentiates its own part, and the parts are added.
+With ``joint``, the support batch is divided among the ranks of a training. The weights are normalised over the whole
+batch, so the step depends on the losses of all ranks. Given these, each rank differentiates its own part, and the parts
+are added.
 """
 
 import warnings
@@ -28,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class VirtualStep:
-    """The outcome of a virtual step. Its graph, if any, lives in here and is spent by the one gradient.
+    """The result of a virtual step. It holds the graph, if there is one; the call for the gradient frees it.
 
     Attributes:
         params: The stepped parameters w_hat by name, detached.
@@ -43,7 +44,7 @@ class VirtualStep:
 def with_higher(
     model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool, weighing: Weighing = PLAIN
 ) -> VirtualStep:
-    """Unroll the step with the library ``higher``. It runs a patched copy of the network, without its hooks."""
+    """Unroll the step with the library ``higher``, which runs a patched copy of the network without its hooks."""
     images, labels = support
     optimizer = torch.optim.SGD(trainable(model).values(), lr=lr)
     with higher.innerloop_ctx(model, optimizer) as (functional_model, inner_optimizer):
@@ -68,7 +69,7 @@ def with_higher(
 def with_double_backward(
     model: nn.Module, weight_net: nn.Module, support: Batch, lr: float, joint: bool, weighing: Weighing = PLAIN
 ) -> VirtualStep:
-    """Unroll the step with ``functional_call`` and differentiate its gradient."""
+    """Unroll the step with ``functional_call`` and differentiate through its gradient."""
     images, labels = support
     params = leaves(trainable(model))
     held = {**params, **copied_buffers(model)}
@@ -101,7 +102,7 @@ def with_forward_mode(
     def slopes_and_gradients() -> tuple[Tensor, tuple[Tensor, ...]]:
         losses = weighing.losses(logits_of(model(images)), labels)
         slopes = slopes_of(losses, labels, weight_net, weighing, joint)
-        # differentiated with respect to w by one backward pass, to v below
+        # differentiated with respect to w here, by one backward pass, and with respect to v below
         return slopes, torch.autograd.grad(losses, list(params.values()), slopes.detach(), materialize_grads=True)
 
     slopes, found = holding(model, {**params, **copied_buffers(model)}, slopes_and_gradients)
@@ -130,10 +131,10 @@ WAYS: dict[str, Callable[..., VirtualStep]] = {
 
 
 def _support_loss(losses: Tensor, labels: Tensor, weight_net: nn.Module, weighing: Weighing, joint: bool) -> Tensor:
-    """Return what the virtual step minimises, with its graph to w and to v."""
+    """Return the loss that the virtual step minimises, with its graph to w and v."""
     if not joint:
         return weighing.support_loss(weight_net, losses, labels)
-    # of equal gradient: the other ranks' losses are no function of this rank's graph, only of w
+    # this has the same gradient: the losses of other ranks depend on w, but not through this rank's graph
     return (losses * slopes_of(losses, labels, weight_net, weighing, joint)).sum()
 
 
@@ -150,7 +151,7 @@ def slopes_of(
 
 
 def _added(found: Iterable[Tensor | None], params: Iterable[Tensor]) -> list[Tensor]:
-    """Add the gradients of all ranks; the graph is that of this rank's part."""
+    """Add the gradients of all ranks; only this rank's part has a graph."""
     own = [torch.zeros_like(at) if grad is None else grad for grad, at in zip(found, params, strict=True)]
     return [part - part.detach() + total for part, total in zip(own, summed(own), strict=True)]
 
@@ -165,16 +166,16 @@ def _backward(stepped: Tensors, weight_net: nn.Module, gradient: Mapping[str, Te
         [gradient[name].to(value.dtype) for name, value in reached.items()],
         materialize_grads=True,
     )
-    stepped.clear()  # ends the life of the graph
+    stepped.clear()  # frees the graph
     return dict(zip(params, summed(values) if joint else values, strict=True))
 
 
 def _directional_derivative(
     model: nn.Module, params: Tensors, direction: Mapping[str, Tensor], support: Batch, weighing: Weighing
 ) -> Tensor:
-    """Derivative of the per-example losses at ``params`` in a direction, by dual numbers, shape (B,).
+    """Return the derivative of the per-example losses at ``params`` in a direction, by dual numbers, shape (B,).
 
-    ``torch.func.jvp`` refuses networks that update a buffer in place, as BatchNorm does; dual numbers do not.
+    ``torch.func.jvp`` does not accept networks that update a buffer in place, as BatchNorm does; dual numbers do.
     """
     images, labels = support
     with (
@@ -208,5 +209,5 @@ def leaves(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def copied_buffers(module: nn.Module) -> Tensors:
-    """Return copies, so that BatchNorm moves nobody's statistics."""
+    """Return copies of the buffers, so that BatchNorm does not change the module's statistics."""
     return {name: value.clone() for name, value in module.named_buffers()}

@@ -1,4 +1,4 @@
-"""``Weighing``: which loss of an example is weighted, and what the weight net sees of the example."""
+"""``Weighing``: which loss of an example is weighted, and the inputs of the weight net."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from fedamm_pl.losses import Absent, example_losses, focal_losses, logit_adjuste
 
 Objective = Literal["cross_entropy", "logit_adjusted", "focal"]
 Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Logits (B, C), labels (B,) and class counts (C,) or None -> losses (B,)."""
+"""Maps logits (B, C), labels (B,) and class counts (C,) or None to losses (B,)."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_counts: Tensor | None) -> Tensor:
-    """Cross-entropy of each example, whatever the class counts."""
+    """Return the cross-entropy of each example; the class counts are not used."""
     return example_losses(logits, labels)
 
 
 def losses_of_objective(objective: Objective, tau: float, absent: Absent, gamma: float) -> Losses:
-    """Return the losses of an objective by its name, with its options."""
+    """Return the loss function of an objective, with its options."""
     match objective:
         case "logit_adjusted":
             return partial(_logit_adjusted, tau=tau, absent=absent)
@@ -46,11 +46,11 @@ class Weighing:
     """How the examples of a batch are weighted.
 
     Attributes:
-        objective: The losses l_i that are weighted, and that V sees.
-        class_counts: Examples of each class, shape (C,), for the objective.
-        families: Family of each class, shape (C,), for V; None: V sees the loss alone.
-        detached: In the virtual step V sees the losses as constants, and the sum of the weights is a constant, as in CMW-Net's
-            program; else both are differentiated.
+        objective: Computes the losses l_i, which are weighted and are the input of V.
+        class_counts: Number of examples of each class, shape (C,), for the objective.
+        families: Family of each class, shape (C,), for V; None: V depends on the loss alone.
+        detached: Whether the virtual step treats V's input and the sum of the weights as constants, as in CMW-Net's
+            program; otherwise both are differentiated.
     """
 
     objective: Losses = cross_entropy
@@ -59,23 +59,23 @@ class Weighing:
     detached: bool = False
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return l_i of logits (B, C) and labels (B,), shape (B,)."""
+        """Return the losses l_i for logits (B, C) and labels (B,), shape (B,)."""
         return self.objective(logits, labels, self.class_counts)
 
     def weights(self, weight_net: Callable[..., Tensor], losses: Tensor, labels: Tensor) -> Tensor:
-        """Return V of each example, shape (B,)."""
+        """Return the weight V of each example, shape (B,)."""
         return weight_net(losses) if self.families is None else weight_net(losses, self.families[labels])
 
     def support_loss(
         self, weight_net: Callable[..., Tensor], losses: Tensor, labels: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """Return what the virtual step minimises, a scalar.
+        """Return the loss that the virtual step minimises, a scalar.
 
         Args:
-            weight_net: V.
-            losses: l_i of shape (B,).
-            labels: Of shape (B,).
-            present: Which of them count, shape (B,); None: all.
+            weight_net: The weight net V.
+            losses: Losses l_i of shape (B,).
+            labels: Classes of shape (B,).
+            present: Which examples count, shape (B,); None: all.
         """
         raw = self.weights(weight_net, losses.detach() if self.detached else losses, labels)
         if present is not None:
@@ -84,4 +84,4 @@ class Weighing:
 
 
 PLAIN = Weighing()
-"""Meta-Weight-Net's: V sees the cross-entropy."""
+"""The weighing of Meta-Weight-Net: V depends on the cross-entropy."""
