@@ -1,4 +1,4 @@
-"""Networks by name: found, called as their signature says, and what they raise said in a line."""
+"""Networks by name: they are found, called according to their signature, and their errors are reported in one line."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +13,7 @@ from fedamm_pl.models.names import NAMES, registered, suggestion
 
 KNOWN = f"Expected `model` to be one of {NAMES}, or an import path of a callable(num_classes, in_channels)"
 TAKEN = ("weights", "pretrained")
-"""What a number of classes must not be taken for: it would ask for weights from the network."""
+"""Parameters that must not receive the number of classes, which would request weights from the network."""
 
 
 _trusted: ContextVar[Collection[str] | None] = ContextVar("names that may be imported, None for all", default=None)
@@ -21,7 +21,7 @@ _trusted: ContextVar[Collection[str] | None] = ContextVar("names that may be imp
 
 @contextmanager
 def registered_only(trusted: Collection[str] | None = ()) -> Iterator[None]:
-    """Let :func:`build_model` import no names but these, while a module is made of what a file says; None allows all."""
+    """Let :func:`build_model` import only these names, while a module is built from a file; None allows all."""
     token = _trusted.set(trusted)
     try:
         yield
@@ -32,8 +32,9 @@ def registered_only(trusted: Collection[str] | None = ()) -> Iterator[None]:
 def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """Build a network by name.
 
-    It is called with ``num_classes`` and ``in_channels`` by these names where its signature has them, also where it takes the
-    first by ``**kwargs`` as torchvision's do, otherwise by position. Weights are never asked for.
+    The builder gets ``num_classes`` and ``in_channels`` by keyword if its signature has these names, and
+    ``num_classes`` also if it takes ``**kwargs`` as torchvision's builders do; otherwise it gets them by position.
+    Weights are never requested.
 
     Args:
         name: A name that :func:`fedamm_pl.models.registered` knows, or the import path of a callable(num_classes, in_channels) ->
@@ -45,7 +46,8 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
         The network, freshly initialised from torch's global random state.
 
     Raises:
-        ValueError: If there is no such name, the callable cannot be called so, raises, or does not return a network.
+        ValueError: If there is no such name, the callable cannot be called like this, raises, or does not return a
+            network.
     """
     own = registered(name)
     build = own or _imported(name)
@@ -55,7 +57,7 @@ def build_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
         raise ValueError(f"{KNOWN}, got {name!r}, which cannot be called like this ({error}).") from error
     try:
         model = build(*words, **named)
-    except Exception as error:  # whatever its author's code does
+    except Exception as error:  # any error of the builder's code
         if own and isinstance(error, ValueError):
             raise
         raise ValueError(
@@ -76,7 +78,7 @@ def _imported(name: str) -> Callable[..., Any]:
 
 
 def _arguments(build: Callable[..., Any], num_classes: int, in_channels: int) -> tuple[list[int], dict[str, int]]:
-    """Return what to call a network's builder with, by position and by name.
+    """Return the positional and the keyword arguments for a network's builder.
 
     Raises:
         TypeError: If it cannot be called with the number of classes.

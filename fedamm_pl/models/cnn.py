@@ -14,14 +14,14 @@ def _block(in_channels: int, out_channels: int) -> list[nn.Module]:
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions (32, 64, 128 channels) with BatchNorm, two poolings, global mean, one linear layer.
 
-    About 94,000 parameters; takes images of any size from 4x4 on.
+    It has about 94,000 parameters and takes images of 4x4 pixels or more.
 
     Args:
         num_classes: Number of classes C.
         in_channels: Image channels: 1 grey, 3 colour.
 
     Attributes:
-        channels_last: That it computes faster on images in this layout.
+        channels_last: True, since the network computes faster on images in this layout.
     """
 
     channels_last = True

@@ -1,4 +1,4 @@
-"""A network that holds other parameters and buffers for the time of a call."""
+"""Calls during which a network holds other parameters and buffers."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -10,7 +10,7 @@ Outcome = TypeVar("Outcome")
 
 
 class _Holding(nn.Module):
-    """Calls a function, so that ``functional_call`` swaps the tensors for all the time of it."""
+    """Calls a function in its forward pass, so that ``functional_call`` swaps the tensors during the whole call."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -21,17 +21,17 @@ class _Holding(nn.Module):
 
 
 def holding(module: nn.Module, tensors: Mapping[str, Tensor], function: Callable[[], Outcome]) -> Outcome:
-    """Call a function while a module holds other parameters and buffers; afterwards it has its own again.
+    """Call a function while a module holds other parameters and buffers; its own ones are restored afterwards.
 
-    A backward pass belongs into the function: where blocks are checkpointed it runs the network again.
+    Run backward passes within the function, too: with checkpointed blocks they run the network again.
 
     Args:
-        module: The module; a part may be in it under several names, and a tensor in several parts.
-        tensors: What it holds, by the names of ``named_parameters`` and ``named_buffers``.
-        function: What to call.
+        module: The module; it may contain a part under several names, and a tensor in several parts.
+        tensors: The other parameters and buffers, by the names of ``named_parameters`` and ``named_buffers``.
+        function: The function to call.
     """
     names = {id(value): name for name, value in (*module.named_parameters(), *module.named_buffers())}
-    # each place once: functional_call would leave its own tensor in a part that it finds under two names
+    # each place once: functional_call would leave the other tensor in a part that it finds under two names
     held = {
         f"module.{prefix}{'.' if prefix else ''}{own}": tensors[name]
         for prefix, part in module.named_modules()

@@ -1,4 +1,4 @@
-"""Batches of several clients in one tensor: padded to one size, and BatchNorm over the examples that are there."""
+"""Batches of several clients in one tensor: padding to the same size, and BatchNorm that ignores the padding."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ def padded(batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor, Tensor | No
     """Put the batches of several clients into one tensor.
 
     Args:
-        batches: Of each client; None: it has none.
+        batches: The batch of each client; None for a client without one.
 
     Returns:
-        Images (G, B, ...), labels (G, B), which of them are there (G, B) or None if all are, and how many each client has. What is
-        not there is a copy of the client's first example, so that nothing in it is out of range.
+        Images (G, B, ...), labels (G, B), which examples are not padding (G, B) or None if there is no padding, and the
+        number of examples of each client. Padding is a copy of the client's first example, so its values are in range.
     """
     found = [batch for batch in batches if batch is not None]
     like_images, like_labels = found[0] if found else (torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64))
@@ -46,11 +46,11 @@ def padded(batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor, Tensor | No
 
 @dataclass
 class Mask:
-    """What BatchNorm layers are told in a step, and what they tell.
+    """Input and output of the masked BatchNorm layers in a step.
 
     Attributes:
-        present: Which examples of the batch are there, shape (B,); None: all.
-        moved: Their running statistics after the step, by the network's names.
+        present: Which examples of the batch are not padding, shape (B,); None: all.
+        moved: Running statistics of the layers after the step, by their names in the network.
     """
 
     present: Tensor | None = None
@@ -59,9 +59,9 @@ class Mask:
 
 @contextmanager
 def masked_batch_norm(model: nn.Module) -> Iterator[Mask]:
-    """Let BatchNorm layers in training mode take their statistics over the examples that are there, and return what has moved.
+    """Let BatchNorm layers in training mode ignore padding, and yield the mask, which gets their running statistics.
 
-    torch's own moves its running statistics in place, and counts every example.
+    torch's own layers update their running statistics in place, and count every example.
     """
     mask, layers = Mask(), [(name, part) for name, part in model.named_modules() if type(part) in BATCH_NORMS]
     for name, layer in layers:
@@ -78,7 +78,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass
 class _Masked:
-    """The forward pass of a BatchNorm layer over the examples that are there."""
+    """Forward pass of a BatchNorm layer that ignores padding."""
 
     name: str
     layer: Any
@@ -112,7 +112,7 @@ class _Masked:
 
     def _move(self, mean: Tensor, variance: Tensor) -> None:
         layer, prefix = self.layer, f"{self.name}." if self.name else ""
-        moved = self.mask.moved  # by an earlier call in the same step, too
+        moved = self.mask.moved  # may hold statistics from an earlier call in the same step
 
         def now(name: str) -> Tensor:
             return cast(Tensor, moved.get(prefix + name, getattr(layer, name)))

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """Hidden linear layers with ReLU, and a linear layer that gives the logits.
 
-    Images are flattened. How many numbers the first layer takes is seen from the first examples, as for torch's lazy layers; a
-    module that knows their size from ``info`` completes it when it is made.
+    Images are flattened. The first layer takes its number of inputs from the first examples, like torch's lazy layers.
+    A module that knows the size of the examples from ``info`` completes the layer when the module is created.
 
     Args:
         num_classes: Number of classes C.
-        in_channels: Features D of a table, or image channels; the examples themselves show how many numbers there are.
+        in_channels: Number of features D of a table, or of image channels; the input size follows from the examples.
         hidden: Widths of the hidden layers.
         dropout: Share of each hidden layer's outputs that training sets to 0, in [0, 1).
 

@@ -1,4 +1,4 @@
-"""The networks that have a name: the package's own, an MLP of any widths, and torchvision's classifiers."""
+"""The networks that can be chosen by name: the package's own, an MLP of any widths, and torchvision's classifiers."""
 
 import re
 from collections.abc import Callable
@@ -24,20 +24,21 @@ MODELS: dict[str, Builder] = {
     "mlp": MLP,
 }
 WIDTHS = re.compile(r"mlp((?:-[1-9]\d{0,4}){1,20})")
-"""Names of MLPs: up to 20 hidden layers of up to 99,999."""
+"""Pattern of MLP names: up to 20 hidden layers with widths of up to 99,999."""
 NAMES = (
     f"{', '.join(MODELS)}, mlp-256-128 (hidden layers of these widths), a classifier of torchvision.models by its name"
 )
-"""The networks that have a name, as messages list them."""
+"""The networks that can be chosen by name, as messages list them."""
 
 
 def registered(name: str) -> Builder | None:
-    """Return what builds the network of a name, called with ``num_classes`` and ``in_channels``; None if no network has it.
+    """Return the builder of a named network, called with ``num_classes`` and ``in_channels``; None for other names.
 
-    A file may name such a network: nothing is imported, and no weights are asked for.
+    Such a name is safe in a file: nothing is imported, and no weights are requested.
 
     Args:
-        name: A key of ``MODELS``, ``mlp-`` and widths, or a classifier of ``torchvision.models``. A name of both is ours.
+        name: A key of ``MODELS``, ``mlp-`` and widths, or a classifier of ``torchvision.models``. ``MODELS`` has
+            precedence.
 
     Example:
         >>> registered("mlp-8-4")(3, 5).classifier
@@ -51,7 +52,7 @@ def registered(name: str) -> Builder | None:
 
 
 def suggestion(name: str) -> str:
-    """Return the end of a message about a name that no network has: which one is meant, if one is like it."""
+    """Return the end of a message about an unknown name, with a similar name as a suggestion if there is one."""
     close = similar(name, [*MODELS, *_torchvision_names()])
     return f"; did you mean {close}?" if close else "."
 
@@ -61,7 +62,7 @@ def _torchvision_names() -> list[str]:
 
 
 def _of_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """Build a network of torchvision.
+    """Build a network from torchvision.
 
     Raises:
         ValueError: If images are not in colour, which all of them expect.
@@ -71,7 +72,7 @@ def _of_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
             f"Expected `model` to be a network for {in_channels} channels or features, got {name} of torchvision, which needs images "
             f"with 3 channels: use one of {', '.join(MODELS)}, or a function of your own that builds it and replaces its first layer."
         )
-    # without the second classifiers of these two, which would be sent and never train
+    # without the auxiliary classifiers of these two, which would be sent but never trained
     options: dict[str, Any] = (
         {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     )
@@ -81,7 +82,7 @@ def _of_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 class _ReadableNumbers(TorchFunctionMode):
-    """Puts the numbers that RegNets compute their widths from on the CPU, also where parameters take no memory."""
+    """Creates the numbers from which RegNets compute their widths on the CPU, even if parameters take no memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func in (torch.arange, torch.tensor) else {})})

@@ -1,4 +1,4 @@
-"""What comes out of networks: logits in whatever they are wrapped, and the linear layer and its features that they come from."""
+"""Outputs of networks: the logits, however they are wrapped, and the linear layer and features that they come from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from torch import Tensor, nn
 
 Call = tuple[nn.Module, Tensor, Tensor]
-"""A linear layer, what entered it, and what it gave."""
+"""A linear layer, its input and its output."""
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits that a network returns.
+    """Return the logits from a network's output.
 
     Args:
-        output: A tensor; an object with ``logits`` or a dict with that key; or a tuple, list, dict or object like that with
-            exactly one entry that is a floating-point tensor of two dimensions.
+        output: A tensor; an object with ``logits`` or a dict with that key; or a tuple, list, dict or similar object
+            with exactly one entry that is a floating-point tensor of two dimensions.
 
     Raises:
         ValueError: If it is none of these, or it is not clear which entry is meant.
@@ -52,7 +52,7 @@ def _described(parts: list[Any]) -> str:
 
 
 def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what enters the linear layer that gives a network's logits, and the logits.
+    """Return the input of the linear layer that gives a network's logits, and the logits.
 
     Args:
         model: The network.
@@ -69,10 +69,10 @@ def features_and_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
 
 
 def inputs_of(part: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
-    """Return what enters a part of a network in a forward pass; the features, where the part is a head of one's own.
+    """Return the input of a part of a network in a forward pass; for a custom head these are the features.
 
     Args:
-        part: A part that takes one tensor; of several calls the last counts.
+        part: A part that takes one tensor; if it is called several times, the last call counts.
         model: The network.
         images: Normalised images of shape (B, in_channels, H, W).
     """
@@ -122,5 +122,5 @@ def last_linear_call(model: nn.Module, images: Tensor) -> tuple[Call, int]:
 
 
 def _is_same(output: Tensor, logits: Tensor) -> bool:
-    """Whether these are the same numbers in the same place; a view of them, say."""
+    """Return whether both tensors have the same memory and shape, for example as views."""
     return output is logits or (output.data_ptr() == logits.data_ptr() != 0 and output.shape == logits.shape)

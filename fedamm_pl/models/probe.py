@@ -1,4 +1,4 @@
-"""What a network does with an image, found by trying it: on a copy, or before anybody has its state."""
+"""Properties of a network that are found by running it, on a copy or before its state is used."""
 
 import copy
 from collections.abc import Callable
@@ -17,14 +17,14 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 def deep_copy(network: NetworkT, memo: dict[int, Any] | None = None) -> NetworkT:
-    """Copy a network, also one that keeps what a forward pass has computed, as ``spectral_norm`` does.
+    """Copy a network, even if it stores tensors that a forward pass has computed, as ``spectral_norm`` does.
 
     Args:
-        network: The network, or a module that has it.
-        memo: What parts are copied to, by their ``id``.
+        network: The network, or a module that contains it.
+        memo: Copies that are to be used for parts, by the ``id`` of the part.
 
     Raises:
-        ValueError: If it holds what cannot be copied, an open file for example.
+        ValueError: If it holds something that cannot be copied, for example an open file.
     """
     computed = {
         id(value): value.detach().clone()
@@ -41,16 +41,16 @@ def deep_copy(network: NetworkT, memo: dict[int, Any] | None = None) -> NetworkT
 
 
 def attempt(call: Callable[[], ResultT], images: Tensor, name: str, verb: str = "take") -> ResultT:
-    """Return what a call of somebody's network returns.
+    """Return the result of a call to a user's network, and raise a clear error if the call fails.
 
     Args:
-        call: Calls it.
-        images: What it is called on, images (B, in_channels, H, W) or features (B, D), for the message.
-        name: What messages call the network.
-        verb: What it is expected to do with them, for the message.
+        call: Calls the network.
+        images: The images (B, in_channels, H, W) or features (B, D) of the call, for the message.
+        name: Name of the network in messages.
+        verb: What the network is expected to do with them, for the message.
 
     Raises:
-        ValueError: If it raises, whatever that is.
+        ValueError: If the call raises any exception.
     """
     try:
         return call()
@@ -64,14 +64,14 @@ def attempt(call: Callable[[], ResultT], images: Tensor, name: str, verb: str = 
 
 
 def complete_lazy_layers(model: nn.Module, image: Tensor | None) -> None:
-    """Let layers that take their sizes from the first images do so now, before their state is copied.
+    """Initialise layers that take their sizes from the first images, before their state is copied.
 
     Args:
-        model: The network; without such layers nothing happens.
-        image: Of the kind that it takes, shape (1, in_channels, H, W) or (1, D), or None if that is not known.
+        model: The network; nothing happens if it has no such layers.
+        image: An input of shape (1, in_channels, H, W) or (1, D), or None if the shape is not known.
 
     Raises:
-        ValueError: If it is not known, or the network does not take it.
+        ValueError: If the shape is not known, or the network does not take the input.
     """
     lazy = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)]
     if not lazy:
@@ -89,16 +89,17 @@ def complete_lazy_layers(model: nn.Module, image: Tensor | None) -> None:
 
 
 def classifier_of(model: nn.Module, image: Tensor | None, num_classes: int) -> str:
-    """Return the name of the linear layer that gives a network's logits, found by a forward pass of a copy.
+    """Return the name of the linear layer that gives a network's logits, found by a forward pass on a copy.
 
     Args:
         model: The network.
-        image: Of the kind that it takes, shape (1, in_channels, H, W) or (1, D). None if that is not known: then the layer must be the
-            last that the network registered, and the only one with as many outputs as classes.
+        image: An input of shape (1, in_channels, H, W) or (1, D). None if the shape is not known: then the layer must
+            be the last that the network registered, and the only one with as many outputs as classes.
         num_classes: Number of classes C.
 
     Raises:
-        ValueError: If no linear layer gives the logits, or it is not clear which, or it or its weights are used elsewhere too.
+        ValueError: If no linear layer gives the logits, it is not clear which one does, or the layer or its weights
+            are used elsewhere, too.
     """
     network = type(model).__name__
     if image is None:

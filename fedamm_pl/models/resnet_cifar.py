@@ -44,19 +44,19 @@ class BasicBlock(nn.Module):
 class ResNetCIFAR(nn.Module):
     """A 3x3 convolution, three stages of basic blocks with 16, 32, 64 channels, global mean, one linear layer.
 
-    With depth 8, width 64 and projections it is the ResNet-8 of CReFF and of papers that compare with it: 64, 128, 256 channels,
-    1,227,594 parameters for ten classes of colour images. Its initial weights there follow the number of outputs of a layer, here
-    that of its inputs.
+    With depth 8, width 64 and projections it is the ResNet-8 of CReFF and of papers that compare with it: 64, 128, 256
+    channels, 1,227,594 parameters for ten classes of colour images. In that network the initial weights depend on the
+    number of outputs of a layer, here on the number of its inputs.
 
     Args:
         num_classes: Number of classes C.
         in_channels: Image channels: 1 grey, 3 colour.
-        depth: 6n + 2 layers for n blocks a stage: 8, 20, 32, 44, 56.
+        depth: Number of layers, 6n + 2 for n blocks per stage: 8, 20, 32, 44, 56.
         width: Channels of the first stage.
         projection: Whether shortcuts between stages are 1x1 convolutions with BatchNorm.
 
     Attributes:
-        channels_last: That it computes faster on images in this layout.
+        channels_last: True, since the network computes faster on images in this layout.
 
     Raises:
         ValueError: If the depth is not 6n + 2.

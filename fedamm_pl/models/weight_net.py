@@ -1,6 +1,6 @@
-"""The weight net: a small MLP from an example's loss to its weight (Shu et al., Meta-Weight-Net, NeurIPS 2019).
+"""The weight net: a small MLP that maps an example's loss to its weight (Shu et al., Meta-Weight-Net, NeurIPS 2019).
 
-With an output for each family of classes it is that of CMW-Net (Shu, Yuan, Meng, Xu, TPAMI 2023).
+With one output for each family of classes it is the weight net of CMW-Net (Shu, Yuan, Meng, Xu, TPAMI 2023).
 """
 
 from typing import cast
@@ -13,14 +13,14 @@ from torch.nn import functional
 class WeightNet(nn.Module):
     """V: loss -> weight in (0, 1), an MLP 1 -> hidden -> ... -> 1 with ReLU and a final sigmoid.
 
-    With ``num_families`` F it has F outputs behind the same hidden layers, one for each family of classes; families whose
-    outputs have equal parameters get equal weights, bit for bit those of a net with that one output.
+    With ``num_families`` F it has F outputs on the same hidden layers, one for each family of classes. Families whose
+    outputs have equal parameters get equal weights, bit for bit those of a net with that single output.
 
     Args:
         hidden: Width of the hidden layers.
         depth: Number of hidden layers.
-        num_families: Outputs F.
-        flat: Start with a last layer of zeros: V is 1/2 everywhere.
+        num_families: Number of outputs F.
+        flat: Whether the last layer starts at 0, so that V is 1/2 everywhere.
 
     Raises:
         ValueError: If a size is below 1.
@@ -50,7 +50,7 @@ class WeightNet(nn.Module):
 
         Args:
             losses: Of shape (B,).
-            families: Family 0..F - 1 of each example, shape (B,); None: the first.
+            families: Family 0..F - 1 of each example, shape (B,); None: the first family.
 
         Returns:
             Weights of shape (B,).
@@ -59,7 +59,7 @@ class WeightNet(nn.Module):
             weights: Tensor = self.layers(losses.unsqueeze(1)).squeeze(1)
             return weights
         features = self.layers[:-2](losses.unsqueeze(1))
-        # each output by itself, in the shapes of a single one, so that it rounds as one
+        # each output is computed separately, with the shapes of a single-output net, so that it rounds like one
         rows = zip(self.last.weight[:, None], self.last.bias[:, None], strict=True)
         weights = torch.cat([functional.linear(features, *row).sigmoid() for row in rows], 1)
         return weights[:, 0] if families is None else weights.gather(1, families.unsqueeze(1)).squeeze(1)
