@@ -1,4 +1,4 @@
-"""What an executor is: a description of where clients train, opened once per run for a runner that trains them."""
+"""Base classes: an ``Executor`` describes where clients train; a ``Runner``, opened by it once per run, trains them."""
 
 import inspect
 import pickle
@@ -18,22 +18,22 @@ from fedamm_pl.protocol.module import FederatedModule
 
 Outcome = ClientResult | ClientFailure
 Kept = Callable[[int], State]
-"""Client -> what it kept to itself from its last round, and its personal state."""
+"""Client id -> the private state that it kept from its last round, and its personal state."""
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a worker builds its module and its data from.
+    """Describes a run, so that a worker can build its module and its data.
 
-    Pickled it holds no images and, where the network has a name, no weights: class and options of the algorithm and of the
-    data, which each worker reads from ``root`` on its own machine.
+    A pickled specification contains no images and, if the network is given by name, no weights. It contains the classes
+    and options of the algorithm and of the data; each worker reads the data from ``root`` on its own machine.
 
     Attributes:
-        module: The algorithm, as it was made; nobody trains it.
-        data: The data; in another process they are set up again.
-        trainer: Resolved: with what ``auto`` has chosen.
+        module: The algorithm as it was created; workers train copies of it.
+        data: The data; another process sets them up again.
+        trainer: Hardware and precision, with ``auto`` already resolved.
         seed: The seed of the run.
-        threads: Threads of a worker.
+        threads: Number of threads per worker.
     """
 
     module: FederatedModule
@@ -43,11 +43,11 @@ class RunSpec:
     threads: int
 
     def build_module(self) -> FederatedModule:
-        """Return a module of one's own."""
+        """Return a copy of the module."""
         return copied(self.module)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the module by class and options where these determine it."""
+        """Pickle the module as class and options if these determine it, else as a copy."""
         module = copied(self.module).cpu() if "model" not in self.module.hparams else None
         return _rebuilt, (
             type(self.module),
@@ -60,14 +60,14 @@ class RunSpec:
         )
 
     def pickled(self) -> bytes:
-        """Return it as bytes for another process.
+        """Return the specification as bytes for another process.
 
         Raises:
-            ValueError: If algorithm or data cannot be sent, or the module is another one than its options make.
+            ValueError: If algorithm or data cannot be pickled, or the module is not as its options would create it.
         """
         try:
             content = pickle.dumps(self)
-        except Exception as error:  # what a class of one's own does not pickle may raise anything
+        except Exception as error:  # pickling a user-defined class may raise any exception
             raise ValueError(
                 f"Expected {type(self.module).__name__} and {type(self.data).__name__} to be importable in another process "
                 f"and to hold nothing that cannot be sent, got: {error}."
@@ -81,7 +81,7 @@ class RunSpec:
 
 
 def copied(module: FederatedModule) -> FederatedModule:
-    """Return a copy of a module, without a trainer that it was fitted by."""
+    """Return a copy of a module, without the Trainer that fitted it."""
     try:
         trainer = module.trainer
     except RuntimeError:  # none
@@ -92,14 +92,14 @@ def copied(module: FederatedModule) -> FederatedModule:
 
 
 def _options(module: FederatedModule) -> dict[str, Any]:
-    """Return the options that the module's class takes; what it has passed on to its bases is not among them."""
+    """Return the options that the module's class takes, without those that it has passed on to its base classes."""
     parameters = inspect.signature(type(module)).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in module.hparams.items() if takes_all or name in parameters}
 
 
 def _rebuilt_module(module: FederatedModule) -> FederatedModule:
-    with torch.random.fork_rng([]):  # weights are drawn, which nobody shall notice; they come with the broadcast
+    with torch.random.fork_rng([]):  # drawing weights must not change the random state; clients receive theirs
         return type(module)(**_options(module))
 
 
@@ -110,7 +110,7 @@ def _rebuilt(
 
 
 def _difference(module: nn.Module, rebuilt: nn.Module) -> str | None:
-    """Return the name of the first entry that is not the same but for its values."""
+    """Return the name of the first entry that differs in more than its values, or None."""
 
     def described(module: nn.Module) -> dict[str, Any]:
         entries: dict[str, Any] = {name: value.shape for name, value in module.state_dict().items()}
@@ -121,22 +121,22 @@ def _difference(module: nn.Module, rebuilt: nn.Module) -> str | None:
 
 
 class Runner(ABC):
-    """Trains clients, anywhere; opened once per run, closed once. It holds workers, modules and data.
+    """Trains the clients of a run. It holds the workers, modules and data, and is opened and closed once per run.
 
-    A client that raises an ``Exception``, or takes its process with it, costs the round its result and nothing else.
+    If a client raises an ``Exception`` or its worker process dies, the round loses the result of this client only.
 
     Attributes:
-        environment: What the workers compute with, equal in all of them: ``content_hash`` of the data as they see them,
-            ``threads`` and versions.
+        environment: The environment of the workers, the same for all of them: ``content_hash`` of the data that they
+            see, ``threads`` and versions.
     """
 
     environment: dict[str, Any]
     keeps_here: bool = True
-    """Whether what clients keep to themselves comes here; elsewhere it stays with them, and here is a token of it."""
+    """Whether the clients' private state is returned to this process; if not, this process only receives a token."""
 
     @property
     def busy(self) -> tuple[int, int]:
-        """How many workers train a client or start, and how many there are; this process is none."""
+        """Number of workers that are training a client or starting, and number of all workers, without this process."""
         return 0, 0
 
     @abstractmethod
@@ -146,25 +146,27 @@ class Runner(ABC):
         """Train the client of each task.
 
         Args:
-            broadcast: What the server sends to all of them.
-            tasks: Which clients.
-            kept: What each kept to itself; asked when the client is given out.
-            meanwhile: Called once, while the first clients train if they do so elsewhere; what it raises ends the round.
+            broadcast: What the server sends to all clients.
+            tasks: Which clients to train.
+            kept: Returns the private state of a client; called when the client is about to train.
+            meanwhile: Called once; if clients train in other processes, while the first ones train. An exception that
+                it raises ends the round.
 
         Yields:
-            One result for each task, or why there is none, in the order of the tasks, whatever finishes first. No more than
-            a bounded number of results waits. A generator that is dropped half-way cancels what is in flight.
+            A result or a failure for each task, in the order of the tasks, whichever finishes first. Only a bounded
+            number of results waits to be yielded. Closing the generator early cancels the clients that are still
+            training.
         """
 
     def close(self) -> None:  # noqa: B027  many have nothing to end
-        """End the workers; a second time nothing happens."""
+        """End the workers; calling it again has no effect."""
 
     def __enter__(self) -> "Runner":
         """Return the runner."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the runner."""
         self.close()
 
 
@@ -172,22 +174,22 @@ class Executor(ABC):
     """Describes where clients train: options in plain types, nothing open. Algorithms do not know which they run on."""
 
     can_ask: ClassVar[bool] = True
-    """Whether clients can put questions to the server in the middle of a fit."""
+    """Whether clients can ask the server questions in the middle of a fit."""
 
     @property
     def together(self) -> int:
-        """How many clients train as one program, whose time is that of all of them."""
+        """Number of clients that train together as one program and are timed together."""
         return 1
 
     @property
     def workers_here(self) -> int:
-        """How many processes of this machine compute at once."""
+        """Number of processes on this machine that compute at the same time."""
         return 1
 
     @abstractmethod
     def open(self, spec: RunSpec) -> Runner:
-        """Start what trains the clients of a run.
+        """Start the workers of a run and return their runner.
 
         Raises:
-            ValueError: If that is not possible here, or workers differ from each other or from this process.
+            ValueError: If they cannot be started here, or differ from each other or from this process.
         """

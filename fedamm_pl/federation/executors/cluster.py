@@ -1,4 +1,4 @@
-"""A Ray cluster: joined, or started on this machine for a run and ended after it."""
+"""Connects to a Ray cluster, or starts one on this machine for a run and stops it afterwards."""
 
 import contextlib
 import logging
@@ -17,22 +17,22 @@ from fedamm_pl.terminal import line
 log = logging.getLogger(__name__)
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Keeps the ports of a local Ray on 127.0.0.1, whatever its name says; without it they are open to the network."""
+"""Variable that keeps the ports of a local Ray on 127.0.0.1, despite its name; else they are open to the network."""
 
 ANSWERING = 5.0
-"""Seconds that a cluster has to answer."""
+"""Time limit in seconds for a cluster to answer."""
 
 
 def require_ray(address: str | None) -> None:
-    """Check that Ray can be imported, and have a local one keep to this machine.
+    """Check that Ray can be imported, and restrict a local Ray to this machine.
 
     Args:
-        address: Of the cluster that is to be joined; None or ``local``: one is started.
+        address: Address of the cluster to join; None or ``local`` starts one.
 
     Raises:
         ValueError: If Ray is not installed; the message says how to get it.
     """
-    if is_local(address) and "ray" not in sys.modules:  # it reads the variable when it is imported
+    if is_local(address) and "ray" not in sys.modules:  # Ray reads the variable on import
         os.environ.update({name: os.environ.get(name, value) for name, value in LOOPBACK.items()})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -45,21 +45,23 @@ def require_ray(address: str | None) -> None:
 
 
 def is_local(address: str | None) -> bool:
-    """Return whether a Ray is started on this machine."""
+    """Return whether an address means that Ray is started on this machine."""
     return address in (None, "local")
 
 
 @contextlib.contextmanager
 def connected(address: str | None, num_workers: int, needed: dict[str, float]) -> Iterator[None]:
-    """Start a Ray on this machine, or join a cluster, for a while; one that the program has joined before is used and left.
+    """Connect to a Ray cluster, or start one on this machine, and disconnect or stop it at the end of the context.
+
+    If the program is already connected to a cluster, that connection is used and stays open.
 
     Args:
-        address: Of the cluster; None or ``local``: one is started.
+        address: Address of the cluster; None or ``local`` starts one.
         num_workers: How many workers will be started.
-        needed: The CPUs and GPUs that each takes.
+        needed: The CPUs and GPUs that each worker needs.
 
     Raises:
-        ValueError: If there is no such cluster, or no room in it for the workers.
+        ValueError: If there is no such cluster, or it has no room for the workers.
     """
     import ray
 
@@ -70,11 +72,11 @@ def connected(address: str | None, num_workers: int, needed: dict[str, float]) -
         if is_local(address):
             cores = max(math.ceil(num_workers * needed["CPU"]), os.cpu_count() or 1)
             options = {"include_dashboard": False, "num_cpus": cores}
-        logging.getLogger("ray").setLevel(logging.ERROR)  # that a token protects it, at each start
+        logging.getLogger("ray").setLevel(logging.ERROR)  # hides the note at each start that a token protects it
         with handlers_kept():
             try:
                 context = ray.init(
-                    address=address or "local",  # never the default: it may be a cluster that somebody has left behind
+                    address=address or "local",  # not Ray's default, which may join a cluster left running
                     log_to_driver=False,
                     logging_level="error",
                     configure_logging=False,
@@ -97,10 +99,10 @@ def connected(address: str | None, num_workers: int, needed: dict[str, float]) -
 
 
 def require_answer(address: str | None) -> None:
-    """Check that there is something at an address: Ray itself would try for minutes.
+    """Check that something answers at an address, since Ray itself would keep trying for minutes.
 
     Raises:
-        ValueError: If there is not, or that is no address.
+        ValueError: If nothing answers, or the address is invalid.
     """
     if address == "auto" or is_local(address):
         return
@@ -114,10 +116,10 @@ def require_answer(address: str | None) -> None:
 
 
 def require_room(num_workers: int, needed: dict[str, float]) -> None:
-    """Check that the machines of the cluster are large enough for so many workers, whatever else runs on them.
+    """Check that the machines of the cluster are large enough for the workers, regardless of what else runs on them.
 
     Raises:
-        ValueError: If not; the message says what there is.
+        ValueError: If not; the message lists the resources of the machines.
     """
     import ray
 
@@ -139,14 +141,14 @@ def require_room(num_workers: int, needed: dict[str, float]) -> None:
 
 
 def machines() -> list[dict[str, float]]:
-    """Return what each machine of the cluster has in all."""
+    """Return the total resources of each machine of the cluster."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def room(needed: dict[str, float]) -> float:
-    """Return how many workers the cluster has room for, if nothing else runs on it."""
+    """Return how many workers fit into the cluster if nothing else runs on it."""
 
     def fitting(node: dict[str, float]) -> float:
         amounts = [(kind, amount) for kind, amount in needed.items() if amount]
@@ -156,11 +158,11 @@ def room(needed: dict[str, float]) -> float:
 
 
 def environment(threads: int, on_gpu: bool = True) -> dict[str, Any]:
-    """Return what workers need of this process's environment: its import path, and the number of their threads.
+    """Return Ray's runtime environment for the workers: the import path of this process, and their number of threads.
 
     Args:
-        threads: Of each.
-        on_gpu: Whether they may see GPUs: Ray hides them only from those that take some, and shows these theirs.
+        threads: Threads per worker.
+        on_gpu: Whether workers may see GPUs. Ray limits which GPUs are visible only for workers that request some.
     """
     path = os.pathsep.join(dict.fromkeys(os.path.abspath(entry or os.curdir) for entry in sys.path))
     hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
@@ -169,7 +171,7 @@ def environment(threads: int, on_gpu: bool = True) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Give the program its signal handlers back, which Ray replaces without giving them back."""
+    """Restore the program's signal handlers at the end of the context, since Ray replaces but does not restore them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -182,12 +184,12 @@ def handlers_kept() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Return in one line why an actor has not answered."""
+    """Return one line that says why an actor has not answered."""
     cause = getattr(error, "cause", None)
     text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error) or type(error).__name__
     return line(text.strip().partition("\n")[0])
 
 
 def shown(resources: dict[str, float]) -> str:
-    """Format CPUs and GPUs."""
+    """Format numbers of CPUs and GPUs."""
     return ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))

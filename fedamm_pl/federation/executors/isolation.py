@@ -1,4 +1,4 @@
-"""One module for several clients at a time: what each has of it to itself, and what their hooks must leave as it is."""
+"""Lets several clients share one module: separates their attributes, and detects what else their hooks change."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +17,22 @@ Outcome = TypeVar("Outcome")
 
 
 class Differing:
-    """Stands for what clients do not have in common while they train as one program: whoever uses it is told so.
+    """Placeholder for a value that differs between clients that train as one program; using it raises an error.
 
     Args:
-        name: What it is.
+        name: Name of the value, for the error message.
     """
 
     def __init__(self, name: str) -> None:
-        object.__setattr__(self, "_Differing__name", name)  # no name that it could be asked for
+        object.__setattr__(self, "_Differing__name", name)  # a name that other code does not ask for
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        """Refuse an operation of a tensor with it."""
+        """Refuse any operation of a tensor with the placeholder."""
         raise next(AttributeError(str(value)) for value in (*args, *(kwargs or {}).values()) if isinstance(value, cls))
 
     def __str__(self) -> str:
-        """Say what is wrong."""
+        """Return the error message."""
         return f"{self.__name} is not the same for all clients; a buffer of the module may differ"
 
     def __getattr__(self, _: str) -> Any:
@@ -53,7 +53,7 @@ for _name in _SPECIAL.split():
 
 @dataclass(frozen=True)
 class CommonSession:
-    """What of their sessions clients that train as one program have in common."""
+    """The part of their sessions that clients which train as one program have in common."""
 
     broadcast: Broadcast
     payload: State
@@ -63,16 +63,16 @@ class CommonSession:
 
 
 class Isolation:
-    """Gives each client the module as the server sent it, and finds what its hooks have changed in it.
+    """Gives each client the module in the state that the server sent, and detects what the client's hooks change in it.
 
     Args:
-        module: The module; what the server does not send is as it is to be.
+        module: The module. Entries that the server does not send must already have their initial values.
     """
 
     def __init__(self, module: FederatedModule) -> None:
         self.module = module
         kind, hooks = type(module), ("survey", "question", "take_answer", "questions", "on_train_start")
-        # where nothing of a method comes before the steps, nothing can have changed
+        # a method without hooks before the local steps cannot change anything
         self._watches = bool(module.personal) or any(
             getattr(kind, name) is not getattr(FederatedModule, name) for name in hooks
         )
@@ -81,7 +81,7 @@ class Isolation:
         }
 
     def begin(self, payload: State) -> None:
-        """Load what was sent, for training, and remember the module as it is then."""
+        """Load the broadcast state, set training mode, and remember the module as it is then."""
         module = self.module
         module.load_shared_state(payload)
         module.train()
@@ -91,16 +91,20 @@ class Isolation:
         self._trained = [value.requires_grad for _, value in self._tensors()]
 
     def taken(self) -> dict[str, Any]:
-        """Return the module's attributes beside its parts and parameters."""
+        """Return the module's current attributes and buffers; submodules and parameters stay shared."""
         return {**vars(self.module), "_buffers": dict(self.module._buffers)}
 
     def give(self, attributes: Mapping[str, Any]) -> None:
-        """Give the module attributes that were :meth:`taken`."""
+        """Set the module's attributes to what :meth:`taken` returned."""
         vars(self.module).clear()
         vars(self.module).update(attributes, _buffers=dict(attributes["_buffers"]))
 
     def restore(self) -> str | None:
-        """Undo what a client's hooks have done, and return what of it is no matter of that client alone; None if nothing is."""
+        """Undo what a client's hooks have changed.
+
+        Returns:
+            A change that would affect other clients: the name of an entry, or ``an option``; None if there is none.
+        """
         module, changed = self.module, None
         self.give(self.attributes)
         if not _same(self._hparams, dict(module.hparams)):
@@ -114,7 +118,7 @@ class Isolation:
                 changed = name
         held = {name: value.detach() for name, value in tensors if name in self._sent or name in self._own}
         references = {name: self._sent[name] if name in self._sent else self._own[name] for name in held}
-        # by their values: what is written through `.data` is not counted as a change
+        # values are compared, because writing through `.data` does not increase a tensor's version
         differ = [(value != references[name].to(value.device)).any() for name, value in held.items()]
         for name, other in zip(held, torch.stack(differ).tolist() if differ else [], strict=True):
             if other:
@@ -124,7 +128,7 @@ class Isolation:
         return changed
 
     def common(self, attributes: Sequence[Mapping[str, Any]], broadcast: Broadcast) -> dict[str, Any]:
-        """Return attributes for a program of several clients: where theirs differ, what refuses to be used."""
+        """Return the attributes for clients that train as one program, with placeholders where theirs differ."""
         first = attributes[0]
         found = dict(first)
         for name in {name for own in attributes for name in own} - {"_buffers"}:
@@ -137,10 +141,10 @@ class Isolation:
 
 
 def undrawn(function: Callable[[], Outcome], device: torch.device) -> Outcome:
-    """Call a function that must draw nothing.
+    """Call a function that must not draw random numbers.
 
     Raises:
-        ValueError: If it has drawn from Python's ``random`` or NumPy; under ``vmap``, torch says it itself.
+        ValueError: If it has drawn from Python's ``random`` or NumPy; ``vmap`` itself refuses draws from torch.
     """
     found = []
     for call in (None, function):
@@ -154,7 +158,7 @@ def undrawn(function: Callable[[], Outcome], device: torch.device) -> Outcome:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two attributes are the same, also if they are not the same object."""
+    """Return whether two attributes are equal, even if they are not the same object."""
     if one is other:
         return True
     if type(one) is not type(other):

@@ -1,4 +1,4 @@
-"""What a method's class tells of whether its clients can train, and ask the server, in parallel."""
+"""Determines from a method's class whether its clients can train, and ask the server, in parallel."""
 
 from pytorch_lightning.core.hooks import DataHooks, ModelHooks
 
@@ -16,15 +16,15 @@ FIT_HOOKS = sorted(
     | {"configure_callbacks", "optimizer_zero_grad", "lr_scheduler_step", "forward", "track", "log_means"}
     | {"sgd", "local_sgd"}
 )
-"""What of a method runs in a Lightning fit, and does not run in parallel."""
+"""Names of methods that run in a Lightning fit, but not in parallel training."""
 
 
 def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
-    """Return why the clients of a method cannot train in parallel, as far as its class tells; None if nothing speaks against it.
+    """Return why the clients of a method cannot train in parallel, or None if its class and options allow it.
 
     Args:
         module: The method.
-        compiles: Whether its network is to be compiled.
+        compiles: Whether its network will be compiled.
     """
     if module.asks_in_fit:
         return "its clients ask the server in the middle of a fit"
@@ -40,7 +40,11 @@ def obstacle(module: FederatedModule, *, compiles: bool = False) -> str | None:
 
 
 def asks_at_once(module: FederatedModule) -> bool:
-    """Return whether a method's :meth:`questions` stands for its :meth:`question`: no subclass has changed one of them alone."""
+    """Return whether a method's clients can ask the server together, by :meth:`questions` instead of :meth:`question`.
+
+    They can if the class that defines ``questions`` also has the ``question``, ``answer`` and ``take_answer`` in use,
+    and clients have no personal state.
+    """
     kind = type(module)
     declared = next(base for base in kind.__mro__ if "questions" in vars(base))
     return (

@@ -1,4 +1,4 @@
-"""Executors with several workers: what they share, whether workers are processes of this machine or actors of a cluster."""
+"""Base classes of executors with several workers, which may be processes of this machine or actors of a cluster."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientResult, 
 from fedamm_pl.terminal import line
 
 STARTING = 600.0
-"""Seconds that a worker has to import the libraries and to load its data."""
+"""Time limit in seconds for a worker to import the libraries and load its data."""
 
 
 class Pool(Executor):
@@ -52,27 +52,27 @@ class Pool(Executor):
 
     @property
     def workers_here(self) -> int:
-        """The workers, if they are processes of this machine."""
+        """Number of workers, if they are processes of this machine."""
         return self.num_workers
 
     def threads(self, threads: int) -> int:
-        """Return how many threads a worker has, given those of this process."""
+        """Return the number of threads per worker, given the number of threads of this process."""
         return self.threads_per_worker or shared_out(threads, self.num_workers)
 
     def for_workers(self, spec: RunSpec) -> RunSpec:
-        """Return what a worker builds module and data from: with the number of its threads."""
+        """Return the specification for the workers, with their number of threads."""
         return replace(spec, threads=self.threads(spec.threads))
 
 
 class PoolSlot(ABC):
-    """A place for a worker that is spoken to in bytes.
+    """A slot that exchanges messages with its worker as bytes.
 
     Args:
-        place: Its number.
+        place: Number of the slot.
 
     Attributes:
-        ready: Whether its worker has started and trains nobody.
-        environment: What all workers compute with, once that is known: one that is started again must do so, too.
+        ready: Whether its worker has started and is idle.
+        environment: The environment of all workers, once it is known; a worker that is restarted must have the same.
     """
 
     def __init__(self, place: int) -> None:
@@ -82,7 +82,7 @@ class PoolSlot(ABC):
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Name of the worker in messages."""
         return f"worker {self.place}"
 
     @abstractmethod
@@ -90,7 +90,7 @@ class PoolSlot(ABC):
         """Wait for the worker and return its environment.
 
         Raises:
-            ValueError: If it ends before it is ready, says something else, or is not as the other workers are.
+            ValueError: If it ends before it is ready, sends something else, or differs from the other workers.
         """
 
     @abstractmethod
@@ -99,17 +99,17 @@ class PoolSlot(ABC):
 
     @abstractmethod
     def receive(self) -> Outcome | None:
-        """Return what has come, see :class:`~fedamm_pl.federation.executors.slots.Slot`."""
+        """Return what the worker has sent, see :class:`~fedamm_pl.federation.executors.slots.Slot`."""
 
     @abstractmethod
     def restart(self) -> None:
-        """End the worker, and start another one."""
+        """End the worker and start another one."""
 
     def environment_in(self, content: bytes) -> dict[str, Any]:
-        """Return what a worker that has started says of itself, and take it for ready.
+        """Return the environment that a worker reports after its start, and mark the worker as ready.
 
         Raises:
-            ValueError: If that is why it has not, or cannot be read, or is not as the other workers are.
+            ValueError: If the worker reports an error, sends something unreadable, or differs from the other workers.
         """
         try:
             found = dict(json.loads(content))
@@ -123,10 +123,10 @@ class PoolSlot(ABC):
         return found
 
     def outcome_in(self, content: bytes) -> Outcome:
-        """Return the outcome that a worker has sent, and take it for ready.
+        """Return the outcome that a worker has sent, and mark the worker as ready.
 
         Raises:
-            EOFError: If it is none: the worker is not to be trusted any more.
+            EOFError: If the message is not the outcome of a client; the worker can then no longer be used.
         """
         try:
             outcome = decode(content)
@@ -141,13 +141,13 @@ class PoolSlot(ABC):
 
 
 class PoolRunner(Runner):
-    """Trains clients on the workers of slots.
+    """Trains clients on several workers, each in a slot.
 
     Args:
-        options: How many workers, and what to do with the dead.
-        spec: What they build module and data from.
-        start: A pickled spec and a number -> a slot whose worker starts.
-        wait: How to wait for slots.
+        options: The executor: number of workers, time limit and retries.
+        spec: What the workers build module and data from.
+        start: A pickled spec and the number of a slot -> the slot, whose worker is starting.
+        wait: Waits for slots.
 
     Raises:
         ValueError: If workers cannot be started, or do not see the same data.
@@ -192,15 +192,15 @@ class PoolRunner(Runner):
 
     @property
     def busy(self) -> tuple[int, int]:
-        """How many workers train a client or start, and how many there are."""
+        """Number of workers that are training a client or starting, and number of all workers."""
         return sum(not slot.ready for slot in self._slots), len(self._slots)
 
 
 def require_same(expected: dict[str, Any], environment: dict[str, Any], name: str) -> None:
-    """Check that a worker sees and uses the same as the others.
+    """Check that a worker has the same environment as the others.
 
     Raises:
-        ValueError: If it does not; the message names what differs.
+        ValueError: If it does not; the message names the differences.
     """
     if found := differences(expected, environment):
         raise ValueError(f"Expected all workers to see and use the same, got {name}: {'; '.join(found)}.")

@@ -1,4 +1,4 @@
-"""Clients in several processes of this machine."""
+"""``Processes``: trains clients in several processes on this machine."""
 
 import signal
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from fedamm_pl.federation.trainer import quiet
 from fedamm_pl.protocol.codec import encode, pack
 from fedamm_pl.protocol.messages import Broadcast, ClientTask, State
 
-CONTEXT = get_context("spawn")  # a fork of a process with threads or a GPU does not work
+CONTEXT = get_context("spawn")  # forking a process that uses threads or a GPU does not work
 CLOSING = 5.0
-"""Seconds that an idle worker has to end by itself."""
+"""Time limit in seconds for an idle worker to end by itself."""
 MESSAGE_MODELS, MESSAGE_ROOM = 20, 2**31
-"""A result may be as large as so many times what was broadcast, and so many bytes beside; of a larger one nothing is read."""
+"""Size limit of a result: this many times the size of the broadcast, plus this many bytes. Larger ones are not read."""
 ROUND, CLIENT = b"round", b"client"
-"""What the next messages to a worker are: a broadcast, or a task and what its client kept."""
+"""Announce the next messages to a worker: a broadcast, or a task and the private state of its client."""
 
 
 class Processes(Pool):
@@ -48,11 +48,11 @@ class Processes(Pool):
 
 
 class ProcessRunner(PoolRunner):
-    """See :class:`Processes`.
+    """Runner of :class:`Processes`.
 
     Args:
-        options: How many processes, and what to do with the dead.
-        spec: What they build module and data from.
+        options: The executor: number of processes, time limit and retries.
+        spec: What the processes build module and data from.
 
     Raises:
         ValueError: If they cannot be started, or do not see the same data.
@@ -67,18 +67,18 @@ class ProcessRunner(PoolRunner):
         """End the processes."""
         for slot in self._slots:
             slot.closed = True
-            slot.pipe.close()  # an idle one ends by itself
+            slot.pipe.close()  # an idle process then ends by itself
         for slot in self._slots:
             slot.end(CLOSING if slot.ready else 0.0)
         self._slots = []
 
 
 class ProcessSlot(PoolSlot):
-    """A process with a pipe to it.
+    """A slot whose worker is a process at the other end of a pipe.
 
     Args:
         spec: A pickled :class:`RunSpec`.
-        place: Its number.
+        place: Number of the slot.
     """
 
     def __init__(self, spec: bytes, place: int) -> None:
@@ -93,7 +93,7 @@ class ProcessSlot(PoolSlot):
         self.pipe, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=work, args=(self._spec, self.place, theirs), daemon=True)
         self.process.start()
-        theirs.close()  # so that the end of the process is the end of what comes from it
+        theirs.close()  # so that reading raises EOFError once the process has ended
 
     def started(self) -> dict[str, Any]:
         """Wait for the process and return its environment, see :class:`PoolSlot`."""
@@ -125,7 +125,7 @@ class ProcessSlot(PoolSlot):
             raise EOFError(self._end()) from error
 
     def receive(self) -> Outcome | None:
-        """Return what has come, see :class:`Slot`."""
+        """Return what the worker has sent, see :class:`Slot`."""
         if self._sent is None:
             try:
                 self.started()
@@ -135,12 +135,15 @@ class ProcessSlot(PoolSlot):
         try:
             content = self.pipe.recv_bytes(self._most)
         except (EOFError, OSError) as error:
-            too_long = not self.pipe.readable  # after a message that is longer, of which nothing was read
+            too_long = not self.pipe.readable  # a longer message is not read and closes this direction of the pipe
             raise EOFError(f"its worker sent more than {self._most} bytes" if too_long else self._end()) from error
         return self.outcome_in(content)
 
     def restart(self) -> None:
-        """End the process, and start another one; not after the end, when a round that was dropped is cancelled late."""
+        """End the process and start another one.
+
+        Once the runner is closed this does nothing: a round that was dropped may be cancelled after that.
+        """
         if self.closed:
             return
         self.pipe.close()
@@ -148,7 +151,7 @@ class ProcessSlot(PoolSlot):
         self._start()
 
     def end(self, seconds: float) -> None:
-        """End the process, if it does not end by itself within some seconds."""
+        """Give the process some seconds to end by itself, then kill it."""
         self.process.join(seconds)
         self.process.kill()
         self.process.join()
@@ -161,7 +164,7 @@ class ProcessSlot(PoolSlot):
 
 
 def _wait(slots: Sequence[Slot], seconds: float | None) -> Sequence[Slot]:
-    """Wait until something has come from one of the slots, or its process has ended."""
+    """Return the slots whose process has sent something or has ended, once there is one."""
     by_handle: dict[Any, Slot] = {}
     for slot in slots:
         assert isinstance(slot, ProcessSlot)
@@ -171,8 +174,8 @@ def _wait(slots: Sequence[Slot], seconds: float | None) -> Sequence[Slot]:
 
 
 def work(spec: bytes, place: int, pipe: Connection) -> None:
-    """Be a worker: build module and data, then train what comes through the pipe until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one ends the others
+    """Run a worker process: build module and data, then train the clients that the pipe brings until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process ends the workers
     worker, said = started(spec, place)
     pipe.send_bytes(said)
     if worker is None:
@@ -184,7 +187,7 @@ def work(spec: bytes, place: int, pipe: Connection) -> None:
                     begun(worker, pipe.recv_bytes())
                 else:
                     pipe.send_bytes(trained(worker, pipe.recv_bytes(), pipe.recv_bytes()))
-        except (EOFError, OSError):  # the other end is gone
+        except (EOFError, OSError):  # the main process has closed the pipe or ended
             return
         except ValueError as error:
             with suppress(OSError):

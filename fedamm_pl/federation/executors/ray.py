@@ -1,4 +1,4 @@
-"""Clients on the workers of a Ray cluster: several machines, several GPUs, or the cores of this machine."""
+"""``Ray``: trains clients on a Ray cluster: on several machines, several GPUs, or the cores of this machine."""
 
 import contextlib
 import math
@@ -65,17 +65,17 @@ class Ray(Pool):
 
     @property
     def workers_here(self) -> int:
-        """The workers of a Ray that is started here; those of a cluster may be anywhere."""
+        """Number of workers if Ray is started on this machine, else 0: those of a cluster may run anywhere."""
         return self.num_workers if is_local(self.address) else 0
 
     def threads(self, threads: int) -> int:
-        """Return how many threads a worker has, given those of this process."""
+        """Return the number of threads per worker, given the number of threads of this process."""
         if self.threads_per_worker is None and (self.cpus_per_worker or not is_local(self.address)):
             return max(1, int(self.cpus_per_worker or 1))
         return super().threads(threads)
 
     def for_workers(self, spec: RunSpec) -> RunSpec:
-        """Return what a worker builds module and data from: on the GPU that Ray gives it, whatever this process has chosen."""
+        """Return the specification for the workers, which use the GPU that Ray assigns, not that of this process."""
         on_gpu = spec.trainer.kind == "cuda"
         return super().for_workers(replace(spec, trainer=replace(spec.trainer, devices=1)) if on_gpu else spec)
 
@@ -83,16 +83,16 @@ class Ray(Pool):
         """Start or join the cluster, and wait until each worker has its module and its data.
 
         Raises:
-            ValueError: If Ray is not installed, the cluster cannot be reached or has too little, or workers cannot start.
+            ValueError: If Ray is not installed, the cluster cannot be reached or is too small, or workers cannot start.
         """
         require_ray(self.address)
         return RayRunner(self, self.for_workers(spec))
 
     def resources(self, spec: RunSpec) -> dict[str, float]:
-        """Return the CPUs and GPUs that a worker takes.
+        """Return the CPUs and GPUs per worker.
 
         Raises:
-            ValueError: If GPUs are asked for, and this process trains on none.
+            ValueError: If GPUs are requested although this process does not train on one.
         """
         on_gpu = spec.trainer.kind == "cuda"
         gpus = float(on_gpu) if self.gpus_per_worker is None else self.gpus_per_worker
@@ -106,14 +106,15 @@ class Ray(Pool):
 
 
 class RayRunner(PoolRunner):
-    """See :class:`Ray`.
+    """Runner of :class:`Ray`.
 
     Args:
-        options: Which cluster, how many workers, and what to do with the dead.
-        spec: What they build module and data from.
+        options: The executor: cluster, number of workers, time limit and retries.
+        spec: What the workers build module and data from.
 
     Raises:
-        ValueError: If there is no such cluster, it has too little, or workers cannot be started or do not see the same data.
+        ValueError: If there is no such cluster, it is too small, or workers cannot be started or do not see the same
+            data.
     """
 
     def __init__(self, options: Ray, spec: RunSpec) -> None:
@@ -128,7 +129,7 @@ class RayRunner(PoolRunner):
             raise
 
     def close(self) -> None:
-        """End the workers, and the Ray that was started here."""
+        """End the workers, and Ray if it was started here."""
         for slot in getattr(self, "_slots", []):
             slot.close()
         self._slots = []
@@ -136,7 +137,7 @@ class RayRunner(PoolRunner):
 
 
 class _Cast:
-    """What all workers get, in the object store: the spec, and the broadcast of the round, which is freed with the next.
+    """Puts the spec and the broadcast of the round into Ray's object store; the next broadcast frees the last one.
 
     Args:
         spec: A pickled :class:`RunSpec`.
@@ -150,7 +151,7 @@ class _Cast:
         self._reference: Any = None
 
     def reference(self, broadcast: Broadcast) -> Any:
-        """Return where it lies."""
+        """Return the object reference of a broadcast."""
         import ray
 
         if self._sent is not broadcast:
@@ -159,13 +160,13 @@ class _Cast:
 
 
 class RaySlot(PoolSlot):
-    """An actor.
+    """A slot whose worker is a Ray actor.
 
     Args:
-        place: Its number.
-        needed: The CPUs and GPUs that the actor takes.
-        options: More options of it.
-        cast: Where spec and broadcasts lie.
+        place: Number of the slot.
+        needed: The CPUs and GPUs that the actor needs.
+        options: Further options of the actor.
+        cast: Holds the references to the spec and the broadcast.
     """
 
     def __init__(self, place: int, needed: dict[str, float], options: dict[str, Any], cast: _Cast) -> None:
@@ -179,7 +180,7 @@ class RaySlot(PoolSlot):
 
     @property
     def name(self) -> str:
-        """What it is called in messages: with its machine, once that is known."""
+        """Name of the worker in messages, including its machine once that is known."""
         return f"worker {self.place}{self._node and f' on {self._node}'}"
 
     def _start(self) -> None:
@@ -187,7 +188,7 @@ class RaySlot(PoolSlot):
 
         self.ready, self._training, self._node = False, False, ""
         actor: Any = ray.remote(RayWorker)
-        # no restart and no retry by Ray: who trains what again is decided, counted and logged by the loop
+        # no restarts or retries by Ray: run_on_slots decides which client is trained again, counts and logs it
         self._actor = actor.options(
             max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **self._options
         ).remote()
@@ -213,7 +214,7 @@ class RaySlot(PoolSlot):
         """Give the worker a client, see :class:`Slot`."""
         import ray
 
-        # in a list, the reference is not resolved before the call: the actor fetches it once a round
+        # Ray does not resolve a reference in a list: the actor fetches the broadcast itself, once per round
         try:
             sent = [self._cast.reference(broadcast)]
             self.pending = self._actor.train.remote(sent, encode(task), pack(kept))
@@ -222,7 +223,7 @@ class RaySlot(PoolSlot):
         self.ready, self._training = False, True
 
     def receive(self) -> Outcome | None:
-        """Return what has come, see :class:`Slot`."""
+        """Return what the worker has sent, see :class:`Slot`."""
         import ray
 
         if not self._training:
@@ -239,7 +240,10 @@ class RaySlot(PoolSlot):
         return self.outcome_in(content)
 
     def restart(self) -> None:
-        """End the actor, and start another one; not after the end, when a round that was dropped is cancelled late."""
+        """End the actor and start another one.
+
+        Once the slot is closed this does nothing: a round that was dropped may be cancelled after that.
+        """
         if not self.closed:
             self._end()
             self._start()
@@ -258,22 +262,22 @@ class RaySlot(PoolSlot):
 
 
 class RayWorker:
-    """What an actor is made of: a :class:`Worker` that takes and gives bytes."""
+    """The class of the actors: a :class:`Worker` that receives and returns bytes."""
 
     def start(self, spec: "list[ray.ObjectRef[bytes]]", gpu: int, folder: str) -> tuple[str, bytes]:
-        """Build module and data; return the machine's address, and the environment or why there is none."""
+        """Build module and data; return the machine's address, and the environment or an error as JSON."""
         import ray
 
-        with contextlib.suppress(OSError):  # where it is not there, data below it are missed by name
+        with contextlib.suppress(OSError):  # if the folder is missing, a later error names the data not found
             os.chdir(folder)
         (content,) = ray.get(spec)
-        on_gpu = bool(ray.get_gpu_ids())  # the devices that Ray has given it are all that it sees
+        on_gpu = bool(ray.get_gpu_ids())  # the actor sees only the devices that Ray has assigned to it
         self._worker, said = started(content, 0 if on_gpu else gpu)
         self._reference: Any = None
         return ray.util.get_node_ip_address(), said
 
     def train(self, broadcast: "list[ray.ObjectRef[bytes]]", task: bytes, kept: bytes) -> bytes:
-        """Train a client; the broadcast is fetched when the round is a new one."""
+        """Train a client; the broadcast is only fetched if the round is new."""
         import ray
 
         assert isinstance(self._worker, Worker)
@@ -288,7 +292,7 @@ class RayWorker:
 
 
 def wait(slots: Sequence[Slot], seconds: float | None) -> Sequence[Slot]:
-    """Wait until something has come from one of the slots, or its actor has died."""
+    """Return the slots whose actor has sent something or has died, once there is one."""
     import ray
 
     by_reference: dict[Any, Slot] = {}
@@ -296,5 +300,5 @@ def wait(slots: Sequence[Slot], seconds: float | None) -> Sequence[Slot]:
         assert isinstance(slot, RaySlot)
         by_reference[slot.pending] = slot
     ray.wait(list(by_reference), num_returns=1, timeout=seconds)
-    found, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)  # all that have come
+    found, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)  # all that are ready
     return [by_reference[reference] for reference in found]

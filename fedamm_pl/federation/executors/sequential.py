@@ -1,4 +1,4 @@
-"""One client after the other, in this process."""
+"""``Sequential``: trains one client after the other in this process."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,12 +11,12 @@ class Sequential(Executor):
     """Trains one client after the other in this process. It cannot stop a client that hangs."""
 
     def open(self, spec: RunSpec) -> Runner:
-        """Build the one worker."""
+        """Build the worker."""
         return SequentialRunner(spec)
 
 
 class SequentialRunner(Runner):
-    """See :class:`Sequential`.
+    """Runner of :class:`Sequential`.
 
     Args:
         spec: What to build the worker from.

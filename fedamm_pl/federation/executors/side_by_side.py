@@ -20,18 +20,19 @@ from fedamm_pl.protocol.module import FederatedModule
 
 @dataclass
 class Member:
-    """A client among those that train in parallel.
+    """One of the clients that train in parallel.
 
     Attributes:
-        loader: Its batches of one epoch.
-        steps_per_epoch: How many these are.
-        epochs: How often it goes through them.
-        constants: What the fit's start has put into the method's own buffers, class counts for example.
-        own: Entries of the network's state in which it differs from what was sent to all.
-        error: What the loader has raised; then it goes on with nothing, and its numbers mean nothing.
+        loader: The client's batches of one epoch.
+        steps_per_epoch: Number of these batches.
+        epochs: Number of local epochs.
+        constants: Values that the start of the fit has set in the method's own buffers, for example class counts.
+        own: Entries of the client's network that differ from the state sent to all clients.
+        error: The exception that the loader raised; the client then continues without data, and its numbers are
+            invalid.
         loss_sum: Sum of the objective over the last epoch.
-        num_seen: Examples of the last epoch.
-        seen: Labels and losses of the last epoch's batches.
+        num_seen: Number of examples in the last epoch.
+        seen: Labels and losses of the batches in the last epoch.
     """
 
     loader: Iterable[Batch]
@@ -46,11 +47,11 @@ class Member:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the fit."""
+        """Number of steps of the fit."""
         return self.epochs * self.steps_per_epoch
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the fit; a loader that raises, or has fewer than it says, is noted."""
+        """Yield the batches of the fit; if the loader raises or ends too early, this is recorded in ``error``."""
         try:
             yield from itertools.chain.from_iterable(itertools.repeat(self.loader, self.epochs))
             self.error = ValueError("its loader has fewer batches than it says")
@@ -64,17 +65,17 @@ def train(
     """Train clients from the state that a module holds, each with its own batches and its own number of steps.
 
     Args:
-        module: Holds what was sent to all, and is in training mode. Its state does not change.
+        module: Holds the state sent to all clients, and is in training mode. Its state does not change.
         members: The clients.
-        arithmetic: The context of forward passes.
+        arithmetic: Returns the context for forward passes, which sets their precision.
 
     Returns:
-        What of each client's network may have changed, by the module's names: its parameters and buffers.
+        For each client the parameters and buffers of its network that may have changed, by the module's names.
 
     Raises:
         RuntimeError: If the network or the method cannot be traced by ``vmap``.
     """
-    # those with most steps first: at each step the clients that still train are the first ones
+    # sorted by steps, most first, so that at each step the clients that still train come first
     order = sorted(range(len(members)), key=lambda place: -members[place].num_steps)
     queue = [members[place] for place in order]
     parameters, buffers = dict(module.model.named_parameters()), dict(module.model.named_buffers())
@@ -88,7 +89,7 @@ def train(
     constants = {name: torch.stack([member.constants[name] for member in queue]) for name in queue[0].constants}
     options: dict[str, Any] = {"lr": module.local_lr}
     options |= {name: module.hparams[name] for name in ("momentum", "weight_decay")}
-    momenta: list[Tensor | None] = [None] * len(trained)  # torch's SGD makes them at the first step
+    momenta: list[Tensor | None] = [None] * len(trained)  # torch's SGD creates them at the first step
     streams = [member.batches() for member in queue]
     keeps = type(module).observe is not FederatedModule.observe
     with masked_batch_norm(module.model) as mask:
@@ -105,7 +106,7 @@ def train(
             active = [member for member in queue if member.num_steps > number]
             count = len(active)
             batches = [next(stream, None) for stream in streams[:count]]
-            if not any(batches):  # those that still train have failed
+            if not any(batches):  # all clients that still train have failed
                 break
             images, labels, present, sizes = padded(batches)
             prepared = module.prepare(images.flatten(0, 1))
@@ -119,7 +120,7 @@ def train(
                     given, images, labels, present
                 )
             found = torch.autograd.grad(total.sum(), list(params.values()), allow_unused=True)
-            used = [place for place, value in enumerate(found) if value is not None]  # the others do not even decay
+            used = [place for place, value in enumerate(found) if value is not None]  # others get no weight decay
             with torch.no_grad():
                 for name, value in moved.items():
                     now[f"model.{name}"].copy_(value)
@@ -148,13 +149,13 @@ def _descend(
     places: Sequence[int],
     options: dict[str, Any],
 ) -> None:
-    """Take a step of torch's SGD in place, for the clients that are in the parameters.
+    """Take a step of torch's SGD in place, for the clients that still train.
 
     Args:
-        params: Of shapes (G, ...), G the clients that still train.
-        gradients: Of the same shapes.
-        momenta: Of all parameters, each of as many clients as trained at its first step; None before it.
-        places: Which of the momenta are those of the parameters.
+        params: Parameters, of shapes (G, ...) with G the number of clients that still train.
+        gradients: Their gradients, of the same shapes.
+        momenta: Momenta of all parameters, each for as many clients as trained at its first step; None before that.
+        places: Indices of the momenta that belong to ``params``.
         options: ``lr``, ``momentum`` and ``weight_decay``.
     """
     count = len(params[0]) if params else 0
@@ -175,7 +176,7 @@ def _note(
     present: Tensor | None,
     keeps: bool,
 ) -> None:
-    """Add a step to the means of those clients that are in their last epoch."""
+    """Add the losses of a step to the sums of the clients that are in their last epoch."""
     last = [row for row, member in enumerate(active) if number >= member.num_steps - member.steps_per_epoch]
     if not last:
         return

@@ -1,4 +1,4 @@
-"""The loop of executors with several workers: who trains what, in which order it comes out, and what happens to the dead."""
+"""The loop of executors with several workers: assigns clients, yields results in order, and replaces dead workers."""
 
 import bisect
 import logging
@@ -14,41 +14,41 @@ from fedamm_pl.protocol.messages import Broadcast, ClientFailure, ClientTask, St
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
-"""Workers in a row that die without a client; then the run ends."""
+"""Number of workers in a row that die without a client, after which the run ends."""
 
 
 class WorkerLostError(OSError):
-    """Workers die as soon as they are started."""
+    """Raised when workers keep dying before they train a client."""
 
 
 class Slot(Protocol):
-    """A place for a worker that trains one client at a time; a dead worker is replaced in it.
+    """Holds a worker that trains one client at a time, and replaces it if it dies.
 
     Attributes:
-        ready: Whether its worker has started and trains nobody.
+        ready: Whether its worker has started and is idle.
     """
 
     ready: bool
 
     def send(self, broadcast: Broadcast, task: ClientTask, kept: State) -> None:
-        """Give the worker a client; it takes up the broadcast first, once."""
+        """Give the worker a client. If the broadcast is new to the worker, it takes it up first."""
         ...
 
     def receive(self) -> Outcome | None:
-        """Return what has come from the worker: an outcome; None if it has just started.
+        """Return the outcome that the worker has sent, or None if it has just started.
 
         Raises:
-            EOFError: If it has died; the message says how.
+            EOFError: If the worker has died; the message says how.
         """
         ...
 
     def restart(self) -> None:
-        """End the worker, in whatever it is, and start another one, without waiting for it."""
+        """End the worker, whatever it is doing, and start another one without waiting until it is ready."""
         ...
 
 
 Wait = Callable[[Sequence[Slot], float | None], Sequence[Slot]]
-"""Slots and seconds (None: for ever) -> those of them from which something has come, or whose worker has died."""
+"""Slots and a time limit in seconds (None: no limit) -> the slots whose worker has sent something or has died."""
 
 
 def run_on_slots(
@@ -67,40 +67,41 @@ def run_on_slots(
 ) -> Iterator[Outcome]:
     """Train the client of each task, see :meth:`Runner.run`.
 
-    One client is in flight in a worker, so a dead worker or a client that is out of time costs no other client. Such a
-    client is trained again, with the same seed, up to ``max_retries`` times; then it is lost. At most as many tasks are given
-    out beyond the one yielded last as twice the number of workers; of those that may be, the longest is the next.
+    Each worker has one client at a time, so a dead worker or a client that exceeds its time limit does not affect other
+    clients. Such a client is trained again with the same seed, up to ``max_retries`` times; then it counts as lost.
+    Only the next tasks in order, twice as many as there are workers, may be assigned before the first of them is
+    yielded; the longest of these is assigned first.
 
     Args:
         slots: The workers.
-        wait: How to wait for them.
+        wait: Waits for the workers.
         broadcast: What the server sends to all clients.
-        tasks: Which clients.
-        kept: What each kept to itself.
-        meanwhile: Called once, when all workers have a client.
-        timeout: Seconds a client may take; None: for ever.
-        start_timeout: Seconds a worker may take to start; None: for ever.
+        tasks: Which clients to train.
+        kept: Returns the private state of a client.
+        meanwhile: Called once, after the idle workers have been given their first clients.
+        timeout: Time limit per client in seconds; None for no limit.
+        start_timeout: Time limit for the start of a worker in seconds; None for no limit.
         max_retries: How often a client is trained again after its worker died or its time was up.
-        names: Of all clients, for the log.
-        size: How long a task is, in any unit; of equals the first is taken first.
+        names: Names of all clients, for the log.
+        size: Returns the length of a task, in any unit; of equally long tasks the first is assigned first.
 
     Raises:
-        WorkerLostError: If three workers in a row die, or do not start in time, before they train anybody.
+        WorkerLostError: If three workers in a row die, or do not start in time, before they train a client.
     """
-    waiting, window = list(enumerate(tasks)), 2 * len(slots)  # in order
-    running: dict[int, tuple[int, ClientTask, float]] = {}  # slot -> index of the task, task, when it was given out
-    starting = {place: time.monotonic() for place, slot in enumerate(slots) if not slot.ready}  # slot -> since when
+    waiting, window = list(enumerate(tasks)), 2 * len(slots)  # tasks in order
+    running: dict[int, tuple[int, ClientTask, float]] = {}  # slot -> index of the task, task, when it was assigned
+    starting = {place: time.monotonic() for place, slot in enumerate(slots) if not slot.ready}  # slot -> start time
     done: dict[int, Outcome] = {}
     attempts: Counter[int] = Counter()
     failed_starts = following = 0
     calls = [meanwhile] if meanwhile else []
 
     def lose(place: int, reason: str) -> None:
-        """Replace a worker; train its client again, or give it up."""
+        """Replace a worker; put its client back into the queue, or record it as lost."""
         nonlocal failed_starts
         slots[place].restart()
         starting[place] = time.monotonic()
-        if place not in running:  # it trained nobody
+        if place not in running:  # it was not training a client
             failed_starts += 1
             if failed_starts >= MAX_FAILED_STARTS:
                 raise WorkerLostError(
@@ -159,5 +160,5 @@ def run_on_slots(
                 yield done.pop(following)
                 following += 1
     finally:
-        for place in running:  # a run that is dropped half-way
+        for place in running:  # the generator was closed early
             slots[place].restart()

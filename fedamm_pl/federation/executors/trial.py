@@ -1,4 +1,4 @@
-"""Whether parallel clients give the same result as a Trainer: two are compared before the first round."""
+"""Checks before the first round, with two clients, that parallel training gives the same results as a Trainer."""
 
 import logging
 import math
@@ -21,39 +21,39 @@ from fedamm_pl.protocol.session import ClientSession
 log = logging.getLogger(__name__)
 
 PRECISIONS: tuple[PrecisionName, ...] = ("64-true", "32-true")
-"""In which clients are compared, the second for networks that do not take the first. A step of a deep network can magnify rounding
-by a million and more: only in the first are mistakes larger than that."""
+"""Precisions of the comparison; the second is for networks that do not support the first. A step of a deep network can
+amplify rounding errors by a factor of a million or more: only in the first precision are mistakes larger than that."""
 TOLERANCE = {"64-true": 1e-3, "32-true": 2e-2}
-"""Largest difference of an update, relative to its length."""
+"""Precision -> largest difference allowed in an update, relative to its length."""
 ROUNDING = 1e3
-"""What moves by rounding alone, because its gradient is 0, may differ by so many times the rounding of the whole update."""
+"""Entries with gradient 0 change by rounding alone; they may differ by this many times the rounding of the update."""
 FEW = 8
-"""Examples of a batch on which they are compared."""
+"""Maximum number of examples per batch in the comparison."""
 
 
 class Trains(Protocol):
-    """Trains clients in parallel, see :class:`~fedamm_pl.federation.executors.vectorized.VectorizedRunner`."""
+    """Interface for parallel training, see :class:`~fedamm_pl.federation.executors.vectorized.VectorizedRunner`."""
 
     module: FederatedModule
     fault: str | None
 
     def train(self, sessions: list[ClientSession]) -> tuple[dict[int, Outcome], dict[int, str]]:
-        """Return outcomes, and why other clients must train alone."""
+        """Return the outcomes by client, and for the other clients the reason why they must train alone."""
         ...
 
 
 def check(spec: RunSpec, make: Callable[[RunSpec], Trains]) -> None:
-    """Train two clients on a few batches, and compare each with what a Trainer makes of it.
+    """Train two clients in parallel on a few batches, and compare each result with that of a Trainer.
 
     Args:
-        spec: Of the run.
-        make: Builds what trains in parallel.
+        spec: Specification of the run.
+        make: Builds the runner that trains in parallel.
 
     Raises:
         ValueError: If they cannot be trained in parallel, or differ by more than rounding explains.
     """
     reason = ""
-    for precision in PRECISIONS[spec.trainer.kind == "mps" :]:  # which has no float64
+    for precision in PRECISIONS[spec.trainer.kind == "mps" :]:  # MPS has no float64
         probe = replace(spec, trainer=replace(spec.trainer, precision=precision))
         reason = _compared(probe, make(probe))
         if not reason:
@@ -62,10 +62,10 @@ def check(spec: RunSpec, make: Callable[[RunSpec], Trains]) -> None:
 
 
 def _compared(spec: RunSpec, together: Trains) -> str:
-    """Compare two clients; return why a Trainer fails with each, empty if it does not."""
+    """Compare two clients; if the Trainer itself fails with all of them, return the reason, else an empty string."""
     worker, data, precision = Worker(spec), spec.data, spec.trainer.precision
     for module in (worker.module, together.module):
-        module.to(torch.float64 if precision == "64-true" else torch.float32)  # it may have been trained in another
+        module.to(torch.float64 if precision == "64-true" else torch.float32)  # the module may have another precision
     by_size = sorted(range(data.num_clients), key=lambda client: -data.client_size(client))
     clients = [client for client in by_size if data.client_size(client)][:2]
     start, own = worker.module.shared_state(), worker.module.personal_state()
@@ -93,7 +93,7 @@ def _compared(spec: RunSpec, together: Trains) -> str:
             reason = _difference(expected, found, start, TOLERANCE[precision])
         else:
             reason = found.reason if found else alone[client]
-            if "randomness" in reason:  # in a long message of vmap's
+            if "randomness" in reason:  # part of a long message of vmap
                 reason = "its network draws random numbers while it trains, as dropout does"
         if reason:
             name = f"{type(worker.module).__name__} with {worker.module.network_name}"
@@ -104,9 +104,9 @@ def _compared(spec: RunSpec, together: Trains) -> str:
 
 
 def _some(data: ClientData, place: int) -> ClientData:
-    """Return a client with a few small batches of its examples, taken from all over them.
+    """Return a client's data reduced to a few small batches of evenly spaced examples.
 
-    The first has more of them than the second: the numbers of steps differ, or the batches are not equally large.
+    The first client gets more examples than the second, so that their numbers of steps or their batch sizes differ.
     """
     size = min(data.batch_size, max(2, min(data.num_examples // 3, FEW)))
     count = min(data.num_examples - (place and data.num_examples > 2), int((2.5 - place) * size))
@@ -115,7 +115,7 @@ def _some(data: ClientData, place: int) -> ClientData:
 
 
 def _difference(expected: ClientResult, found: ClientResult, start: State, tolerance: float) -> str | None:
-    """Return in what two results differ, if they do by more than rounding explains."""
+    """Return how two results differ, or None if rounding explains the difference."""
     for part in ("payload", "metrics", "kept", "tallies"):
         if other := sorted(getattr(expected, part).keys() ^ getattr(found, part).keys()):
             return f"its {part} has or lacks {other[0]}"
@@ -138,6 +138,6 @@ def _difference(expected: ClientResult, found: ClientResult, start: State, toler
 
 
 def _moved(value: Tensor, before: Tensor) -> float:
-    """Return how far an entry has moved; 0 for one of integers, or that is not finite."""
+    """Return the Euclidean length of an entry's change; 0 for integer types, or if it is not finite."""
     length = float((value - before.to(value)).double().norm()) if value.is_floating_point() else 0.0
     return length if math.isfinite(length) else 0.0

@@ -1,4 +1,4 @@
-"""Clients in groups, each group trained in parallel in one program, in this process."""
+"""``Vectorized``: trains clients in groups, each group in parallel as one program in this process."""
 
 import logging
 import time
@@ -30,9 +30,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Vectorized(Executor):
     """Trains clients in groups, in parallel in one program in this process; fast for many small clients.
 
-    A result is that of one client after the other but for rounding. It takes methods whose local step is plain SGD on an
-    objective of each example, and networks that draw nothing while they train; of the others it says why not, as far as two
-    clients on a few batches show it. Clients that cannot train as one program in some round are trained by a Trainer.
+    Except for rounding, the results equal those of training one client after the other. It supports methods whose local
+    step is plain SGD on an objective of each example, and networks that draw no random numbers during training. Others
+    are refused with the reason, as far as a test with two clients on a few batches shows it. Clients that cannot train
+    as one program in some round are trained by a Trainer.
     """
 
     group_size: int = 64
@@ -44,14 +45,14 @@ class Vectorized(Executor):
 
     @property
     def together(self) -> int:
-        """The size of a group."""
+        """The group size."""
         return self.group_size
 
     def open(self, spec: RunSpec) -> Runner:
-        """Build the one worker, and compare two clients with what a Trainer makes of them.
+        """Build the worker, and compare the results of two clients with those of a Trainer.
 
         Raises:
-            ValueError: If method or network cannot be trained in parallel.
+            ValueError: If the method or the network cannot be trained in parallel.
         """
         if spec.trainer.kind == "cpu" and any(isinstance(part, CONVOLUTIONS) for part in spec.module.model.modules()):
             log.warning(
@@ -66,10 +67,10 @@ class _Client:
     """A client of a group.
 
     Attributes:
-        session: Its session.
-        member: What trains.
-        attributes: The module's attributes as its hooks have left them.
-        personal: Its personal state.
+        session: The client's session.
+        member: Its batches and its progress in parallel training.
+        attributes: The module's attributes after the client's hooks have run.
+        personal: The client's personal state.
     """
 
     session: ClientSession
@@ -79,14 +80,14 @@ class _Client:
 
 
 class VectorizedRunner(Runner):
-    """See :class:`Vectorized`.
+    """Runner of :class:`Vectorized`.
 
     Args:
         spec: What to build the worker from.
-        group_size: Clients that train in parallel.
+        group_size: Number of clients that train in parallel.
 
     Raises:
-        ValueError: If the method's own fit cannot be replaced.
+        ValueError: If parallel training cannot replace the fit by a Trainer.
     """
 
     def __init__(self, spec: RunSpec, group_size: int) -> None:
@@ -102,8 +103,8 @@ class VectorizedRunner(Runner):
         self._isolation = Isolation(self.module)
         self._group_size = group_size
         self._asks_at_once = asks_at_once(spec.module)
-        self._said = 0  # the round of which it was said last that clients train alone
-        self.fault: str | None = None  # why clients that could ask at once did not
+        self._said = 0  # the last round for which a warning said that clients train alone
+        self.fault: str | None = None  # why clients that could ask the server together did not
         self.environment = {**self._worker.environment, "clients": f"{group_size} side by side"}
 
     def run(
@@ -113,7 +114,7 @@ class VectorizedRunner(Runner):
         if meanwhile:
             meanwhile()
         self._worker.begin(broadcast)
-        if broadcast.local_epochs == 0:  # nobody trains
+        if broadcast.local_epochs == 0:  # no client trains
             yield from (self._worker.train(task, kept(task.client_id)) for task in tasks)
             return
         for first in range(0, len(tasks), self._group_size):
@@ -135,7 +136,8 @@ class VectorizedRunner(Runner):
         """Train clients in parallel.
 
         Returns:
-            The outcome of each client, and why others must be trained alone, both by client. A session is spent in either case.
+            The outcomes by client, and for the other clients the reason why they must be trained alone. In both cases
+            the session cannot be used again.
         """
         start, isolation, broadcast = time.perf_counter(), self._isolation, sessions[0].broadcast
         outcomes: dict[int, Outcome] = {}
@@ -157,7 +159,7 @@ class VectorizedRunner(Runner):
         states: Sequence[State] = []
         try:
             states = self._states(list(clients.values()), broadcast) if clients else []
-        except Exception as error:  # one program: it is nobody's alone
+        except Exception as error:  # one program: the error belongs to no single client
             alone |= dict.fromkeys(clients, one_line_reason(error))
         isolation.restore()
         meta = sum(session.seconds["meta step"] for session in sessions)
@@ -176,7 +178,11 @@ class VectorizedRunner(Runner):
         return undrawn(lambda: train(self.module, [client.member for client in clients], context), self.module.device)
 
     def _asked(self, sessions: Sequence[ClientSession]) -> dict[int, dict[str, Any]]:
-        """Ask for all clients at once; return the module's attributes of each client then, of none if each must ask by itself."""
+        """Ask the server for all clients at once.
+
+        Returns:
+            Client id -> the module's attributes after it took the answer; empty if each client must ask by itself.
+        """
         module, worker, start = self.module, self._worker, time.perf_counter()
         if not self._asks_at_once:
             return {}
@@ -190,7 +196,7 @@ class VectorizedRunner(Runner):
                 answers = worker.answers(questions)
                 taken = zip(sessions, module.take_answers(sessions, answers), strict=True)
                 asked = {session.task.client_id: self._isolation.taken() for session, _ in taken}
-        except Exception as error:  # raised again where it belongs: when the client asks by itself, or never
+        except Exception as error:  # if it persists, it is raised again when a client asks by itself
             self.fault = one_line_reason(error)
             for session in sessions:
                 session.stage = "training"
@@ -202,11 +208,11 @@ class VectorizedRunner(Runner):
         return asked
 
     def _begun(self, session: ClientSession) -> _Client:
-        """Do what comes before a client's steps: what Lightning calls until its first batch."""
+        """Prepare a client for its local steps: do what Lightning does before the first batch."""
         module = self.module
         module.session = session
         prepare(module, session, self._worker.spec.trainer)
-        if type(module).on_train_start is not FederatedModule.on_train_start:  # which draws nothing
+        if type(module).on_train_start is not FederatedModule.on_train_start:  # the base class draws nothing
             with drawing_from(derive_seed(session.task.seed, "global"), module.device):
                 module.on_train_start()
         personal = module.personal_state() if module.personal else {}

@@ -1,4 +1,4 @@
-"""``Worker``: a module, data and a server of its own; trains one client at a time, in whatever process it is."""
+"""``Worker``: trains one client at a time in the process it runs in, with its own module, data and server."""
 
 import ctypes
 import json
@@ -26,11 +26,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's ``mallopt``, in bytes."""
 
 NOBODY = -1
-"""Stands for the client in the last message of a worker that could not read what it was sent."""
+"""Client id in the last message of a worker that could not read what it was sent."""
 
 
 class Worker:
-    """Trains clients, each by a fresh quiet Trainer on one resident module.
+    """Trains clients, each with a new quiet Trainer on the same module, which stays on the device.
 
     Args:
         spec: What module and data are built from.
@@ -47,7 +47,7 @@ class Worker:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What it computes with."""
+        """The environment: hashes of the data, device, number of threads, and versions."""
         return {
             **hashes(self.spec.data),
             "device": self.spec.trainer.kind,
@@ -56,7 +56,7 @@ class Worker:
         }
 
     def begin(self, broadcast: Broadcast) -> None:
-        """Take up a round."""
+        """Start a round with its broadcast."""
         self._broadcast = broadcast
 
     def train(self, task: ClientTask, kept: State) -> Outcome:
@@ -64,13 +64,13 @@ class Worker:
         return attempt(self.module, self.session(task, kept), self.spec.trainer)
 
     def session(self, task: ClientTask, kept: State) -> ClientSession:
-        """Return what a client of the round has in it."""
+        """Return the session of a client in the round."""
         assert self._broadcast is not None
         return ClientSession(self._broadcast, task, self.spec.data.client, self.answer, kept)
 
     @cached_property
     def server(self) -> Server:
-        """What answers its clients, equal to the run's own."""
+        """The worker's own server, which answers its clients as the run's server would."""
         return Server(self.spec.build_module(), self.spec.data, self.spec.trainer, self.spec.seed)
 
     def answer(self, question: Question) -> Answer:
@@ -79,7 +79,7 @@ class Worker:
         return self.server.answer(question)
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answer several clients of the round at once, by a method that can."""
+        """Answer several clients of the round at once, if the method supports it."""
         self._begin_to_answer()
         return self.server.answers(questions)
 
@@ -91,10 +91,11 @@ class Worker:
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep what a batch frees for the next one, where the C library is glibc.
+    """Keep the memory that a batch frees in this process for the next batch, if the C library is glibc.
 
-    Its malloc gives large blocks, and what is free on top, back to the system. Each batch then gets its activations page by
-    page again, which is a fifth of the time of a small CNN in float32.
+    By default its malloc returns large blocks, and free memory at the top of the heap, to the system. Each batch then
+    has to get the memory of its activations again page by page, which takes a fifth of the time of a small CNN in
+    float32.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -104,16 +105,16 @@ def keep_freed_memory() -> None:
 
 
 def started(spec: bytes, gpu: int) -> tuple[Worker | None, bytes]:
-    """Build a worker in a process of its own.
+    """Build the worker of this process.
 
     Args:
         spec: A pickled :class:`RunSpec`.
-        gpu: Number of the GPU that is taken, if GPUs are used.
+        gpu: Number of the GPU to use, if GPUs are used.
 
     Returns:
-        The worker, and its environment as JSON; or None, and why there is none.
+        The worker and its environment as JSON; or None and the error as JSON.
     """
-    logging.getLogger("fedamm_pl").setLevel(logging.ERROR)  # the first process has said it
+    logging.getLogger("fedamm_pl").setLevel(logging.ERROR)  # the main process has already logged the warnings
     try:
         with quiet():
             run_spec: RunSpec = pickle.loads(spec)
@@ -125,10 +126,10 @@ def started(spec: bytes, gpu: int) -> tuple[Worker | None, bytes]:
 
 
 def begun(worker: Worker, broadcast: bytes) -> None:
-    """Take up a round.
+    """Start a round with an encoded broadcast.
 
     Raises:
-        ValueError: If that is no broadcast.
+        ValueError: If the message is not a broadcast.
     """
     message = decode(broadcast)
     if not isinstance(message, Broadcast):
@@ -137,10 +138,11 @@ def begun(worker: Worker, broadcast: bytes) -> None:
 
 
 def trained(worker: Worker, task: bytes, kept: bytes) -> bytes:
-    """Train a client of the round, all in bytes.
+    """Train a client of the round; task, private state and result are bytes.
 
     Raises:
-        ValueError: If task or kept state cannot be read; a client's own errors are its failure.
+        ValueError: If the task or the private state cannot be read. Errors of the client itself are returned as a
+            failure.
     """
     message = decode(task)
     if not isinstance(message, ClientTask):
@@ -148,7 +150,7 @@ def trained(worker: Worker, task: bytes, kept: bytes) -> bytes:
     outcome = worker.train(message, unpack(kept)[0])
     try:
         return encode(outcome)
-    except Exception as error:  # a result of an odd kind may raise anything
+    except Exception as error:  # encoding an unusual result may raise any exception
         return encode(ClientFailure(outcome.client_id, "update", line(str(error)) or type(error).__name__))
 
 
@@ -158,7 +160,7 @@ def unreadable(error: ValueError) -> bytes:
 
 
 def _on_gpu(trainer: TrainerConfig, gpu: int) -> TrainerConfig:
-    """Take a GPU, unless the user has chosen one or uses none."""
+    """Choose a GPU, unless the user has chosen one or uses none."""
     if trainer.kind != "cuda" or trainer.devices != 1:
         return trainer
     return replace(trainer, devices=[gpu % torch.cuda.device_count()])
