@@ -1,4 +1,4 @@
-"""``FederationCallback``: the base class of observers. They add, but never change results."""
+"""``FederationCallback``: the base class of observers, which can add metrics to a run but never change its results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

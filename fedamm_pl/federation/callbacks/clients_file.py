@@ -1,4 +1,4 @@
-"""clients.csv: how well the global model does at each client."""
+"""``ClientsCSV``: writes clients.csv, the accuracy of the global model at each client."""
 
 import csv
 import io
@@ -23,16 +23,16 @@ class ClientsCSV(FederationCallback):
         self.path = folder / "clients.csv"
 
     def on_run_start(self, run: Run) -> None:
-        """Cut the file to the round that the run starts from."""
+        """Rewrite the file as of the round from which the run starts."""
         self._write(run)
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Write it if the round was evaluated."""
+        """Write the file if the round was evaluated."""
         if record.evaluated:
             self._write(run)
 
     def on_run_end(self, run: Run) -> None:
-        """Write that of a run that was evaluated once more at its end."""
+        """Write the file again, since the run may have been evaluated once more at its end."""
         self._write(run)
 
     def _write(self, run: Run) -> None:
@@ -44,7 +44,10 @@ class ClientsCSV(FederationCallback):
 
 
 def client_table(run: Run) -> list[list[Any]]:
-    """Return the lines of clients.csv: a heading, then each client's name, examples and accuracies, empty where there is none."""
+    """Return the rows of clients.csv: a header, then the name, examples and accuracies of each client.
+
+    A missing accuracy is an empty string.
+    """
     data, found = run.data, run.state.client_accuracies
     columns = {"latest": "accuracy", "best": "accuracy_best_round", "own": "accuracy_own"}
     kinds = [kind for kind in columns if kind in found]

@@ -40,7 +40,7 @@ def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
 
 
 class PartitionFile(FederationCallback):
-    """Writes partition.json, who holds which training examples, for runs with the partition from_file.
+    """Writes partition.json, the training examples of each client, for runs with the partition from_file.
 
     Args:
         folder: Where to write it.
@@ -50,7 +50,7 @@ class PartitionFile(FederationCallback):
         self.path = folder / "partition.json"
 
     def on_run_start(self, run: Run) -> None:
-        """Write it; after a resume it is the same."""
+        """Write the file; after a resume it is the same."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, run.data.partition_json)
 
@@ -68,7 +68,7 @@ class MetricsCSV(FederationCallback):
         self._last: dict[str, float] | None = None
 
     def on_run_start(self, run: Run) -> None:
-        """Cut the file to the rounds that the run starts from."""
+        """Rewrite the file with the rounds up to the one from which the run starts."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(run.state.history)
 
@@ -85,7 +85,7 @@ class MetricsCSV(FederationCallback):
             self._write(run.state.history)
 
     def on_run_end(self, run: Run) -> None:
-        """Write the row of a run that ended between two evaluations, or at one that was made again for it."""
+        """Rewrite the file if an evaluation at the end of the run has added or replaced a row."""
         if run.state.history[-1] is not self._last:
             self._write(run.state.history)
 
@@ -103,7 +103,7 @@ class MetricsCSV(FederationCallback):
 
 
 class DiagnosticsFile(FederationCallback):
-    """Rewrites diagnostics.json, the data of the figures beyond the metrics, at each evaluation.
+    """Rewrites diagnostics.json, the data that figures need besides the metrics, at each evaluation.
 
     Args:
         folder: Where to write it.
@@ -113,12 +113,12 @@ class DiagnosticsFile(FederationCallback):
         self.path = folder / "diagnostics.json"
 
     def on_run_start(self, run: Run) -> None:
-        """Cut the file to the rounds that the run starts from."""
+        """Rewrite the file with the rounds up to the one from which the run starts."""
         if run.state.history:
             self._write(run)
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Write it if the round was evaluated."""
+        """Write the file if the round was evaluated."""
         if record.evaluated:
             self._write(run)
 
@@ -139,7 +139,7 @@ class RoundCheckpoint(FederationCallback):
         self.keep = keep
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Write the round's checkpoint, then remove what is no longer kept."""
+        """Write the round's checkpoint, then remove those that are no longer kept."""
         save_checkpoint(self.folder, run.state, run.fingerprint, run.environment)
         best = summarize(run.state.history)["best"]["test/acc"]["round"]
         for round_num in saved_rounds(self.folder)[self.keep :]:
@@ -150,20 +150,20 @@ class RoundCheckpoint(FederationCallback):
 class WholeFiles(TorchCheckpointIO):
     """Writes a Lightning checkpoint whole or not at all.
 
-    Lightning's own goes through the system's folder for temporary files and hides that a folder is read-only.
+    Lightning's own implementation uses the system's folder for temporary files and does not report a read-only folder.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write it."""
+        """Write a checkpoint."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
 
 
 class FinalFiles(FederationCallback):
-    """Writes, when the run ends, final.ckpt, a Lightning checkpoint of the trained module, and summary.json.
+    """Writes final.ckpt, a Lightning checkpoint of the trained module, and summary.json at the end of the run.
 
-    Where there is a validation set, also best.ckpt, the module of the best round by it.
+    If there is a validation set, it also writes best.ckpt, the module of the round with the best validation accuracy.
 
     Args:
         folder: Where to write them.
@@ -173,7 +173,7 @@ class FinalFiles(FederationCallback):
         self.folder = folder
 
     def on_run_end(self, run: Run) -> None:
-        """Write them."""
+        """Write the files."""
         self._save(run, "final.ckpt")
         if (best := validated(run.state.history)) is not None:
             self._save_best(run, int(best["round"]))
@@ -192,7 +192,7 @@ class FinalFiles(FederationCallback):
             best = final if round_num == run.state.round_num else load_checkpoint(path).state.shared
         except ValueError as error:
             log.warning("best.ckpt is left out: %s", error)
-            (self.folder / "best.ckpt").unlink(missing_ok=True)  # of fewer rounds
+            (self.folder / "best.ckpt").unlink(missing_ok=True)  # from a run with fewer rounds
             return
         module.load_shared_state(module.deployed(best))
         self._save(run, "best.ckpt")
@@ -273,6 +273,6 @@ def diagnostics(run: Run) -> Diagnostics:
 
 
 def _json(content: Any, indent: int | None = 2) -> str:
-    """Format as JSON, which has no NaN and no infinity: they become null."""
+    """Format as JSON; NaN and infinity, which JSON lacks, become null."""
     plain = json.loads(json.dumps(content), parse_constant=lambda constant: None)
     return json.dumps(plain, indent=indent, allow_nan=False)

@@ -1,4 +1,4 @@
-"""``LogTo``: what a Lightning logger gets of a run."""
+"""``LogTo``: sends the metrics of a run to a Lightning logger."""
 
 import itertools
 import logging
@@ -37,8 +37,8 @@ CHARTS = {
 class LogTo(FederationCallback):
     """Sends the metrics of each round to a Lightning logger, with the round as step; at the end the hyperparameters.
 
-    A logger that fails, for want of a network say, does not end the run: what it misses is counted and said. A disk that is
-    full does.
+    If a logger fails, for example because the network is down, the run continues, and the missing entries are counted
+    and reported. A full disk does end the run.
 
     Args:
         logger: Any Lightning logger.
@@ -71,10 +71,10 @@ class LogTo(FederationCallback):
         scalars = round_scalars(run, record)
         with self._harmless(f"in round {record.round_num}"):
             self.logger.log_metrics(scalars, step=record.round_num)
-            self.logger.save()  # flushed before the round's checkpoint is written: a run that is killed loses none of it
+            self.logger.save()  # flushed before the round's checkpoint is written, so that a killed run loses nothing
 
     def on_run_end(self, run: Run) -> None:
-        """Log the hyperparameters, with the result where the logger takes them, and close the log."""
+        """Log the hyperparameters, together with the results if the logger accepts them, and close the logger."""
         summary = summarize(run.state.history)
         final = {
             f"{kind}/{name}": summary[kind][metric]
@@ -84,7 +84,7 @@ class LogTo(FederationCallback):
         options = self.options or run.options
         with self._harmless("at the end"):
             try:
-                self.logger.log_hyperparams(options, final)  # TensorBoard's takes metrics
+                self.logger.log_hyperparams(options, final)  # TensorBoardLogger accepts metrics
             except TypeError:
                 self.logger.log_hyperparams(options)
             self.logger.save()
@@ -99,15 +99,15 @@ class LogTo(FederationCallback):
 
     @contextmanager
     def _harmless(self, when: str) -> Iterator[None]:
-        """Let an error of the logger cost what it was told, not the run; a disk that fails is another matter.
+        """Return a context in which an error of the logger only loses an entry and does not end the run.
 
         Raises:
-            OSError: If the disk is full, say.
+            OSError: If the disk fails, for example because it is full.
         """
         try:
             yield
         except Exception as error:
-            # Lightning's TensorBoard logger takes any error for a wrong value, also that the disk is full
+            # Lightning's TensorBoard logger reports any error as an invalid value, even a full disk
             reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
             if of_the_disk(reason):
                 raise reason from None
@@ -118,14 +118,17 @@ class LogTo(FederationCallback):
 
 
 def check_loggers(loggers: Sequence[Logger], folder: Path | None) -> None:
-    """Check that loggers write no file that a run writes, or another of them. TensorBoard's have names of their own.
+    """Check that loggers do not write over the files of the run or of each other.
+
+    TensorBoard's loggers may write into the folder of the run, since their files have distinct names.
 
     Args:
         loggers: The loggers.
         folder: The folder of the run, if it has one.
 
     Raises:
-        ValueError: If one writes into the folder of the run or a folder that the run makes in it, or two of a kind into one.
+        ValueError: If a logger writes into the folder of the run or one of the run's subfolders, or two loggers of the
+            same kind write into one folder.
     """
     for logger in loggers:
         place = _named(logger, "log_dir") or _named(logger, "save_dir")
@@ -150,16 +153,16 @@ def check_loggers(loggers: Sequence[Logger], folder: Path | None) -> None:
 
 
 def _named(logger: Logger, attribute: str) -> Path | None:
-    """Return a folder that a logger names, None if it names none."""
+    """Return the folder that an attribute of a logger names, or None."""
     try:
         place = getattr(logger, attribute)
         return Path(place).resolve() if place else None
-    except Exception:  # a logger of one's own, or one that asks its service
+    except Exception:  # a user-defined logger, or one that asks its service
         return None
 
 
 def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
-    """Return what a logger gets of a round.
+    """Return the scalars that a logger receives for a round.
 
     Returns:
         The metrics, by their names in metrics.csv; ``bytes/total``, tensor bytes up to this round; ``seconds/...`` (wall time),
@@ -203,6 +206,6 @@ def weight_net_scalars(shown: Mapping[str, Any], groups: Mapping[str, Sequence[i
 
 
 def images_per_second(run: Run, record: RoundRecord) -> float:
-    """Return the training images of a round's clients by the wall time in which they were trained, in parallel or not."""
+    """Return the training images of a round per second of wall time, whether clients train in parallel or not."""
     images = run.config.local_epochs * sum(result.num_examples for result in record.results)
     return images / max(record.seconds["clients"], 1e-9)

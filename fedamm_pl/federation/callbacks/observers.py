@@ -1,4 +1,4 @@
-"""``Observers``: all that watch a run, called in an order in which none can harm what others write."""
+"""``Observers``: the callbacks of a run, called in an order in which none can harm what the others write."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Observers:
-    """The callbacks of a run, and those that write its folder.
+    """The user's callbacks of a run, and those that write its folder.
 
     Args:
         callbacks: The callbacks.
@@ -28,23 +28,23 @@ class Observers:
         self.files = [] if folder is None else run_files(folder, keep_checkpoints)
 
     def call(self, hook: str, run: Run, *args: Any) -> None:
-        """Call a hook of all of them."""
+        """Call a hook of all callbacks."""
         if hook == "on_run_end":
             return self._end(run)
-        # the files last: what others have logged of a round is there when its checkpoint is
+        # the files last: once the checkpoint of a round exists, so does everything that others have logged of it
         for callback in [*self.callbacks, *self.files]:
             getattr(callback, hook)(run, *args)
         return None
 
     def _end(self, run: Run) -> None:
-        """End with the files first: what else is done at the end adds to a run that is complete."""
+        """Call ``on_run_end`` for the files first, so that the run is complete even if another callback fails."""
         for callback in self.files:
             callback.on_run_end(run)
         for callback in self.callbacks:
             try:
                 callback.on_run_end(run)
             except Exception as error:
-                if of_the_disk(error):  # a full disk is another matter
+                if of_the_disk(error):  # a full disk is an error of the run
                     raise
                 name, what = type(callback).__name__, line(f"{type(error).__name__}: {error}")
                 log.warning("%s failed at the end of the run, which is complete without it (%s)", name, what)

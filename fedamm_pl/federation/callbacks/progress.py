@@ -1,4 +1,4 @@
-"""``Progress``: how far a run is, on the terminal."""
+"""``Progress``: shows the progress of a run on the terminal."""
 
 import shutil
 import sys
@@ -18,7 +18,7 @@ from fedamm_pl.terminal import say
 class Progress(FederationCallback):
     """A bar over rounds: clients done, workers busy with one, loss, accuracies, images/s, time left, failures.
 
-    Where the output is no terminal, one plain line per evaluation.
+    If the output is not a terminal, it prints one plain line per evaluation.
     """
 
     def on_run_start(self, run: Run) -> None:
