@@ -1,1 +1,1 @@
-"""The federation: messages, sampling, executors, aggregation, the round loop, checkpoints and callbacks."""
+"""The federation: sampling, executors, aggregation, the round loop, checkpoints and callbacks."""

@@ -1,4 +1,4 @@
-"""The end of a round: evaluation if it is due, the accounts, and what callbacks are told."""
+"""The end of a round: evaluates if due, updates the accounts, and calls the callbacks."""
 
 from fedamm_pl.federation.callbacks.base import RoundRecord
 from fedamm_pl.federation.callbacks.observers import Observers
@@ -13,15 +13,15 @@ from fedamm_pl.protocol.module import CALIBRATED
 def close_round(
     run: Run, evaluator: Evaluator, observers: Observers, intake: Intake, failed: str | None, stopwatch: Stopwatch
 ) -> None:
-    """Evaluate if due, do the accounts, tell the callbacks.
+    """Evaluate if due, update the accounts, and call the callbacks.
 
     Args:
-        run: Its state is that after the round.
+        run: The run, with the state after the round.
         evaluator: Measures the state.
-        observers: Are told.
-        intake: What came from the clients.
+        observers: The callbacks.
+        intake: The accepted results and the failures of the clients.
         failed: Why the round failed, or None.
-        stopwatch: Started with the round.
+        stopwatch: Has measured the time since the start of the round.
     """
     state, config, results, (metrics,) = run.state, run.config, intake.results, run.rows
     state.count(intake.failures, failed, config.max_failed_rounds, config.num_rounds)
@@ -53,9 +53,10 @@ def close_round(
 
 
 def evaluate_end(run: Run, evaluator: Evaluator) -> None:
-    """Evaluate a run that ends between two evaluations: where it was interrupted, or a callback has ended it.
+    """Evaluate a run that ends between two evaluations because it was interrupted or a callback ended it.
 
-    Where a callback has ended it at one, nobody knew that it was the last: it is made again if the method calibrates then.
+    If a callback ended the run at an evaluation, it was not known to be the last one. It is repeated if the method
+    calibrates the model at the end of a run.
     """
     state = run.state
     if not state.history or not (state.ended or state.round_num == run.config.num_rounds):
@@ -71,7 +72,7 @@ def evaluate_end(run: Run, evaluator: Evaluator) -> None:
 
 
 def owed(run: Run, evaluator: Evaluator) -> bool:
-    """Return whether a run that is over was evaluated without the calibration that the method makes at its end."""
+    """Return whether a run that is over was evaluated without the calibration that the method does at the end."""
     state = run.state
     if state.round_num == 0 or evaluator.ended_at == state.round_num or not run.module.calibrates(True):
         return False

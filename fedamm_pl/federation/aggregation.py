@@ -1,4 +1,4 @@
-"""How the server makes one state of many: the weighted mean, robust means, sums, and bounds on a single update."""
+"""Aggregation of many states into one: the weighted mean, robust means, sums, and bounds on a single update."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from fedamm_pl.protocol.reduction import Reduction, reduction_of
 
 
 class Aggregate(Protocol):
-    """Takes states one at a time and makes one of them."""
+    """Interface: combines states, added one at a time, into one."""
 
     def add(self, state: State, weight: float) -> None:
-        """Add a state; names and shapes are those of the states before."""
+        """Add a state; names and shapes must be those of the earlier states."""
         ...
 
     def compute(self) -> State:
@@ -29,9 +29,10 @@ class Aggregate(Protocol):
 
 
 class WeightedAverage:
-    """A running weighted mean of states (McMahan et al., AISTATS 2017, algorithm 1), in memory independent of their number.
+    """A running weighted mean of states (McMahan et al., AISTATS 2017, algorithm 1).
 
-    Sums in float64 and casts back at the end; integer tensors become the weighted mean rounded to nearest.
+    Its memory does not depend on the number of states. Sums are in float64 and are cast back at the end; integer
+    tensors become the weighted mean rounded to nearest.
 
     Example:
         >>> average = WeightedAverage()
@@ -50,7 +51,7 @@ class WeightedAverage:
         """Add a state.
 
         Args:
-            state: Tensors by name; names and shapes are those of the states before.
+            state: Tensors by name; names and shapes must be those of the earlier states.
             weight: Its weight, 0 or more; weights are normalised at the end.
         """
         if not self._sums:
@@ -72,7 +73,7 @@ class WeightedAverage:
 
 
 class Sum(WeightedAverage):
-    """A running sum of states, in float64; weights do not count.
+    """A running sum of states, in float64; weights are ignored.
 
     Example:
         >>> total = Sum()
@@ -92,14 +93,14 @@ class Sum(WeightedAverage):
 
 
 class TrimmedMean:
-    """Coordinate-wise trimmed mean of states (Yin et al., ICML 2018); with a fraction of 0.5, the coordinate-wise median.
+    """Coordinate-wise trimmed mean of states (Yin et al., ICML 2018); with a fraction of 0.5, the median.
 
-    In each coordinate the smallest and the largest values are dropped, ``ceil(trim_fraction * n)`` of n at each end, and
-    the rest is averaged without weights. Holds all the states of a round.
+    In each coordinate the smallest and the largest values are dropped, ``ceil(trim_fraction * n)`` of n at each end,
+    and the rest is averaged without weights. Holds all the states of a round.
 
     Args:
-        trim_fraction: Share of the states dropped at each end, in [0, 0.5]. One value, or of an even number the two in the
-            middle, is always left.
+        trim_fraction: Share of the states dropped at each end, in [0, 0.5]. The middle value, or the two middle values
+            of an even number, are always kept.
 
     Example:
         >>> median = TrimmedMean(0.5)
@@ -116,7 +117,7 @@ class TrimmedMean:
         self._states: list[State] = []
 
     def add(self, state: State, weight: float = 1.0) -> None:
-        """Add a state; of its weight only counts whether it is above 0."""
+        """Add a state, unless its weight is 0; apart from that, weights make no difference."""
         if weight > 0:
             self._states.append(state)
 
@@ -139,11 +140,11 @@ class TrimmedMean:
 
 
 class Reducer:
-    """Reduces what clients send, each entry as its prefix says: averages, means and sums next to each other.
+    """Reduces what clients send; the prefix of an entry's name decides whether it is averaged, a plain mean or a sum.
 
     Args:
         reductions: Prefix -> reduction.
-        config: Says how averages are weighted, or which robust mean takes their place and that of plain means.
+        config: Says how averages are weighted, or which robust mean replaces both averages and plain means.
     """
 
     def __init__(self, reductions: Mapping[str, Reduction], config: FederationConfig) -> None:
@@ -157,7 +158,7 @@ class Reducer:
         """Add what a client sends.
 
         Args:
-            state: Tensors by name; names and shapes are those of the states before.
+            state: Tensors by name; names and shapes must be those of the earlier states.
             num_examples: The number n_k of the client's examples.
         """
         if not self._names:
@@ -201,7 +202,7 @@ def update_norm(payload: State, sent: State) -> Tensor:
         sent: What it received, by the same names.
 
     Returns:
-        A scalar in float64, where the update is; nobody has waited for it.
+        A scalar in float64 on the device of the update, without waiting for the device.
     """
     lengths = []
     for name, before in sent.items():
@@ -213,7 +214,7 @@ def update_norm(payload: State, sent: State) -> Tensor:
 
 
 def clip_update(payload: State, sent: State, scale: float) -> State:
-    """Shorten an update: ``sent + scale * (payload - sent)`` for floating-point entries, the others as they are.
+    """Shorten an update to ``sent + scale * (payload - sent)``; entries that are not floating-point are unchanged.
 
     Norm clipping (Sun et al., *Can You Really Backdoor Federated Learning?*, 2019) takes
     ``scale = min(1, max_norm / norm)``.
@@ -230,7 +231,7 @@ def clip_update(payload: State, sent: State, scale: float) -> State:
 
 
 def float64(value: Tensor) -> Tensor:
-    """Return a tensor in float64, on a device that has it."""
+    """Return a tensor in float64, on a device that supports it."""
     return value.to("cpu" if value.is_mps else value.device, torch.float64)  # MPS has no float64
 
 

@@ -1,4 +1,4 @@
-"""Before an evaluation: the model that is evaluated in place of the trained one, if the method makes one."""
+"""``Calibration``: computes the model that is evaluated in place of the trained one, if the method has such a model."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Has the server calibrate the model, with statistics of all clients if the method takes them.
+    """Lets the server calibrate the model before an evaluation, with statistics of all clients if the method uses them.
 
     Attributes:
-        server: Of the run.
+        server: The server of the run.
         runner: Where clients compute.
         config: How many clients must succeed.
         tasks: A round -> the tasks of all clients that hold examples.
-        kept: What each client kept to itself, as the state has it.
+        kept: A run's state -> a function that returns the private state of a client at that time.
     """
 
     server: Server
@@ -35,15 +35,16 @@ class Calibration:
     kept: Callable[[RunState], Kept]
 
     def __call__(self, state: RunState, last: bool) -> dict[str, float]:
-        """Put into a state what is evaluated in place of the trained model; if that fails, it is said, and nothing is put there.
+        """Add the calibrated entries, which are evaluated in place of the trained ones, to a state.
 
-        Clients that were measured, and those that failed at it, count in the accounts of the run.
+        If the calibration fails, this is logged and nothing is added. The clients that computed statistics, and those
+        that failed to, count in the accounts of the run.
 
         Returns:
             ``calibration/bytes_received`` and ``calibration/bytes_sent``, means over the clients that sent statistics.
         """
         server, module, round_num = self.server, self.server.module, state.round_num
-        # a round that has failed leaves what was made for the evaluation before it
+        # after a failed round the state still has the calibrated entries of an earlier evaluation
         state.shared = trained(state.shared)
         if round_num == 0 or not module.calibrates(last):
             return {}

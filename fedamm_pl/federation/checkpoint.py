@@ -1,4 +1,4 @@
-"""Server states on disk: written whole or not at all, checked when read."""
+"""Checkpoints of a run: written whole or not at all, and checked when read."""
 
 import hashlib
 import io
@@ -24,39 +24,41 @@ log = logging.getLogger(__name__)
 PATTERN = "round_*.ckpt"
 DIGEST_SIZE = hashlib.sha256().digest_size
 FORMAT = 2
-"""Of the files; another one cannot be continued."""
+"""Format of the files; runs cannot be continued from files of another format."""
 SPARE_BYTES = 2**30
-"""What the tensors of a state may take beside four times what its file does."""
+"""Bytes that the tensors of a state may take in addition to four times the size of its file."""
 
 
 class OtherVersionError(ValueError):
-    """A checkpoint is whole, but of another format."""
+    """Raised if a checkpoint is intact, but has another format."""
 
 
 @dataclass
 class RunState:
-    """All that a run needs to go on: randomness is a function of the seed and the round, optimizers are new each round.
+    """Everything needed to continue a run; random draws depend on seed and round, and optimizers are new each round.
 
     Attributes:
         round_num: The last completed round; 0 before the first.
         shared: The server's state.
         history: A row of metrics for each evaluated round, ``round`` among them.
         seconds: Wall time so far by kind: clients (waiting for them), evaluate, other.
-        client_seconds: Time that clients needed so far, added up over them: train, meta. With several workers it may exceed
-            the wall time.
+        client_seconds: Time that clients needed so far, added up over them: train, meta. With several workers it may
+            exceed the wall time.
         bytes_total: Tensor bytes so far between server and clients: received and sent by clients.
-        clients_total: Client fits so far, and times that a client was measured without one.
+        clients_total: Number of client fits so far, and of times that a client only computed statistics.
         counts: Clients that failed, updates refused, rounds failed, and times the run was continued so far.
-        failed_in_a_row: Rounds that have failed since the last that did not.
-        stopped: Why the run ended before its last round, or at it after too many failed ones.
-        ended: Why a callback ended the run early and well.
-        kept: Client -> the round of what it keeps to itself, see :mod:`fedamm_pl.federation.store`.
+        failed_in_a_row: Number of rounds that have failed since the last successful one.
+        stopped: Why the run stopped, if too many rounds in a row failed or none succeeded.
+        ended: Why the run ended early without an error, by a callback or early stopping.
+        kept: Client -> the round of its current private state, see :mod:`fedamm_pl.federation.store`.
         diverged: When the global model was first seen to have diverged, and how: ``round`` and ``reason``.
-        diagnostics: For each evaluated round what figures show beside its metrics: ``round``, ``bytes`` and ``seconds`` up to
-            it, and what the algorithm adds.
-        confusion: Of the last evaluation, test images by true class (row) and predicted class; None with many classes.
-        client_accuracies: On what each client has held out, or NaN: ``latest`` of the global model in the last evaluation,
-            ``best`` of it in the best round by validation, ``own`` of the client's own model in the last one.
+        diagnostics: Data for the figures besides the metrics, for each evaluated round: ``round``, ``bytes`` and
+            ``seconds`` up to it, and what the algorithm adds.
+        confusion: Confusion matrix of the last evaluation: test images by true class (row) and predicted class; None
+            with many classes.
+        client_accuracies: Accuracies on the examples that each client has held out, or NaN: ``latest``, of the global
+            model in the last evaluation; ``best``, of the global model in the best round by validation; ``own``, of the
+            client's own model in the last evaluation.
     """
 
     round_num: int
@@ -79,7 +81,7 @@ class RunState:
     client_accuracies: dict[str, list[float]] = field(default_factory=dict)
 
     def copy(self) -> "RunState":
-        """Return a copy that does not change with this one; tensors are shared, they are never changed in place."""
+        """Return an independent copy; tensors are shared, since they are never changed in place."""
         containers: dict[str, Any] = {
             name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | list)
         }
@@ -88,13 +90,13 @@ class RunState:
     def count(
         self, failures: Sequence[ClientFailure], failed: str | None, max_failed_rounds: int, num_rounds: int
     ) -> None:
-        """Count what went wrong in a round, and stop the run if too many have failed in a row, or all of them.
+        """Count the failures of a round, and stop the run if too many rounds have failed in a row, or all of them.
 
         Args:
             failures: The clients that failed and those whose update was refused.
             failed: Why the round failed, or None.
-            max_failed_rounds: How many may fail in a row.
-            num_rounds: Rounds of the run.
+            max_failed_rounds: Number of failed rounds in a row that stops the run.
+            num_rounds: Number of rounds of the run.
         """
         self.count_clients(failures)
         self.counts["failed_rounds"] += failed is not None
@@ -116,10 +118,10 @@ class RunState:
     def account(
         self, results: Sequence[ClientResult], seconds: Mapping[str, float], client_seconds: Mapping[str, float]
     ) -> None:
-        """Add up what a round has cost.
+        """Add the costs of a round to the totals.
 
         Args:
-            results: Of its clients.
+            results: The results of the round's clients.
             seconds: Wall time by kind.
             client_seconds: Time of the clients by kind.
         """
@@ -132,7 +134,7 @@ class RunState:
         self.clients_total += len(results)
 
     def note(self, shown: Mapping[str, Any]) -> None:
-        """Note for figures what has been spent up to an evaluated round, and what the method shows of it."""
+        """Record data for the figures: the costs up to an evaluated round, and what the method adds."""
         spent = {"seconds": self.seconds.copy(), "client_seconds": self.client_seconds.copy()}
         row = {"round": self.round_num, "bytes": sum(self.bytes_total.values()), **spent}
         self.diagnostics.append({**row, **shown})
@@ -140,12 +142,12 @@ class RunState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's state with what it depends on.
+    """A run's state, with its fingerprint and its environment.
 
     Attributes:
         state: The state.
         fingerprint: What determines the result, see :func:`~fedamm_pl.federation.fingerprint.fingerprint`.
-        environment: What can change its last digits.
+        environment: What can change the last digits of the result.
     """
 
     state: RunState
@@ -159,15 +161,15 @@ def save_checkpoint(
     """Write ``<folder>/round_<number>.ckpt``.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Where to write it; created if missing.
         state: What to write.
         fingerprint: What determines the result, in primitive types.
-        environment: What can change its last digits.
+        environment: What can change the last digits of the result.
 
     Returns:
         The file's path.
     """
-    folder.mkdir(exist_ok=True)  # without parents: a run whose folder was removed shall not make a new one
+    folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed must not create a new one
     shared = {name: value.cpu() for name, value in state.shared.items()}
     content = {
         "format": FORMAT,
@@ -178,7 +180,7 @@ def save_checkpoint(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     path, archive = folder / f"round_{state.round_num:06d}.ckpt", buffer.getvalue()
-    # zip's own checksums leave out its table: a bit flipped there can give a tensor of uninitialised memory
+    # zip's own checksums do not cover its directory, where a flipped bit can give a tensor of uninitialised memory
     write_atomically(path, archive + hashlib.sha256(archive).digest())
     return path
 
@@ -191,7 +193,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ValueError: If the file is damaged, cannot be read, or is no checkpoint of the round in its name.
     """
     try:
-        if path.exists() and not path.is_file():  # to read a pipe would wait for ever
+        if path.exists() and not path.is_file():  # reading a pipe would block forever
             raise ValueError("it is not a file")
         require_memory(path.stat().st_size, "it")
         content = path.read_bytes()
@@ -217,22 +219,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(state, dict(loaded["fingerprint"]), dict(loaded["environment"]))
     except OtherVersionError:
         raise
-    except Exception as error:  # whatever goes wrong, an older one may be whole
+    except Exception as error:  # whatever the error is, an older checkpoint may be intact
         raise ValueError(
             f"Expected {path} to be an intact checkpoint of a run, got a damaged file ({reason_of(error)})."
         ) from error
 
 
 def _require_sound(state: RunState, size: int) -> None:
-    """Check what the types leave open, so that a run which goes on from the state does not fail in the middle of a round.
+    """Check what the types do not show, so that a run that continues from the state does not fail during a round.
 
     Args:
-        state: Of a file.
-        size: Of the file.
+        state: The state in a file.
+        size: Size of the file in bytes.
 
     Raises:
-        ValueError: If an account or a row lacks what a run writes, or the server's state is not finite or far larger than the
-            file.
+        ValueError: If an account or a row lacks an entry that a run writes, or the server's state is not finite or far
+            larger than the file.
     """
     blank = RunState(0, {})
     for name in ("seconds", "client_seconds", "bytes_total", "counts"):
@@ -254,24 +256,25 @@ def _require_sound(state: RunState, size: int) -> None:
 
 
 def saved_rounds(folder: Path) -> list[int]:
-    """Return the rounds of which a folder holds checkpoints, the newest first."""
+    """Return the rounds for which a folder holds checkpoints, newest first."""
     found = (re.fullmatch(r"round_(\d{6,})", path.stem) for path in folder.glob(PATTERN))
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def latest_checkpoint(folder: Path, holds: Callable[[int, int], bool] | None = None) -> Checkpoint | None:
-    """Read the newest whole checkpoint of a folder; damaged and half-written ones are reported and skipped.
+    """Read the newest intact checkpoint of a folder; damaged and half-written ones are reported and skipped.
 
     Args:
-        folder: Where they are.
-        holds: Client and round -> whether what the client kept then is there and whole; a checkpoint that lacks it is not.
+        folder: Where the checkpoints are.
+        holds: Client and round -> whether the private state of the client in that round exists and is intact; without
+            it, a checkpoint counts as damaged.
 
     Returns:
         The checkpoint, or None if the folder holds none at all.
 
     Raises:
         OtherVersionError: If another version of this package wrote the newest.
-        ValueError: If there are checkpoints and none of them is whole.
+        ValueError: If there are checkpoints, but none of them is intact.
     """
     for path in folder.glob(f".{PATTERN}.tmp"):
         log.warning("%s was being written when a run was stopped. It is skipped.", path)

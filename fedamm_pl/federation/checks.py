@@ -1,4 +1,4 @@
-"""Checks before the first round of what would otherwise fail, or go wrong unseen, in the middle of a run."""
+"""Checks before the first round for problems that would otherwise appear, or go unnoticed, in the middle of a run."""
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ def check_fit(module: FederatedModule, data: FederatedDataModule) -> None:
     """Check that a module and the data fit together.
 
     Raises:
-        ValueError: If the network does not take the images or the classes, a method that needs a meta set has none, the
-            module knows no normalisation or keeps state to itself, or a client holds a single example and the network
-            cannot train on one.
+        ValueError: If the network does not fit the images or the classes, a method that needs a meta set has none, the
+            module has no normalisation or has state that is neither shared nor personal, or a client holds a single
+            example and the network cannot train on one.
     """
     if not module.info:
         raise ValueError("Expected `info` of the module to be data.info, which normalises the examples, got none.")
@@ -53,9 +53,9 @@ def check_options(
     """Check options against each other.
 
     Raises:
-        ValueError: If an aggregation has too few clients, or cannot protect what the method's clients send, the method takes no
-            server optimizer, the executor cannot answer during local training a method that asks there, or there is no validation set to stop
-            early by.
+        ValueError: If an aggregation has too few clients or cannot protect what the method's clients send, the method
+            does not support a server optimizer, its clients ask questions during local training but the executor cannot
+            answer them, or early stopping has no validation set.
     """
     method, sampled = type(module).__name__, num_sampled(data.num_clients, config.client_fraction)
     if config.robust and sampled < MIN_ROBUST_CLIENTS:
@@ -84,7 +84,7 @@ def check_options(
 
 
 def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
-    """Call the network that was compiled once, on what an evaluation gives it.
+    """Call the compiled network once, on a batch of the test set.
 
     Raises:
         ValueError: If it cannot be compiled here.
@@ -94,7 +94,7 @@ def check_compiles(module: FederatedModule, data: FederatedDataModule) -> None:
     try:
         with torch.inference_mode():
             module.eval()(images)
-    except Exception as error:  # a compiler that is missing, or code that it does not take
+    except Exception as error:  # a missing compiler, or code that it does not support
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"Expected `compile` to be false, and `model` to be given uncompiled, where it cannot be compiled: {reason:.200}"
@@ -128,7 +128,7 @@ def _check_network(module: FederatedModule, image: Tensor, num_classes: int, sin
         module: Has the network.
         image: An image of the data, shape (1, in_channels, H, W).
         num_classes: Number of classes C.
-        single: What would help, and the name of a client that holds one example, if there is one.
+        single: The remedy and the name of the client for the error message, if a client holds a single example.
     """
     device = module.device
     image = module.prepare(image.to(device))

@@ -1,4 +1,4 @@
-"""``train_client``: one client's round, the same wherever clients run."""
+"""``train_client``: one client's part of a round, the same for all executors."""
 
 import time
 import traceback
@@ -15,18 +15,18 @@ from fedamm_pl.terminal import line
 
 
 def train_client(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult:
-    """Survey the received model, ask the server, fit, and put the result together; in a round of no epochs, measure only.
+    """Survey the received model, ask the server, fit, and return the result.
 
-    The outcome is a function of the session's broadcast, task and kept state; of an earlier client nothing is left in the
-    module.
+    In a round without local epochs, only compute statistics. The outcome is a function of the session's broadcast, task
+    and private state; earlier clients leave no trace in the module.
 
     Args:
-        module: On the trainer's device; its state is overwritten.
-        session: What the client received, and its line to the server.
-        trainer: Where and in which arithmetic to train.
+        module: The module, on the trainer's device; its state is overwritten.
+        session: The client's session, with what it received and its connection to the server.
+        trainer: Device and precision.
 
     Raises:
-        Exception: Whatever goes wrong in the client's data, training or questions; ``session.stage`` says where.
+        Exception: Any error in the client's data, training or questions; ``session.stage`` says where it occurred.
     """
     start = time.perf_counter()
     module.session = session
@@ -40,7 +40,7 @@ def train_client(module: FederatedModule, session: ClientSession, trainer: Train
         with drawing_from(derive_seed(session.task.seed, "global"), module.device):
             fit.fit(module, session.train_loader(module.local_data(session)))
             session.num_steps = fit.global_step
-            for name, value in fit.callback_metrics.items():  # what a subclass has logged by itself
+            for name, value in fit.callback_metrics.items():  # logged by a subclass itself
                 if name.startswith("train/"):
                     session.metrics[name.removeprefix("train/")] = value
             payload = copied(module.client_payload())  # the next client trains on the same module
@@ -58,12 +58,14 @@ def _statistics(module: FederatedModule, session: ClientSession, trainer: Traine
 
 
 def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> None:
-    """Do what comes before a client's fit: take up its personal state, survey the received model, ask the server if it has not.
+    """Prepare a client's fit: load its personal state, survey the received model, and ask the server.
+
+    The server is not asked if the session already has its answer.
 
     Args:
         module: Holds the received state, in training mode.
-        session: The client's.
-        trainer: In which arithmetic.
+        session: The client's session.
+        trainer: Sets the precision.
     """
     seed, method = session.task.seed, type(module)
     if module.personal:
@@ -81,17 +83,17 @@ def prepare(module: FederatedModule, session: ClientSession, trainer: TrainerCon
                     session.answer = session.ask(0, question)
                     module.take_answer(session.answer)
             if question is None:
-                session.seconds["meta step"] = 0.0  # to ask nothing is no step
+                session.seconds["meta step"] = 0.0  # asking nothing does not count as a meta step
 
 
 def result(module: FederatedModule, session: ClientSession, payload: State, seconds: float) -> ClientResult:
-    """Put together what a client returns.
+    """Return a client's result.
 
     Args:
         module: Holds the trained state.
-        session: The client's.
-        payload: What it sends beside the survey; nobody else's tensors.
-        seconds: Its time, meta steps included.
+        session: The client's session.
+        payload: What it sends besides the survey, in tensors that are not used elsewhere.
+        seconds: The client's time, meta steps included.
     """
     payload = {**payload, **copied(session.surveyed)}
     meta_seconds = session.seconds["meta step"]
@@ -115,7 +117,7 @@ def copied(state: State) -> State:
 
 
 def attempt(module: FederatedModule, session: ClientSession, trainer: TrainerConfig) -> ClientResult | ClientFailure:
-    """Call :func:`train_client`; a client that raises an ``Exception`` costs its result and nothing else."""
+    """Call :func:`train_client`; if the client raises an ``Exception``, return it as a failure."""
     try:
         with quiet():
             return train_client(module, session, trainer)
@@ -125,7 +127,7 @@ def attempt(module: FederatedModule, session: ClientSession, trainer: TrainerCon
 
 def one_line_reason(error: Exception) -> str:
     """Return type and first line of an error, and the innermost place in code that is not an installed package."""
-    summary = traceback.TracebackException.from_exception(error)  # also where str(error) itself raises
+    summary = traceback.TracebackException.from_exception(error)  # works even if str(error) itself raises
     own = [frame for frame in summary.stack if "site-packages" not in frame.filename] or summary.stack
     text = line(next(iter(str(summary).strip().splitlines()), ""), 200)
     return f"{type(error).__name__}: {text} ({Path(own[-1].filename).name}, line {own[-1].lineno})"

@@ -8,7 +8,7 @@ Aggregation = Literal["num_examples", "uniform", "median", "trimmed_mean"]
 ServerOptimizerName = Literal["none", "momentum", "adagrad", "adam", "yogi"]
 ROBUST = ("median", "trimmed_mean")
 MIN_ROBUST_CLIENTS = 3
-"""Of fewer, a median is a mean."""
+"""With fewer clients the median equals the mean."""
 
 
 @dataclass(frozen=True)
@@ -94,5 +94,5 @@ class FederationConfig:
 
     @property
     def robust(self) -> bool:
-        """Whether the aggregation outvotes single clients."""
+        """Whether the aggregation is robust against single clients."""
         return self.aggregation in ROBUST

@@ -1,15 +1,15 @@
-"""What ``summary.json`` and ``diagnostics.json`` hold, described once: a run is typed by it, a reader checks it, the reference shows it."""
+"""The content of ``summary.json`` and ``diagnostics.json``, described once for typing, checking and the reference."""
 
 from typing import Annotated, Any
 
-from typing_extensions import NotRequired, TypedDict  # of typing from Python 3.11 on
+from typing_extensions import NotRequired, TypedDict  # in typing from Python 3.11 on
 
 from fedamm_pl.algorithms.meta.tallies import FAMILY_CURVES
 from fedamm_pl.federation.summary import SHOWN
 from fedamm_pl.kinds import MAX_TEXT, Kind, fields, flag, items, mapping, nullable, number, text, whole
 
 MAX_CLASSES, MAX_CLIENTS, MAX_ROUNDS, MAX_GROUPS = 50_000, 1_000_000, 1_000_000, 100
-"""More than a run has: ImageNet-21k has 21,841 classes."""
+"""Limits above anything that a run contains; ImageNet-21k has 21,841 classes."""
 MAX_COLUMNS = 2 * MAX_CLASSES + 2_000  # on the test set and on the validation set
 
 ACCURACIES = ("test/acc", "val/acc", "local/acc")
@@ -23,12 +23,12 @@ def metric(name: str) -> Kind:
 
 
 def best(name: str) -> Kind:
-    """Describe the best of a metric, and its round."""
+    """Describe the best value of a metric and its round."""
     return fields({"value": metric(name), "round": whole(MAX_ROUNDS)})
 
 
 def all_of(kind: Kind) -> Kind:
-    """Describe a few names with values of one kind."""
+    """Describe a mapping from a few names to values of one kind."""
     return mapping(lambda _: kind, MAX_GROUPS)
 
 
@@ -51,7 +51,7 @@ Metrics = dict[str, float]
 
 
 class Summary(TypedDict):
-    """The content of ``summary.json``: what a run amounts to. Accuracies are fractions of 1.
+    """The content of ``summary.json``: the results of a run. Accuracies are fractions of 1.
 
     Fields that files of earlier versions may lack, and fields that some runs do not have, are not required.
     """
@@ -65,7 +65,7 @@ class Summary(TypedDict):
     num_averaged: NotRequired[Annotated[int, whole(MAX_ROUNDS)]]
     """Ten, or the number of evaluations if it is smaller."""
     best_is: NotRequired[Annotated[str, LONG]]
-    """What ``best`` is, in words: on which set it was chosen."""
+    """How ``best`` was chosen, and on which set, in words."""
     method: Annotated[str, text()]
     """Name of the algorithm's class."""
     uses_meta_set: Annotated[bool, flag]
@@ -75,23 +75,23 @@ class Summary(TypedDict):
     num_parameters: NotRequired[Annotated[int, COUNT]]
     """Parameters of the network."""
     num_rounds: Annotated[int, whole(MAX_ROUNDS)]
-    """Rounds that were completed."""
+    """Number of completed rounds."""
     failed_clients: Annotated[int, COUNT]
     """Clients that failed in a round, over all rounds."""
     refused_updates: Annotated[int, COUNT]
     """Updates that the server refused, over all rounds."""
     failed_rounds: Annotated[int, COUNT]
-    """Rounds that left the global model as it was."""
+    """Rounds that failed and left the global model unchanged."""
     resumes: Annotated[int, COUNT]
     """How often the run was continued."""
     diverged: NotRequired[
         Annotated[dict[str, Any] | None, nullable(fields({"round": whole(MAX_ROUNDS), "reason": LONG}))]
     ]
-    """The ``round`` in which the global model was first seen to have diverged, and the ``reason``; null if it has not."""
+    """The ``round`` in which the global model was first found to have diverged, and the ``reason``; else null."""
     stopped: Annotated[str | None, nullable(LONG)]
-    """Why the run ended before its last round though it should not have; null if it did not."""
+    """Why the run stopped, if too many rounds in a row failed or none succeeded; else null."""
     ended: Annotated[str | None, nullable(LONG)]
-    """Why a callback ended the run early, such as early stopping; null if none did."""
+    """Why a callback or early stopping ended the run; null if none did."""
     seed: Annotated[int, COUNT]
     """The run's seed."""
     dataset: Annotated[str, text()]
@@ -99,11 +99,11 @@ class Summary(TypedDict):
     class_counts: NotRequired[Annotated[list[int], CLASS_COUNTS]]
     """Training examples of each class, over all clients."""
     unused_images: NotRequired[Annotated[int, COUNT]]
-    """Training examples that the partition leaves over."""
+    """Training examples that the partition leaves unused."""
     validation_examples: NotRequired[Annotated[int, COUNT]]
     """Examples of the validation set, if there is one."""
     local_test_examples: NotRequired[Annotated[int, COUNT]]
-    """Examples that clients hold out for their own tests, if they do."""
+    """Examples that clients hold out for their local tests, if they do."""
     clients_without_local_test: NotRequired[Annotated[int, COUNT]]
     """Clients too small to hold out any."""
     shot_rule: NotRequired[Annotated[str, text()]]
@@ -113,15 +113,15 @@ class Summary(TypedDict):
     imbalance_factor: Annotated[float, SHARE]
     """Smallest over largest of ``class_counts``."""
     IF: Annotated[float | None, nullable(number(1))]
-    """Its reciprocal; null if a class has no examples."""
+    """The reciprocal of ``imbalance_factor``; null if a class has no examples."""
     normalization: NotRequired[dict[str, Any]]
     """``mean`` and ``std`` by which inputs were standardised."""
     bytes_per_round: Annotated[dict[str, float], fields(WAYS)]
-    """Tensor bytes ``received`` and ``sent`` by all clients in a mean round, and ``..._per_client``."""
+    """Mean tensor bytes ``received`` and ``sent`` per round by all clients, and ``..._per_client``."""
     seconds_per_round: Annotated[dict[str, float], all_of(AMOUNT)]
-    """Wall time of a mean round by kind of work."""
+    """Mean wall time per round by kind of work."""
     client_seconds_per_round: Annotated[dict[str, float], all_of(AMOUNT)]
-    """Time of a mean round added up over its clients: more than wall time if several train at once."""
+    """Mean time per round added up over its clients, which exceeds the wall time if several train at once."""
     hardware: NotRequired[Annotated[dict[str, Any], all_of(HARDWARE)]]
     """Accelerator, processor, threads and precision."""
     versions: NotRequired[Annotated[dict[str, str], all_of(text())]]
@@ -150,7 +150,7 @@ class Diagnostics(TypedDict):
     confusion: NotRequired[Annotated[list[list[int]] | None, nullable(items(CLASS_COUNTS, MAX_CLASSES))]]
     """Test examples of the last evaluation by true class (rows) and predicted class."""
     client_accuracies: NotRequired[Annotated[list[float | None], items(nullable(SHARE), MAX_CLIENTS)]]
-    """Accuracy of each client on what it holds out, in the last evaluation; null for those that hold out nothing."""
+    """Accuracy of the global model at each client on its held-out examples, in the last evaluation; null without any."""
     rounds: Annotated[list[dict[str, Any]], items(ROUND, MAX_ROUNDS)]
-    """For each evaluated round: ``round``; ``bytes``, ``seconds`` and ``client_seconds`` so far; for a weight net its ``weight_curve``,
-    the ``weight_per_class`` and a ``loss_histogram``."""
+    """For each evaluated round: ``round``; ``bytes``, ``seconds`` and ``client_seconds`` so far; for a weight net its
+    ``weight_curve``, the ``weight_per_class`` and a ``loss_histogram``."""

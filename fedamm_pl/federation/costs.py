@@ -1,4 +1,4 @@
-"""What a method makes a client send and receive, measured on a small network and generated images."""
+"""Measures what a method makes a client send and receive, with a small network and generated images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from fedamm_pl.protocol.session import ClientSession
 NUM_CLASSES, IMAGE_SIZE, NETWORK = 10, 28, "small_cnn"
 CPU = TrainerConfig("cpu", precision="32-true")
 PER_CLASS = 4
-"""Generated training images of a class; bytes do not depend on their number."""
+"""Number of generated training images per class; the bytes do not depend on it."""
 
 
 class GeneratedImages(FederatedDataModule):
-    """Noise in ten classes of 28x28 grey images, one of each class for the server, the others with one client."""
+    """Noise images, 28x28 and grey, in ten classes: one image per class at the server, the others at one client."""
 
     def __init__(self) -> None:
         super().__init__("generated", num_clients=1, partition="iid", imbalance_factor=1.0, num_meta_per_class=1)
 
     def load_images(self) -> ImageData:
-        """Make the images."""
+        """Generate the images."""
         number = NUM_CLASSES * PER_CLASS
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(256, (number, 1, IMAGE_SIZE, IMAGE_SIZE), generator=generator, dtype=torch.uint8)
@@ -40,13 +40,14 @@ class GeneratedImages(FederatedDataModule):
 
 @dataclass(frozen=True)
 class Costs:
-    """What a method takes, with the options that it was made with.
+    """What a method costs with given options.
 
     Attributes:
         received: Tensor bytes that a client receives in a round, the answers to questions before its fit included.
         sent: Tensor bytes that it sends, these questions included.
-        statistics: Tensor bytes that each client sends before an evaluation that calibrates, in a round without training.
-        privileges: What it takes in words.
+        statistics: Tensor bytes that each client sends before an evaluation with calibration, in a round without
+            training.
+        privileges: What it needs beyond FedAvg, in words.
     """
 
     received: int
@@ -59,8 +60,9 @@ def measure(make: Callable[..., FederatedModule], data: FederatedDataModule) -> 
     """Measure what a method costs, from what the server broadcasts, expects and answers.
 
     Args:
-        make: Its class, or what takes ``num_classes``, ``in_channels``, ``model`` and ``info`` in its place.
-        data: Of one or more clients and a meta set.
+        make: The method's class, or a function with the parameters ``num_classes``, ``in_channels``, ``model`` and
+            ``info``.
+        data: Data with one or more clients and a meta set.
     """
     made = {"num_classes": data.num_classes, "in_channels": data.in_channels, "model": NETWORK, "info": data.info}
     at_server, at_client = make(**made), make(**made)

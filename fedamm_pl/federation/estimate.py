@@ -1,4 +1,4 @@
-"""What a round will cost, by the measure of one client and a part of an evaluation."""
+"""Estimates what a round will cost by measuring one client and a part of an evaluation."""
 
 import time
 from dataclasses import dataclass, replace
@@ -13,27 +13,28 @@ from fedamm_pl.federation.trainer import quiet
 from fedamm_pl.protocol.messages import ClientFailure, ClientResult
 
 QUICK = 3.0
-"""Seconds: what takes less is measured again, or as a whole."""
+"""Measurements that take fewer seconds than this are repeated, or extended to the whole."""
 ASKING = 2.5
-"""A client that receives so many times what is broadcast has asked more than once."""
+"""A client that receives more than this many times the size of the broadcast is taken to have asked more than once."""
 TEST_SHARE = 10
-"""A tenth of the test set is measured first."""
+"""First, one in this many batches of the test set is measured."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a round costs, means over rounds, all clients together.
+    """Mean cost of a round, for all clients together.
 
     Attributes:
-        train: Seconds.
-        meta: Seconds.
-        evaluate: Seconds: the test set, the validation set, what clients have held out, their own models, and the statistics that
-            all of them send for a calibration before each evaluation; not what the server makes of these, nor a calibration at
-            the end of the run alone.
+        train: Seconds of training.
+        meta: Seconds of meta steps.
+        evaluate: Seconds of evaluation: of the test set, the validation set, the examples that clients have held out,
+            their own models, and the statistics that all clients send for a calibration before each evaluation. It does
+            not include the server's part of a calibration, nor a calibration that takes place only at the end of the
+            run.
         received: Tensor bytes that the clients receive.
         sent: Tensor bytes that they send.
-        epochs: Local epochs that were measured, of one client; what more there are is calculated.
-        test_images: Test images that were measured.
+        epochs: Number of local epochs of one client that were measured; the rest is extrapolated.
+        test_images: Number of test images that were measured.
     """
 
     train: float
@@ -49,7 +50,7 @@ def estimate(orchestrator: Orchestrator) -> Estimate:
     """Estimate what a round costs, from one client's fit and an evaluation; the run's state is unchanged.
 
     Args:
-        orchestrator: A run that is not open; of several workers one is used.
+        orchestrator: A run that has not been opened; if it has several workers, one is used.
 
     Raises:
         FederationError: If the client fails.
@@ -62,8 +63,8 @@ def estimate(orchestrator: Orchestrator) -> Estimate:
             start = time.perf_counter()
             one = fit(orchestrator, runner, 1)
             quick = time.perf_counter() - start < QUICK
-            # Questions of an epoch show in a second one. Where that takes its time, only if there seem to be several: each answer
-            # is about as large as the model.
+            # A second epoch shows whether clients ask in each epoch. If epochs are slow, it is only measured if there
+            # seem to be several questions: each answer is about as large as the model.
             asks = one.meta_seconds > 0 and (quick or one.bytes_received > ASKING * sent_out(orchestrator))
             two = fit(orchestrator, runner, 2) if config.local_epochs > 1 and asks else one
             statistics = surveyed(orchestrator, runner) * sum(map(bool, sizes))
@@ -84,12 +85,12 @@ def estimate(orchestrator: Orchestrator) -> Estimate:
 
 
 def typical_client(orchestrator: Orchestrator) -> int:
-    """Return the client that is measured: of median size among those that hold something."""
+    """Return the client that is measured: one of median size among those that hold examples."""
     return typical_clients(orchestrator, 1)[0]
 
 
 def typical_clients(orchestrator: Orchestrator, number: int) -> list[int]:
-    """Return some clients around the median of the sizes, among those that hold something."""
+    """Return some clients around the median size, among those that hold examples."""
     data = orchestrator.data
     held = sorted((size, client) for client in range(data.num_clients) if (size := data.client_size(client)))
     first = max(0, len(held) // 2 - number // 2)
@@ -97,17 +98,19 @@ def typical_clients(orchestrator: Orchestrator, number: int) -> list[int]:
 
 
 def sent_out(orchestrator: Orchestrator) -> int:
-    """Return the bytes of what is broadcast to a client."""
+    """Return the bytes that are broadcast to a client."""
     return sum(
         value.nbytes for value in orchestrator.server.broadcast(orchestrator.state.shared, 1, 1).payload.values()
     )
 
 
 def fit(orchestrator: Orchestrator, runner: Runner, epochs: int) -> ClientResult:
-    """Train the typical client, or as many as train together; up to three times if it is quick, since the first is slower.
+    """Train the typical client, or several if the executor trains clients together.
+
+    If this is quick it is done up to three times, since the first time is slower.
 
     Returns:
-        The mean of their results, as far as it is about costs.
+        A result of the last time, in which the costs are means over the clients.
     """
     personal = orchestrator.module.personal_state()
     broadcast = orchestrator.server.broadcast(orchestrator.state.shared, 1, epochs)
@@ -129,7 +132,7 @@ def fit(orchestrator: Orchestrator, runner: Runner, epochs: int) -> ClientResult
 
 
 def surveyed(orchestrator: Orchestrator, runner: Runner) -> float:
-    """Return the seconds in which the typical client makes its statistics; 0 if no evaluation but the last takes any."""
+    """Return the seconds that the typical client needs for its statistics, 0 if only the last evaluation uses any."""
     server, module = orchestrator.server, orchestrator.server.module
     if not (takes_statistics(module) and module.calibrates(last=False)):
         return 0.0
@@ -142,13 +145,13 @@ def surveyed(orchestrator: Orchestrator, runner: Runner) -> float:
 
 
 def evaluation(orchestrator: Orchestrator) -> tuple[float, int]:
-    """Return the seconds of an evaluation, and the test images that were measured for it: a part of many."""
+    """Return the seconds of an evaluation, and the number of test images measured for it, a part if there are many."""
     evaluator, state, data = orchestrator.evaluator, orchestrator.state.copy(), orchestrator.data
     loader = data.test_dataloader()
     images, batches = len(data.images.test_labels), -(-len(loader) // TEST_SHARE)
     measured = min(images, batches * data.hparams["test_batch_size"])
     beside = len(data.validation[2]) + sum(map(len, data.local_test))
-    if personal := is_personal(evaluator.module):  # theirs go over the test set, and what is held out, once more
+    if personal := is_personal(evaluator.module):  # these use the test set and the held-out examples once more
         beside += images + sum(map(len, data.local_test))
     start = time.perf_counter()
     evaluator.module.load_shared_state(evaluator.module.deployed(state.shared))

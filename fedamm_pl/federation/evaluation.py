@@ -1,4 +1,4 @@
-"""The global model on the test set, the validation set and at its clients: what it reaches, and whether it has diverged."""
+"""``Evaluator``: measures the global model on the test and validation sets and at the clients; detects divergence."""
 
 import logging
 import math
@@ -16,18 +16,18 @@ log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Measures server states on the test set, on the validation set if there is one, and on what clients have held out.
+    """Measures server states on the test set, on the validation set if there is one, and on clients' held-out examples.
 
     Args:
-        module: On the trainer's device; its state is overwritten.
-        data: Has these sets.
-        trainer: In which arithmetic.
+        module: The module, on the trainer's device; its state is overwritten.
+        data: Provides these sets.
+        trainer: Device and precision.
 
     Attributes:
-        calibration: Puts into a run's state what is evaluated in place of the trained model, told whether it is the last time;
-            returns what that has cost.
-        personal: Measures what clients have of their own, while the module holds what is deployed.
-        ended_at: The round of which it was last told that it is the last; None before.
+        calibration: Run state and whether this is the last evaluation -> the costs of the calibration; it adds the
+            entries that are evaluated in place of the trained ones to the state.
+        personal: Run state -> metrics of the clients' own models, measured while the module holds the deployed state.
+        ended_at: Round of the latest evaluation that was made as the last of the run; None before.
     """
 
     def __init__(self, module: FederatedModule, data: FederatedDataModule, trainer: TrainerConfig) -> None:
@@ -42,12 +42,12 @@ class Evaluator:
         self._error = math.sqrt(self._chance * (1 - self._chance) / len(labels))
 
     def measure(self, state: State) -> tuple[dict[str, float], list[list[int]] | None]:
-        """Measure a server state; afterwards the module holds what of it is deployed.
+        """Measure a server state; afterwards the module holds its deployed entries.
 
         Returns:
-            ``test/loss``, ``test/acc``, ``test/acc_<group>``, ``test/acc_class_<c>``, and the same as ``val/...`` where there is a
-            validation set; and the confusion matrix, test images by true class (row) and predicted class, or None with many
-            classes.
+            ``test/loss``, ``test/acc``, ``test/acc_<group>``, ``test/acc_class_<c>``, and the same as ``val/...`` if
+            there is a validation set; and the confusion matrix, test images by true class (row) and predicted class, or
+            None with many classes.
         """
         self.module.load_shared_state(self.module.deployed(state))
         on_validation: Mapping[str, float] = {}
@@ -60,14 +60,16 @@ class Evaluator:
         return {**metrics, **on_validation}, None if confusion is None else confusion.compute().tolist()
 
     def evaluate(self, state: RunState, last: bool) -> dict[str, float]:
-        """Calibrate and measure the model of a run's state; its confusion matrix and its accuracy at each client are noted there.
+        """Calibrate and measure the model of a run's state.
+
+        The confusion matrix and the accuracies at the clients are stored in the state.
 
         Args:
             state: The state.
             last: Whether it is the run's last evaluation.
 
         Returns:
-            The measures, those of the clients' own models among them, and what the calibration has cost.
+            The metrics, including those of the clients' own models, and the costs of the calibration.
         """
         if last:
             self.ended_at = state.round_num
@@ -78,18 +80,18 @@ class Evaluator:
         return {**cost, **measured, **over_clients(accuracies), **self.personal(state)}
 
     def note_best(self, state: RunState) -> None:
-        """Note the accuracy at each client of the latest evaluation as that of the best round, if it is that."""
+        """Store the latest accuracies at the clients as those of the best round, if this round is the best."""
         if state.client_accuracies and is_best(state):
             state.client_accuracies["best"] = state.client_accuracies["latest"]
 
     def evaluate_again(self, state: RunState) -> None:
-        """Evaluate a round once more, as the run's last, and put the measures in the place of the first ones."""
+        """Evaluate a round once more, as the run's last, and replace its metrics."""
         if is_best(state):
             state.client_accuracies.pop("best", None)
         state.history[-1] = {**state.history[-1], **self.evaluate(state, True)}
 
     def watch(self, state: RunState) -> None:
-        """Note and say once if the global model has diverged."""
+        """Record and log, once, if the global model has diverged."""
         if state.diverged is None and (reason := divergence(state.history, self._chance, self._error)):
             state.diverged = {"round": state.round_num, "reason": reason}
             log.warning("round %d: the global model has diverged: %s", state.round_num, reason)

@@ -1,4 +1,4 @@
-"""What determines the result of a run, so that a continued run is the same run."""
+"""The fingerprint of a run: everything that determines its result, so that a run continues only with the same one."""
 
 import platform
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ REPORTED_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "torchmetrics"
 
 
 NEUTRAL = {
-    "data.root",  # where the data lie: their content is compared
+    "data.root",  # only a location: the content of the data is compared
     "data.partition_file",  # likewise
     "federation.num_rounds",
     "federation.eval_interval",
     "federation.max_failed_rounds",  # when to give up
     "federation.early_stopping",  # when to end
-    "trainer.devices",  # which one of its kind
+    "trainer.devices",  # which device of the kind
 }
-"""Options that change no bit of a round. The executor's are no part of it either: with as many threads all compute the
-same, or what they compute with says that it is only nearly the same."""
+"""Options that do not change the result of a round. The executor's options are not part of the fingerprint either: with
+the same number of threads all executors give the same result, or else the environment of their workers differs."""
 
 
 def options(
@@ -38,7 +38,7 @@ def options(
         module: The algorithm.
         data: The data.
         config: How the federation runs.
-        trainer: Resolved: with what ``auto`` has chosen.
+        trainer: Hardware and precision, with ``auto`` already resolved.
         seed: The seed of the run.
     """
     model = module.hparams.get("model") or type(module.model).__qualname__
@@ -56,7 +56,7 @@ def options(
 
 
 def hashes(data: FederatedDataModule) -> dict[str, str]:
-    """Return the hash of the data and, where it does not follow from options and data alone, of who holds what."""
+    """Return the hash of the data and, if it does not follow from options and data alone, that of the partition."""
     return {"content_hash": data.content_hash} | (
         {"partition_hash": data.partition_hash} if data.partition_hash else {}
     )
@@ -67,8 +67,8 @@ def fingerprint(options: Mapping[str, Any], content: str, partition: str | None 
 
     Args:
         options: See :func:`options`.
-        content: Hash of the data as those see them who train.
-        partition: Hash of who holds what, where it does not follow from options and data alone.
+        content: Hash of the data as the workers see them.
+        partition: Hash of the partition, if it does not follow from options and data alone.
     """
     relevant = {name: value for name, value in options.items() if name not in NEUTRAL}
     shared_out = {"data (partition)": partition} if partition else {}
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """List what differs, one sentence each."""
+    """Return a sentence for each difference."""
     return [
         f"{name} is {current.get(name)!r} but was {saved.get(name)!r}"
         for name in sorted({**saved, **current})
@@ -91,7 +91,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 
 def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested configuration to ``group.option`` -> value; a class stands for its group by its bare name."""
+    """Flatten a nested configuration to ``group.option`` -> value, and ``group`` -> the bare name of its class."""
     if not isinstance(options, dict):
         return {prefix: options}
     flat: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def _class_name(instance: object) -> str:
 
 
 def _primitive(value: Any) -> Any:
-    """Turn an option into what a checkpoint may hold."""
+    """Convert an option to types that a checkpoint may hold."""
     if isinstance(value, dict):
         return {str(name): _primitive(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

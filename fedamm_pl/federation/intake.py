@@ -1,4 +1,4 @@
-"""The server's gate in a round: what it takes in from clients, what it refuses, and whether that suffices."""
+"""Decides in a round which results of clients the server accepts or refuses, and whether enough were accepted."""
 
 import dataclasses
 import logging
@@ -26,15 +26,15 @@ from fedamm_pl.terminal import line
 log = logging.getLogger(__name__)
 
 OUTLIER = 10.0
-"""An update so many times as long as the median of the others is reported."""
+"""An update that is at least this many times as long as the median of the others is reported."""
 
 
 MAX_COLUMNS = 1024
-"""Numbers about clients that a run records; with others each round, a client could fill the disk."""
+"""Maximum number of client metrics in a run; else a client that sends new ones each round could fill the disk."""
 
 
 class RoundFailedError(Exception):
-    """Too little came back from the clients of a round; the server keeps its state."""
+    """Raised if a round fails, for example because too few clients succeeded; the server keeps its state."""
 
 
 def require_sound(state: State, nonnegative: Iterable[str] = ()) -> State:
@@ -45,7 +45,7 @@ def require_sound(state: State, nonnegative: Iterable[str] = ()) -> State:
         nonnegative: Entries of it that cannot be below 0, see :func:`~fedamm_pl.federation.soundness.nonnegative`.
 
     Raises:
-        RoundFailedError: If a tensor of it holds NaN or infinity, or a number below 0 that cannot be.
+        RoundFailedError: If a tensor of it holds NaN or infinity, or a number below 0 where this is impossible.
     """
     if name := first_nonfinite(state):
         raise RoundFailedError(f"the server's update made {name} NaN or infinite")
@@ -58,7 +58,7 @@ def outlier(norms: Mapping[int, float]) -> tuple[int, float] | None:
     """Find a client whose update is many times as long as those of the others.
 
     Args:
-        norms: Lengths of the updates by client.
+        norms: Length of the update of each client.
 
     Returns:
         The client with the longest update and its ratio to the median of the others, if that is 10 or more and there
@@ -76,12 +76,13 @@ def outlier(norms: Mapping[int, float]) -> tuple[int, float] | None:
 def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
     """Average the metrics of a round's clients, weighted by their examples, and the bytes that a client exchanged.
 
-    NaN is what a client could not measure: it is left out of the mean and counted. A mean of nothing else is NaN.
+    A metric is NaN if the client could not measure it: it is left out of the mean and counted. If it is NaN for all
+    clients, so is the mean.
 
     Returns:
-        ``client/<name>`` for each metric, ``client/loss_std`` (the spread of the loss over the clients, in the same weights),
-        ``client/bytes_received`` and ``client/bytes_sent`` (means over clients); ``client/nan_metrics``, how many metrics
-        were NaN, if any was; empty without results.
+        ``client/<name>`` for each metric, ``client/loss_std`` (the spread of the loss over the clients, with the same
+        weights), ``client/bytes_received`` and ``client/bytes_sent`` (means over clients); ``client/nan_metrics``, the
+        number of metrics that were NaN, if there are any; empty without results.
     """
     if not results:
         return {}
@@ -104,10 +105,10 @@ def client_metrics(results: Sequence[ClientResult]) -> dict[str, float]:
 def within_columns(
     metrics: dict[str, float], history: Sequence[Mapping[str, float]], round_num: int
 ) -> dict[str, float]:
-    """Leave out the numbers about clients for which a run has no more columns.
+    """Leave out the client metrics for which a run has no more columns.
 
     Args:
-        metrics: Of a round.
+        metrics: The client metrics of a round.
         history: The rows so far.
         round_num: The round, for the log.
     """
@@ -122,21 +123,22 @@ def within_columns(
 
 
 class Intake:
-    """What the server takes in during one round.
+    """Collects the clients' results of one round.
 
     Args:
         round_num: The round, for the log.
-        tasks: What was asked, each of a different client.
-        expected: What each must return, see :class:`~fedamm_pl.federation.soundness.Expected`.
-        module: The method: what of a payload is the model, what of it cannot be below 0, and what tallies look like.
-        config: How many must succeed, and how long an update may be.
-        names: Of all clients, for the log.
+        tasks: The tasks of the round, each for a different client.
+        expected: What each client must return, see :class:`~fedamm_pl.federation.soundness.Expected`.
+        module: The method. It determines which entries of a payload are the model, which cannot be below 0, and which
+            tallies are expected.
+        config: How many clients must succeed, and how long an update may be.
+        names: Names of all clients, for the log.
 
     Attributes:
-        results: What was accepted so far, without payloads.
+        results: The results accepted so far, without payloads.
         failures: The clients that failed, and those whose update was refused.
-        norms: The lengths of the accepted updates by client.
-        tallies: Their tallies, added up.
+        norms: Length of the accepted update of each client.
+        tallies: Sums of the accepted tallies.
     """
 
     def __init__(
@@ -173,11 +175,12 @@ class Intake:
         contribution: Callable[[ClientResult], ClientResult],
         on_client: Callable[[ClientResult], None],
     ) -> Iterator[ClientResult]:
-        """Pass on what is sound as what it contributes; note and log the rest.
+        """Yield the contributions of the valid results; record and log the others.
 
         Args:
             outcomes: What the executor returns.
-            contribution: Gives a result what is reduced of it as its payload, or raises a ValueError: it is refused.
+            contribution: Returns a result whose payload is the part of it that is reduced; if it raises a ValueError,
+                the result is refused.
             on_client: Called with each accepted result, without its payload, once it has been reduced.
 
         Raises:
@@ -209,8 +212,8 @@ class Intake:
             )
 
     def _checked(self, outcome: object, waiting: dict[int, ClientTask]) -> ClientResult | ClientFailure | None:
-        """Check an outcome of any kind: return it in plain types, the failure that it is, or None if it is nobody's."""
-        # by its type: what is of an odd kind may raise as soon as it is asked for its class
+        """Check an outcome of any kind; return a result in plain types, a failure, or None if it names no client."""
+        # types are compared because isinstance may raise an exception for an unusual object
         if type(outcome) is not ClientResult and type(outcome) is not ClientFailure:
             log.warning(
                 "round %d: the returned object is a %s, not a result", self.round_num, line(type(outcome).__name__)
@@ -228,7 +231,7 @@ class Intake:
             result, norm = check_result(outcome, self.expected)
         except ValueError as error:
             return ClientFailure(client, "update", line(str(error)))
-        except Exception as error:  # what is of an odd kind may raise anything when it is looked at
+        except Exception as error:  # reading an unusual object may raise any exception
             return ClientFailure(client, "update", f"it cannot be read, {type(error).__name__}")
         self.norms[client] = norm
         return result
@@ -236,11 +239,11 @@ class Intake:
     def _contributed(
         self, result: ClientResult, contribution: Callable[[ClientResult], ClientResult]
     ) -> ClientResult | ClientFailure:
-        """Return a result with what of it is reduced as its payload, or the failure if the method refuses it."""
+        """Return a result whose payload is the part of it that is reduced, or a failure if the method refuses it."""
         shortened = dataclasses.replace(result, payload=self._shortened(result.payload, self.norms[result.client_id]))
         try:
             contributed = contribution(shortened)
-            # what was measured as it came needs no second look
+            # an unchanged payload has been checked already
             if contributed.payload is not result.payload and (name := first_nonfinite(contributed.payload)):
                 raise ValueError(f"what it contributes to {name} is NaN or infinite")
         except (ValueError, ArithmeticError) as error:

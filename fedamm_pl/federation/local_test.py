@@ -1,4 +1,4 @@
-"""How well the global model does at each client, on the examples that the client has held out of training."""
+"""Accuracy of the global model at each client, on the examples that the client has held out of training."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from fedamm_pl.protocol.module import FederatedModule
 
 
 def local_accuracies(module: FederatedModule, data: FederatedDataModule, trainer: TrainerConfig) -> list[float]:
-    """Measure what the module holds on all that clients have held out, in one pass.
+    """Measure the accuracy of a module on the held-out examples of each client, in one pass over all of them.
 
     Args:
-        module: On the trainer's device.
-        data: Says what each client has held out.
-        trainer: In which arithmetic.
+        module: The module, on the trainer's device.
+        data: Provides the examples that each client has held out.
+        trainer: Sets the precision.
 
     Returns:
-        The accuracy at each client, NaN at those that hold nothing out; empty where no client does.
+        The accuracy at each client, NaN if it holds out no examples; empty if no client holds out any.
     """
     sizes = [len(mine) for mine in data.local_test]
     if not any(sizes):
@@ -37,11 +37,11 @@ def local_accuracies(module: FederatedModule, data: FederatedDataModule, trainer
 
 
 def client_means(values: Tensor, sizes: Sequence[int]) -> list[float]:
-    """Return the mean of each client's values, NaN where it has none.
+    """Return the mean of each client's values, NaN if it has none.
 
     Args:
-        values: Client after client, shape (N,).
-        sizes: How many each client has.
+        values: The values of all clients, one client after the other, shape (N,).
+        sizes: Number of values of each client.
 
     Example:
         >>> client_means(torch.tensor([True, False, True]), [2, 0, 1])
@@ -54,11 +54,11 @@ def over_clients(accuracies: Sequence[float]) -> dict[str, float]:
     """Return ``local/acc_mean``, ``local/acc_std`` and ``local/acc_worst_tenth``, each client counting once.
 
     Args:
-        accuracies: A client's each; NaN are left out.
+        accuracies: The accuracy at each client; NaN are left out.
 
     Returns:
-        Mean, standard deviation, and the mean over the worst tenth of the clients, rounded down, but one at least; empty without
-        accuracies.
+        Mean, standard deviation, and the mean over the worst tenth of the clients (rounded down, but at least one
+        client); empty without accuracies.
 
     Example:
         >>> over_clients([0.5, math.nan, 1.0])

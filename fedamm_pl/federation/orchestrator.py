@@ -44,11 +44,11 @@ History = list[dict[str, float]]
 
 
 class FederationError(RuntimeError):
-    """A run ended before its last round because too many rounds in a row failed."""
+    """Raised at the end of a run that stopped because too many rounds in a row failed, or all rounds."""
 
 
 class RunOverError(Exception):
-    """The round before was the last: this one is dropped."""
+    """Raised when the previous round turns out to be the last; the current round is dropped."""
 
 
 class Orchestrator:
@@ -111,7 +111,7 @@ class Orchestrator:
         self._store: ClientStore = MemoryStore()
         self._opened: tuple[Run, Runner] | None = None
         self._owed: Callable[[], None] | None = (
-            None  # the end of the round before, where it waits for the next one to begin
+            None  # the end of the previous round, if it is postponed until the next one begins
         )
 
     @contextlib.contextmanager
@@ -119,8 +119,9 @@ class Orchestrator:
         """Lock the folder, start the workers and load the state of an earlier run; :meth:`run` does this itself.
 
         Raises:
-            ValueError: If ``output_dir`` cannot be written, is in use by another run, or holds a run with other options or
-                data, or only damaged checkpoints; if a logger would write among its files; or if the workers cannot start.
+            ValueError: If ``output_dir`` cannot be written, is in use by another run, or holds a run with other options
+                or data, or only damaged checkpoints; if a logger would write among its files; or if the workers cannot
+                start.
         """
         if self._opened is not None:
             yield self._opened[0]
@@ -152,7 +153,7 @@ class Orchestrator:
             yield run
 
     def spec(self) -> RunSpec:
-        """Return what workers build their module and data from."""
+        """Return the specification from which workers build their module and data."""
         return RunSpec(self.module, self.data, self.trainer, self.seed, torch.get_num_threads())
 
     def run(self) -> History:
@@ -162,18 +163,18 @@ class Orchestrator:
             A row of metrics for each evaluated round, the first of round 0.
 
         Raises:
-            FederationError: If ``max_failed_rounds`` rounds in a row failed, or all rounds; all files are written first.
+            FederationError: If ``max_failed_rounds`` rounds in a row or all rounds failed; all files are written first.
             ValueError: If the run cannot be opened, see :meth:`opened`.
         """
         with self.opened() as run, quiet():
             assert self._opened is not None
-            if self.state.stopped and self.state.round_num < self.config.num_rounds:  # a new chance
+            if self.state.stopped and self.state.round_num < self.config.num_rounds:  # try again
                 self.state.stopped, self.state.failed_in_a_row = None, 0
             self._whole, self._owed = self.state.copy(), None
             try:
                 self._rounds(run, self._opened[1], Observers(self.callbacks, self.output_dir, self.keep_checkpoints))
             except BaseException:
-                run.state = self.state = self._whole  # of the round in progress nothing is left: it starts anew
+                run.state = self.state = self._whole  # discard the round in progress; it will start again
                 raise
         if self.state.stopped:
             raise FederationError(self.state.stopped)
@@ -190,16 +191,16 @@ class Orchestrator:
             if state.ended or state.stopped:
                 break
             failed, stopwatch = None, Stopwatch()
-            # Who takes part, what goes out to all of them alike, and a small task for each.
+            # Draw the clients, and make the broadcast for all of them and a small task for each.
             clients = sample_clients(self.data.num_clients, config.client_fraction, self.seed, round_num)
             tasks = self._tasks(round_num, clients)
             broadcast = server.broadcast(state.shared, round_num, config.local_epochs)
             kept = RoundKept(self._store, state.kept, round_num, self._personal)
-            # Clients train when their result is asked for, wherever the runner has them train.
+            # The runner trains the clients when their results are requested.
             outcomes = self._outcomes(run, runner, broadcast, tasks, kept.read, stopwatch)
             if outcomes is None:
                 break
-            # What is sound of it streams into the server's next state; after a failed round the state stays.
+            # Valid results stream into the server's next state; after a failed round the state is unchanged.
             names = self.data.client_names
             intake = Intake(round_num, tasks, server.expected_payload(), server.module, config, names)
             results = intake.accept(outcomes, server.contribution, partial(self._accepted, run, observers, kept))
@@ -210,12 +211,12 @@ class Orchestrator:
                 failed = str(error)
                 kept.drop()
                 log.warning("round %d failed, the global model is unchanged: %s", round_num, failed)
-            # Evaluate if due, do the accounts, tell the callbacks.
+            # Evaluate if due, update the accounts, call the callbacks.
             state.round_num = round_num
             close = partial(self._close, run, observers, intake, failed, stopwatch)
             if failed or state.ended or round_num == config.num_rounds or not self._may_overlap(runner):
                 close()
-            else:  # it need not hold up the next round
+            else:  # the next round need not wait for it
                 self._owed = stopwatch.paused_until(close)
         evaluate_end(run, self.evaluator)
         server.module.load_shared_state(server.module.deployed(state.shared))
@@ -238,7 +239,11 @@ class Orchestrator:
         kept: Kept,
         stopwatch: Stopwatch,
     ) -> Iterator[Outcome] | None:
-        """Return what the clients of a round will have made of it; None if the round before, whose end is owed, was the last."""
+        """Return an iterator over the outcomes of a round's clients.
+
+        If the end of the previous round was postponed, it takes place while the first clients train. The result is None
+        if the previous round then turns out to be the last.
+        """
         if (owed := self._owed) is None:
             return stopwatch.waiting_for(runner.run(broadcast, tasks, kept))
         self._owed = None
@@ -252,15 +257,19 @@ class Orchestrator:
         outcomes = stopwatch.waiting_for(runner.run(broadcast, tasks, kept, meanwhile))
         try:
             first = list(itertools.islice(outcomes, 1))
-        except RunOverError:  # the clients that had begun are stopped
+        except RunOverError:  # the clients that had started are stopped
             return None
-        self.server.take_up(broadcast)  # an evaluation came between
+        self.server.take_up(broadcast)  # the evaluation has overwritten the module's state
         return itertools.chain(first, outcomes)
 
     def _may_overlap(self, runner: Runner) -> bool:
-        """Return whether the server can evaluate while clients of the next round train: they do so on other devices than its own."""
+        """Return whether the server can evaluate while the clients of the next round train.
+
+        It can if they train in other processes that do not compete with it for this machine's CPU, and if it does not
+        need the clients for a calibration.
+        """
         elsewhere = runner.busy[1] and (self.executor.workers_here == 0 or self.trainer.kind != "cpu")
-        return bool(elsewhere) and not self.server.module.calibrates(False)  # a calibration asks the clients itself
+        return bool(elsewhere) and not self.server.module.calibrates(False)  # a calibration needs the clients
 
     def _accepted(self, run: Run, observers: Observers, kept: RoundKept, result: ClientResult) -> None:
         kept.write(result.client_id, result.kept)
@@ -277,7 +286,7 @@ class Orchestrator:
         return self._tasks(round_num, range(self.data.num_clients))
 
     def _kept(self, state: RunState) -> Kept:
-        """Return what reads what clients have kept after the state's round."""
+        """Return a function that reads the private state of a client as it was after the state's round."""
         return RoundKept(self._store, state.kept, state.round_num + 1, self._personal).read
 
     def evaluate(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How well the clients' own models do, each on test images in the proportions of its own classes."""
+"""Accuracy of the clients' own models, each on test images weighted by the class proportions of the client."""
 
 import logging
 import math
@@ -23,24 +23,24 @@ log = logging.getLogger(__name__)
 
 
 def is_personal(module: FederatedModule) -> bool:
-    """Return whether a method's clients have logits of their own."""
+    """Return whether a method's clients have personal logits."""
     return type(module).personal_logits is not FederatedModule.personal_logits
 
 
 @dataclass(frozen=True)
 class PersonalEvaluation:
-    """Measures the clients' own logits on the test set: its features once, then what each client makes of them.
+    """Measures the clients' personal logits on the test set. Its features are computed once for all clients.
 
     A test image of class c counts n_kc / (test images of class c) for client k, as if the client had test images in the
-    proportions of its training images; a class without test images is left out. Clients that have not taken part yet have
-    what they would start with. In a federation of other machines the clients would measure this themselves, so no bytes are
-    counted.
+    proportions of its training images; a class without test images is left out. Clients that have not taken part yet
+    use their initial personal state. In a federation of several machines the clients would measure this themselves, so
+    no bytes are counted.
 
     Attributes:
-        module: The server's.
-        data: Has the test set, and says what clients hold.
-        trainer: In which arithmetic.
-        kept: What each client kept to itself, as a state has it.
+        module: The server's module.
+        data: Provides the test set and the class counts of the clients.
+        trainer: Sets the precision.
+        kept: A run's state -> a function that returns the private state of a client at that time.
     """
 
     module: FederatedModule
@@ -49,12 +49,13 @@ class PersonalEvaluation:
     kept: Callable[[RunState], Kept]
 
     def __call__(self, state: RunState) -> dict[str, float]:
-        """Measure; the module holds what is deployed, and does so afterwards.
+        """Measure the personal logits of all clients; before and after, the module holds the deployed state.
 
         Returns:
-            ``personal/acc``, the mean over the clients of the accuracy of their own logits; ``personal/acc_global``, the same of
-            the deployed model; ``local/acc_own``, the mean of the accuracy of their own logits on what they have held out, noted
-            for each client in the state. Empty if clients have no logits of their own, or none could be measured.
+            ``personal/acc``, the mean over the clients of the accuracy of their personal logits;
+            ``personal/acc_global``, the same for the deployed model; ``local/acc_own``, the mean accuracy of their
+            personal logits on the examples that they have held out, which is also stored for each client in the state.
+            Empty if clients have no personal logits, or none could be measured.
         """
         if not is_personal(self.module):
             return {}
@@ -74,7 +75,7 @@ class PersonalEvaluation:
                         found = module.personal_logits(features, logits, own.to(module.device))
                         if held and len(held[client][2]):
                             at_clients[client] = self._own_accuracy(held[client], own)
-                    except (OSError, RuntimeError, ValueError) as error:  # what a client keeps may be of any kind
+                    except (OSError, RuntimeError, ValueError) as error:  # private state may be of any kind
                         text, name = "round %d: client %s is left out of personal/acc: %s", shown_client(client, names)
                         log.warning(text, state.round_num, name, line(str(error)))
                         continue
@@ -96,13 +97,13 @@ class PersonalEvaluation:
         }
 
     def _own_accuracy(self, held: tuple[Tensor, Tensor, Tensor], own: Tensor) -> float:
-        """Return the accuracy of the client that the module holds on what it has held out."""
+        """Return the accuracy of the client whose personal state is loaded, on the examples that it has held out."""
         features, logits, labels = held
         found = self.module.personal_logits(features, logits, own.to(self.module.device))
         return client_means(found.argmax(1) == labels, [len(labels)])[0]
 
     def _held_out(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return features, logits and labels of what each client has held out; empty where no client does."""
+        """Return features, logits and labels of each client's held-out examples; empty if no client holds out any."""
         sizes = [len(mine) for mine in self.data.local_test]
         if not any(sizes):
             return []
@@ -136,7 +137,7 @@ def class_accuracies(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def expected_accuracy(accuracies: Tensor, counts: Tensor) -> Tensor:
-    """Return the mean of accuracies of classes, weighted by a client's class counts; classes that are NaN are left out.
+    """Return the mean of class accuracies, weighted by a client's class counts; classes with NaN are left out.
 
     Args:
         accuracies: Shape (..., C).

@@ -17,7 +17,7 @@ from fedamm_pl.protocol.module import FederatedModule
 
 log = logging.getLogger(__name__)
 OWN = ("test/", "val/", "local/", "client/", "personal/", "calibration/")
-"""How the names of a run's own numbers start."""
+"""Prefixes of metric names that are reserved for the run itself."""
 
 
 @dataclass(eq=False)
@@ -31,10 +31,11 @@ class Run:
         data: The data.
         trainer: Hardware and precision, resolved.
         state: The state after the last completed round.
-        environment: What the workers compute with.
+        environment: The environment of the workers: hashes of the data, threads and versions.
         output_dir: Folder of the run, if it writes one.
-        rows: Where the numbers of the round in progress are collected.
-        busy: How many workers train a client or start now, and how many there are; none where clients train in this process.
+        rows: The rows in which the metrics of the current round are collected.
+        busy: Returns the number of workers that are training a client or starting, and the number of all workers; both
+            are 0 if clients train in this process.
     """
 
     config: FederationConfig
@@ -55,11 +56,11 @@ class Run:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the result: a run can only be continued with the same."""
+        """What determines the result; a run can only be continued with the same fingerprint."""
         return fingerprint(self.options, self.environment["content_hash"], self.environment.get("partition_hash"))
 
     def log(self, name: str, value: float) -> None:
-        """Add a number to the row of the round: for the callbacks after this one, and for metrics.csv if the round is evaluated.
+        """Add a number to the row of the round, for later callbacks and, if the round is evaluated, for metrics.csv.
 
         Raises:
             ValueError: If the row already has a number of this name, or the name is reserved by the run.
@@ -81,10 +82,11 @@ class Run:
         """Load the state of an earlier run in the folder, if there is one.
 
         Args:
-            store: What the clients kept.
+            store: The private state of the clients.
 
         Raises:
-            ValueError: If it is of a run with other options, data or clients or of more rounds, or cannot be read.
+            ValueError: If it belongs to a run with other options, data or clients or with more rounds, or cannot be
+                read.
         """
         assert self.output_dir is not None
         saved = latest_checkpoint(self.output_dir / "checkpoints", store.holds)
@@ -121,6 +123,6 @@ class Run:
         if self.state.round_num < self.config.num_rounds and (
             self.state.ended is None or self.state.ended.startswith(STALLED)
         ):
-            self.state.ended = stalled(self.state.history, self.config.early_stopping)  # the patience may be another
+            self.state.ended = stalled(self.state.history, self.config.early_stopping)  # the patience may have changed
         if self.state.round_num < self.config.num_rounds and not self.state.ended:
             self.state.counts["resumes"] += 1

@@ -1,4 +1,4 @@
-"""``Server``: a module, the meta set and the seed; it broadcasts, answers questions and reduces what comes back."""
+"""``Server``: holds a module, the meta set and the seed; broadcasts, answers questions and reduces clients' results."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -19,21 +19,21 @@ from fedamm_pl.seeding import derive_seed, drawing_from, torch_generator
 
 
 class ServerOptimizerError(ValueError):
-    """There is a server optimizer, and the method makes its next state without it."""
+    """Raised if there is a server optimizer, but the method computes its next state without it."""
 
 
 class Server:
-    """The server's side of a federation. Clients reach it by messages alone.
+    """The server's side of a federation. Clients communicate with it only by messages.
 
-    Where everything is a simulation, each place where clients train has one of its own to answer them: what it answers is a
+    In a simulation each worker has its own server to answer its clients. This is possible because an answer is a
     function of the broadcast, the question and the seed.
 
     Args:
-        module: A module of its own; its state is overwritten.
-        data: Its meta set.
-        trainer: Where and in which arithmetic it answers.
-        seed: Of all its draws.
-        config: How it aggregates, and which server optimizer it has; needed to reduce what comes back.
+        module: The server's own module; its state is overwritten.
+        data: The data, with the meta set.
+        trainer: Device and precision.
+        seed: Seed of all random draws.
+        config: How it aggregates, and which server optimizer it uses; only needed to reduce results.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Server:
         self.session = self._open(0, 1, {})
 
     def broadcast(self, state: State, round_num: int, local_epochs: int) -> Broadcast:
-        """Start a round: return what goes out to its clients."""
+        """Start a round and return the broadcast to its clients."""
         self.session = self._open(round_num, local_epochs, state)
         factor = self.config.lr_decay ** (round_num - 1) if self.config else 1.0
         with self._drawing("broadcast"):
@@ -64,7 +64,7 @@ class Server:
         return broadcast
 
     def begin(self, broadcast: Broadcast) -> None:
-        """Start a round that another server has broadcast."""
+        """Start a round with the broadcast of another server."""
         self.session = self._open(broadcast.round_num, broadcast.local_epochs, {})
         self.take_up(broadcast)
 
@@ -73,32 +73,32 @@ class Server:
         return self.module.expected_payload(self.session.sent)
 
     def answer(self, question: Question) -> Answer:
-        """Answer a client, in the arithmetic of the run, wherever the client is that asks."""
+        """Answer a client's question in the precision of the run."""
         draws = self._drawing("answer", question.client_id, question.step)
         with draws, self.trainer.precision_plugin.forward_context():
             return self.module.answer(question, self.session)
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answer several clients at once, by a method that can."""
+        """Answer several clients at once, if the method supports it."""
         with self._drawing("answers"), self.trainer.precision_plugin.forward_context():
             return self.module.answers(questions, self.session)
 
     def contribution(self, result: ClientResult) -> ClientResult:
-        """Return a result with what of it is reduced as its payload.
+        """Return a result whose payload is the part of it that is reduced.
 
         Raises:
-            ValueError: If the method refuses it.
+            ValueError: If the method refuses the result.
         """
-        if type(self.module).contribution is FederatedModule.contribution:  # which draws nothing
+        if type(self.module).contribution is FederatedModule.contribution:  # the base class draws nothing
             return result
         with self._drawing("contribution", result.client_id):
             return dataclasses.replace(result, payload=self.module.contribution(result, self.session))
 
     def update(self, state: State, contributions: Iterable[ClientResult]) -> State:
-        """Return the next state; the last one is unchanged.
+        """Return the server's next state; ``state``, the last one, is unchanged.
 
         Raises:
-            ServerOptimizerError: If there is a server optimizer, and the method makes its next state without it.
+            ServerOptimizerError: If there is a server optimizer, but the method computes its next state without it.
         """
         own = {name: value.clone() for name, value in trained(state).items()}  # the method may work in place
         self._stepped = False
@@ -112,34 +112,34 @@ class Server:
         self._stepped = True
         if self.optimizer is None:
             return average
-        parameters = self.module.named_parameters(remove_duplicate=False)  # tied ones by all their names
+        parameters = self.module.named_parameters(remove_duplicate=False)  # tied parameters under all their names
         return self.optimizer.step(
             state, average, {name for name, value in parameters if value.requires_grad and name.startswith("model.")}
         )
 
     def expected_statistics(self) -> State:
-        """Return what a client must send in a round without training, by name, shape and type."""
+        """Return the statistics that a client must send in a round without training, by name, shape and type."""
         return self.module.expected_statistics(self.session.sent)
 
     def accepted_statistics(self, result: ClientResult) -> ClientResult:
-        """Return a client's statistics with what of them is reduced as their payload.
+        """Return a client's statistics as a result whose payload is the part of them that is reduced.
 
         Raises:
-            ValueError: If the method refuses them.
+            ValueError: If the method refuses the statistics.
         """
         with self._drawing("statistics", result.client_id):
             return dataclasses.replace(result, payload=self.module.accepted_statistics(result, self.session))
 
     def calibrated(self, state: State, results: Iterable[ClientResult]) -> State:
-        """Return the state with what the method makes of it for an evaluation.
+        """Return the state together with the calibrated entries that the method computes for an evaluation.
 
         Args:
-            state: After a round; :meth:`broadcast` has sent it.
-            results: The clients' statistics; none if the method takes none.
+            state: The state after a round, which :meth:`broadcast` has sent.
+            results: The clients' statistics; empty if the method uses none.
 
         Raises:
-            ArithmeticError: If the method can make nothing of these numbers.
-            ValueError: If it makes entries that the model does not have, or of other shapes.
+            ArithmeticError: If the method cannot calibrate with these numbers.
+            ValueError: If it returns entries that the shared model does not have, or of other shapes.
         """
         own = {name: value.clone() for name, value in state.items()}
         training = self.module.training
@@ -160,7 +160,7 @@ class Server:
         return {**state, **{CALIBRATED + name: value.to(state[name]) for name, value in made.items()}}
 
     def _drawing(self, purpose: str, *keys: int) -> AbstractContextManager[None]:
-        """Let a hook's dropout and the like draw from the run's seed, not from whatever ran before in this process."""
+        """Return a context in which a hook's random draws, such as dropout, depend on the run's seed only."""
         return drawing_from(derive_seed(self.seed, purpose, self.session.round_num, *keys), self.module.device)
 
     def _open(self, round_num: int, local_epochs: int, state: State) -> ServerSession:
@@ -179,7 +179,7 @@ class Server:
         )
 
     def take_up(self, broadcast: Broadcast) -> None:
-        """Load what was sent, as clients do; again after an evaluation that came between."""
+        """Load the broadcast into the module, as clients do; called again after an evaluation during the round."""
         self.session.sent = broadcast.payload
         self.module.load_shared_state(broadcast.payload)
 
@@ -191,7 +191,7 @@ class Server:
         for result in contributions:
             reducer.add(result.payload, result.num_examples)
             self.session.num_results += 1
-        state = self.session.state  # what came from other processes lies on the CPU
+        state = self.session.state  # results from other processes are on the CPU
         return {
             name: value.to(state[name].device if name in state else value.device)
             for name, value in reducer.compute().items()
@@ -199,7 +199,7 @@ class Server:
 
 
 def not_optimizable(module: FederatedModule, kind: str) -> str:
-    """Return what is said of a server optimizer and a method that makes its next state by itself."""
+    """Return the error message for a server optimizer with a method whose server computes the next model itself."""
     return (
         f"Expected `server_optimizer` to be none for {type(module).__name__}, got {kind}: its server makes the next model by "
         "itself, not from the average."
@@ -207,10 +207,10 @@ def not_optimizable(module: FederatedModule, kind: str) -> str:
 
 
 def trained(state: State) -> State:
-    """Return a server's state without what was made of it for an evaluation."""
+    """Return a server's state without the calibrated entries."""
     return {name: value for name, value in state.items() if not name.startswith(CALIBRATED)}
 
 
 def takes_statistics(module: FederatedModule) -> bool:
-    """Return whether a method's calibration is made of its clients' statistics."""
+    """Return whether a method's calibration uses statistics of the clients."""
     return type(module).statistics is not FederatedModule.statistics

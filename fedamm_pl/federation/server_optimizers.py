@@ -1,7 +1,7 @@
 """Server optimisers: FedAvgM (Hsu et al., 2019), FedAdagrad, FedAdam, FedYogi (Reddi et al., ICLR 2021).
 
-The averaged update Delta = sum_k p_k (w_k - w), whatever aggregation makes it, is what a gradient is to an optimizer: the server takes a
-step along it from the last weights w, and the average itself is that step of length 1.
+The averaged update Delta = sum_k p_k (w_k - w), from any aggregation, takes the place of the gradient in an optimizer:
+the server takes a step along it from the last weights w. A step of length 1 gives the average itself.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from fedamm_pl.federation.config import FederationConfig, ServerOptimizerName
 from fedamm_pl.protocol.messages import State
 
 FIRST, SECOND = "server_optimizer.m.", "server_optimizer.v."
-"""Prefixes of the moments in the server's state."""
+"""Prefixes of the first and second moments in the server's state."""
 
 
 def first_moment(kind: ServerOptimizerName, moment: Tensor, update: Tensor, momentum: float) -> Tensor:
@@ -60,14 +60,15 @@ def second_moment(kind: ServerOptimizerName, moment: Tensor, update: Tensor, bet
 class ServerOptimizer:
     """A step from the server's last state towards the average of a round.
 
-    There is no bias correction; m starts at 0 and v at tau^2. Moments are float32, on the CPU, and part of the server's state.
+    There is no bias correction; m starts at 0 and v at tau^2. Moments are float32, on the CPU, and part of the server's
+    state.
 
     Attributes:
-        kind: Which one.
+        kind: Which optimizer.
         lr: Step size.
         momentum: b of the first moment.
         beta2: b of the second moment.
-        tau: Added to its root.
+        tau: Added to the square root of the second moment.
     """
 
     kind: ServerOptimizerName
@@ -78,7 +79,7 @@ class ServerOptimizer:
 
     @classmethod
     def of(cls, config: FederationConfig) -> "ServerOptimizer | None":
-        """Return the one that a configuration names; None: the average is taken as it is."""
+        """Return the optimizer that a configuration names, or None if the average is used unchanged."""
         kind = config.server_optimizer
         if kind == "none":
             return None
@@ -92,12 +93,12 @@ class ServerOptimizer:
         )
 
     def step(self, state: State, average: State, trained: Collection[str]) -> State:
-        """Return the average with some entries replaced by a step from the last state, and the moments.
+        """Return the average, in which some entries are replaced by a step from the last state, and the moments.
 
         Args:
             state: The last state of the server, with the moments of the last step if there was one.
-            average: The shared entries of the round.
-            trained: Names of those of them that a step is taken in; the others stay averaged.
+            average: The averaged shared entries of the round.
+            trained: Names of the entries for which a step is taken; the others stay averaged.
         """
         stepped: State = {}
         for name in (name for name in average if name in trained):

@@ -1,4 +1,4 @@
-"""What a client's result must be like: kind and range of every field, checked before anything of it is used."""
+"""Checks of a client's result: kind and range of every field, before any part of it is used."""
 
 import itertools
 import math
@@ -19,23 +19,23 @@ from fedamm_pl.terminal import line
 MAX_WHOLE = 2**53
 """The largest number of examples, and the largest tally: up to it all integers are exact in float64."""
 MAX_BYTES = 2**40
-"""Bytes that a client can have sent or received in a round: a tebibyte."""
+"""The largest number of bytes that a client can have sent or received in a round: a tebibyte."""
 MAX_SECONDS = 366 * 24 * 3600.0
-"""The longest that a client's round may have taken: a year."""
+"""The longest time in seconds that a client's round may have taken: a year."""
 MAX_METRICS = 1024
-"""Metrics of a client: five hundred classes with two each."""
+"""Maximum number of metrics of a client: enough for two metrics for each of five hundred classes."""
 MAX_NAME = 200
-"""Characters of the name of a metric, or of what a client keeps."""
+"""Maximum number of characters in the name of a metric, or of an entry of a client's private state."""
 MAX_METRIC = torch.finfo(torch.float32).max
-"""The largest size of a metric: the largest number of float32."""
+"""The largest absolute value of a metric: the largest number of float32."""
 OWN_METRICS = ("loss_std", "nan_metrics", "bytes_received", "bytes_sent")
-"""Names under which the server reports numbers of its own."""
+"""Names of metrics that the server computes itself."""
 KEPT_MODELS, KEPT_ROOM = 10, 2**30
-"""What a client keeps to itself may be as large as so many times what it sends back, and so many bytes beside."""
+"""Size limit of a client's private state: this many times the size of what it sends back, plus this many bytes."""
 MAX_KEPT = 100_000
-"""Entries of what a client keeps to itself."""
+"""Maximum number of entries of a client's private state."""
 MAX_EXTRA = 1000
-"""Entries beyond what was asked for that are looked at."""
+"""Maximum number of unexpected entries that are read; a result with more is refused without reading them all."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Expected:
 
     Attributes:
         payload: The names, shapes and types that its payload must have.
-        shared: Prefixes of the entries that are the model; a client's update is the difference from the values in ``payload``.
-        tallies: The same of its tallies.
+        shared: Prefixes of the entries that are the model; a client's update is the difference from the values in
+            ``payload``.
+        tallies: The names, shapes and types that its tallies must have.
         nonnegative: Entries of the payload that cannot be below 0, see :func:`nonnegative`.
     """
 
@@ -56,15 +57,16 @@ class Expected:
 
     @cached_property
     def sent(self) -> State:
-        """The values that updates are measured from, in float64."""
+        """The values from which updates are measured, in float64."""
         shared = {name: value for name, value in self.payload.items() if name.startswith(self.shared)}
         return {name: float64(value) if value.is_floating_point() else value for name, value in shared.items()}
 
 
 def nonnegative(module: nn.Module) -> tuple[str, ...]:
-    """Return the entries of a module's state that cannot be below 0: variances and counters of layers with running statistics.
+    """Return the entries of a module's state that cannot be below 0: running variances and the counters beside them.
 
-    These layers are torch's BatchNorm and InstanceNorm, and all others that keep a running mean and variance as buffers.
+    They belong to torch's BatchNorm and InstanceNorm, and to all other layers with a running mean and variance as
+    buffers.
     """
     found = []
     for name, layer in module.named_modules(remove_duplicate=False):
@@ -78,15 +80,15 @@ def check_result(result: ClientResult, expected: Expected) -> tuple[ClientResult
     """Check what a client returned.
 
     Args:
-        result: The result. Its fields may be of any kind, and need not are unchanged.
-        expected: What it must be like.
+        result: The result. Its fields may be of any kind; it is not changed.
+        expected: What the result must contain.
 
     Returns:
-        The same in plain types, tensors detached, and the Euclidean length of the update.
+        The result in plain types with detached tensors, and the Euclidean length of the update.
 
     Raises:
-        ValueError: If a field is of another kind or out of its range; the message says which. Whatever else a result of an
-            odd kind raises is meant for the caller, too.
+        ValueError: If a field is of another kind or out of its range; the message says which. Other exceptions that an
+            unusual result raises are passed on to the caller.
     """
     if type(result.num_examples) is not int or not 1 <= result.num_examples <= MAX_WHOLE:
         raise ValueError(f"it reports {shown(result.num_examples)} examples")
@@ -110,7 +112,7 @@ def check_result(result: ClientResult, expected: Expected) -> tuple[ClientResult
 
 
 def check_failure(failure: ClientFailure) -> ClientFailure:
-    """Return a failure with a reason that fits a line.
+    """Return a failure with a reason that fits on one line.
 
     Raises:
         ValueError: If its stage or its reason is of another kind.
@@ -123,15 +125,16 @@ def check_failure(failure: ClientFailure) -> ClientFailure:
 
 
 def check_question(question: Question, broadcast: Broadcast, client_id: int) -> None:
-    """Check what a client asks before its fit, where it comes from another machine: entries of the broadcast with other values.
+    """Check a question that a client on another machine asks before its fit: broadcast entries with other values.
 
     Args:
         question: The question.
-        broadcast: Of the round.
-        client_id: Who was asked.
+        broadcast: The broadcast of the round.
+        client_id: The client from which it should come.
 
     Raises:
-        ValueError: If it is of another round or client, or holds entries that were not sent, of another shape or type, or NaN.
+        ValueError: If it is of another round or client, or holds entries that were not sent, of another shape or type,
+            or NaN.
     """
     found = question.round_num, question.client_id, question.step
     if found != (broadcast.round_num, client_id, 0):
@@ -154,7 +157,7 @@ def check_question(question: Question, broadcast: Broadcast, client_id: int) -> 
 
 
 def check_tensors(payload: Mapping[str, Any], expected: State) -> None:
-    """Check names, shapes and types of what came back.
+    """Check names, shapes and types of the tensors that a client returned.
 
     Raises:
         ValueError: If an entry is missing, unknown or of another shape or type.
@@ -180,15 +183,15 @@ def first_nonfinite(state: Mapping[str, Tensor]) -> str | None:
 
 
 def first_negative(state: Mapping[str, Tensor], names: Iterable[str]) -> str | None:
-    """Return the name of the first of some tensors that holds a number below 0, or None."""
+    """Return the name of the first of the given tensors that holds a number below 0, or None."""
     return next((name for name in names if (state[name] < 0).any()), None)
 
 
 def shown(value: Any) -> str:
-    """Return a few characters that show a value of any kind."""
+    """Return a short text that shows a value of any kind."""
     try:
         return line(repr(value), 40)
-    except Exception:  # whatever it raises, it is nothing that can be shown
+    except Exception:  # whatever it raises, the value cannot be shown
         return f"<{type(value).__name__}>"
 
 
@@ -220,7 +223,7 @@ def _tensors(part: str, given: Any, most: int) -> State:
     """Return tensors by name as a dict, detached.
 
     Raises:
-        ValueError: If they are no mapping, of more entries, or not all of them plain, dense tensors.
+        ValueError: If they are not a mapping, have more than ``most`` entries, or are not all plain, dense tensors.
     """
     entries = _entries(part, given, most)
     for name, value in entries.items():
@@ -242,7 +245,7 @@ def _metrics(given: Any) -> dict[str, float]:
         if not isinstance(value, Real):
             raise ValueError(f"its metric {name} is {shown(value)}, not a number")
         metrics[name] = number = _float(value)
-        if not math.isnan(number) and not abs(number) <= MAX_METRIC:  # NaN is what could not be measured
+        if not math.isnan(number) and not abs(number) <= MAX_METRIC:  # NaN: could not be measured
             raise ValueError(f"its metric {name} is {shown(value)}, beyond the largest number of float32")
     return metrics
 
@@ -257,7 +260,7 @@ def _seconds(name: str, value: Any) -> float:
 def _float(value: Real) -> float:
     try:
         return float(value)
-    except OverflowError:  # an integer beyond float64
+    except OverflowError:  # an integer too large for float64
         return math.inf
 
 

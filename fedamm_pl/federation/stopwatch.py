@@ -1,4 +1,4 @@
-"""Where the wall time of a round goes."""
+"""``Stopwatch``: measures what the wall time of a round is spent on."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Started when it is made; tells waiting for clients and evaluating from all the rest."""
+    """Measures wall time from its creation on: waiting for clients, evaluating, and everything else."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -24,7 +24,7 @@ class Stopwatch:
             self._seconds[kind] += time.perf_counter() - start
 
     def waiting_for(self, outcomes: Iterable[T]) -> Iterator[T]:
-        """Pass outcomes on; the time until the next one comes counts as ``clients``."""
+        """Yield the outcomes; the time spent waiting for the next one counts as ``clients``."""
         remaining = iter(outcomes)
         try:
             while True:
@@ -35,12 +35,12 @@ class Stopwatch:
                         return
                 yield outcome
         finally:
-            if hasattr(remaining, "close"):  # dropped half-way: cancel what is in flight
+            if hasattr(remaining, "close"):  # closed early: cancel the clients that still train
                 remaining.close()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Return a context whose time counts as if it had not passed; to be entered while outcomes are waited for."""
+        """Return a context whose time is not counted; it must be entered while waiting for outcomes."""
         start = time.perf_counter()
         try:
             yield
@@ -50,7 +50,7 @@ class Stopwatch:
             self._seconds["clients"] -= passed
 
     def paused_until(self, action: Callable[[], None]) -> Callable[[], None]:
-        """Return the action with the time until it is called not counted."""
+        """Return a function that calls the action; the time until it is called is not counted."""
         start = time.perf_counter()
 
         def call() -> None:

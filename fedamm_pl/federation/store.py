@@ -1,4 +1,4 @@
-"""Where a simulation keeps what each client keeps to itself from one of its rounds to the next."""
+"""Stores in which a simulation keeps the private state of each client from one of its rounds to the next."""
 
 import bisect
 import errno
@@ -16,41 +16,44 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class ClientStore(Protocol):
-    """Versions of what clients keep: a client's state of a round is written once and read until no checkpoint needs it."""
+    """Interface of a store of private states, with versions by client and round.
+
+    A version is written once, and read until no checkpoint needs it.
+    """
 
     def read(self, client_id: int, round_num: int) -> State:
-        """Return what a client kept in a round.
+        """Return the private state of a client that was written in a round.
 
         Raises:
-            OSError: If it is not there, or damaged.
+            OSError: If it is missing or damaged.
         """
         ...
 
     def write(self, client_id: int, round_num: int, state: State) -> None:
-        """Keep a state as the client's version of a round."""
+        """Store a state as the client's version of a round."""
         ...
 
     def holds(self, client_id: int, round_num: int) -> bool:
-        """Whether there is such a version, and it is whole."""
+        """Return whether such a version exists and is intact."""
         ...
 
     def discard(self, after: int) -> None:
-        """Forget the versions of rounds after this one: of a round that failed, or was interrupted."""
+        """Remove the versions of rounds after this one, which failed or were interrupted."""
         ...
 
     def prune(self, rounds: Collection[int]) -> None:
-        """Forget the versions that no one needs who goes on after one of these rounds."""
+        """Remove the versions that are not needed to continue after one of these rounds."""
         ...
 
 
 class Versions:
-    """Which versions there are, and which of them are no longer needed."""
+    """Keeps track of which versions exist, and which of them are no longer needed."""
 
     def __init__(self) -> None:
         self.rounds: dict[int, list[int]] = {}
 
     def add(self, client_id: int, round_num: int) -> None:
-        """Note a version."""
+        """Add a version."""
         known = self.rounds.setdefault(client_id, [])
         if round_num not in known:
             bisect.insort(known, round_num)
@@ -60,7 +63,7 @@ class Versions:
         return self._drop(lambda known: [version for version in known if version <= round_num])
 
     def unneeded(self, rounds: Collection[int]) -> list[tuple[int, int]]:
-        """Drop and return the versions that are not the newest up to one of these rounds.
+        """Drop and return the versions that are not the newest one up to any of these rounds.
 
         Example:
             >>> versions = Versions()
@@ -86,41 +89,41 @@ class Versions:
 
 
 class MemoryStore:
-    """Keeps states in memory, for runs that write nothing."""
+    """Stores states in memory, for runs without an output folder."""
 
     def __init__(self) -> None:
         self._versions = Versions()
         self._states: dict[tuple[int, int], State] = {}
 
     def read(self, client_id: int, round_num: int) -> State:
-        """Return what a client kept in a round."""
+        """Return the private state of a client that was written in a round."""
         return self._states[client_id, round_num]
 
     def write(self, client_id: int, round_num: int, state: State) -> None:
-        """Keep a state as the client's version of a round."""
+        """Store a state as the client's version of a round."""
         self._versions.add(client_id, round_num)
         self._states[client_id, round_num] = state
 
     def holds(self, client_id: int, round_num: int) -> bool:
-        """Whether there is such a version."""
+        """Return whether such a version exists."""
         return (client_id, round_num) in self._states
 
     def discard(self, after: int) -> None:
-        """Forget the versions of rounds after this one."""
+        """Remove the versions of rounds after this one."""
         for version in self._versions.after(after):
             del self._states[version]
 
     def prune(self, rounds: Collection[int]) -> None:
-        """Forget the versions that no one needs who goes on after one of these rounds."""
+        """Remove the versions that are not needed to continue after one of these rounds."""
         for version in self._versions.unneeded(rounds):
             del self._states[version]
 
 
 class FileStore:
-    """Keeps states in files, ``<folder>/<client>_<round>.state``: tensors and their checksum.
+    """Stores states in files, ``<folder>/<client>_<round>.state``: tensors and their checksum.
 
     Args:
-        folder: Where; made when the first state is written.
+        folder: Where to write the files; created when the first state is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,13 +135,13 @@ class FileStore:
                     self._versions.add(int(found[1]), int(found[2]))
 
     def read(self, client_id: int, round_num: int) -> State:
-        """Return what a client kept in a round.
+        """Return the private state of a client that was written in a round.
 
         Raises:
-            OSError: If it is not there, or damaged.
+            OSError: If it is missing or damaged.
         """
         path = self._path(client_id, round_num)
-        if path.exists() and not path.is_file():  # to read a pipe would wait for ever
+        if path.exists() and not path.is_file():  # reading a pipe would block forever
             raise OSError(errno.EINVAL, "the client's stored state is not a file", str(path))
         content = path.read_bytes()
         packed, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
@@ -150,14 +153,14 @@ class FileStore:
             raise OSError(errno.EIO, f"the client's stored state is damaged, {error}", str(path)) from error
 
     def write(self, client_id: int, round_num: int, state: State) -> None:
-        """Keep a state as the client's version of a round."""
-        self.folder.mkdir(exist_ok=True)  # without parents: a run whose folder was removed shall not make a new one
+        """Store a state as the client's version of a round."""
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed must not create a new one
         packed = pack(state)
         write_atomically(self._path(client_id, round_num), packed + hashlib.sha256(packed).digest())
         self._versions.add(client_id, round_num)
 
     def holds(self, client_id: int, round_num: int) -> bool:
-        """Whether there is such a version, and it is whole."""
+        """Return whether such a version exists and is intact."""
         try:
             self.read(client_id, round_num)
         except OSError:
@@ -165,15 +168,15 @@ class FileStore:
         return True
 
     def versions(self, client_id: int) -> list[int]:
-        """Return the rounds in which a client kept what is here, in order."""
+        """Return the rounds for which there is a version of a client, in order."""
         return list(self._versions.rounds.get(client_id, ()))
 
     def discard(self, after: int) -> None:
-        """Forget the versions of rounds after this one."""
+        """Remove the versions of rounds after this one."""
         self._remove(self._versions.after(after))
 
     def prune(self, rounds: Collection[int]) -> None:
-        """Forget the versions that no one needs who goes on after one of these rounds."""
+        """Remove the versions that are not needed to continue after one of these rounds."""
         self._remove(self._versions.unneeded(rounds))
 
     def _remove(self, versions: list[tuple[int, int]]) -> None:
@@ -185,13 +188,13 @@ class FileStore:
 
 
 class RoundKept:
-    """What the clients of a round keep: read from before it, in force when the round has succeeded.
+    """The private state of clients in a round. It is read from earlier rounds, and replaced only if the round succeeds.
 
     Args:
-        store: Has it.
-        versions: Client -> the round of what it kept last.
+        store: Where the private states are stored.
+        versions: Client -> the round of its current version; updated if the round succeeds.
         round_num: The round.
-        personal: What a client has at its first round: the personal state that the module was made with.
+        personal: State of a client in its first round: the personal state with which the module was created.
     """
 
     def __init__(self, store: ClientStore, versions: dict[int, int], round_num: int, personal: State) -> None:
@@ -200,27 +203,27 @@ class RoundKept:
         self._round_num = round_num
         self._personal = personal
         self._written: dict[int, int] = {}
-        self.drop()  # of the same round, interrupted
+        self.drop()  # an interrupted attempt at the same round
 
     def read(self, client_id: int) -> State:
-        """Return what a client has kept.
+        """Return the private state of a client.
 
         Raises:
-            OSError: If it is not there, or damaged.
+            OSError: If it is missing or damaged.
         """
         version = self._versions.get(client_id)
         return self._personal if version is None else self._store.read(client_id, version)
 
     def write(self, client_id: int, state: State) -> None:
-        """Keep a client's state, if it keeps anything."""
+        """Store the new private state of a client, if it has one."""
         if state:
             self._store.write(client_id, self._round_num, state)
             self._written[client_id] = self._round_num
 
     def commit(self) -> None:
-        """Let what was written be what the clients have kept."""
+        """Make the states that were written the current ones of their clients."""
         self._versions.update(self._written)
 
     def drop(self) -> None:
-        """Forget what was written: the round has failed."""
+        """Remove the states that were written, because the round has failed."""
         self._store.discard(after=self._round_num - 1)

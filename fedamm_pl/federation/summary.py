@@ -1,4 +1,4 @@
-"""What a finished run amounts to: final, best and mean of the last ten evaluations."""
+"""The results of a run: final, best and mean of the last ten evaluations."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -11,13 +11,13 @@ BESIDE = {
     "local/acc_worst_tenth": "worst 10%",
     "personal/acc": "personal",
 }
-"""What a table shows beside them."""
+"""Further metrics that a table shows."""
 SUMMARISED = ("test/", "val/", "local/", "personal/")
 SMALLEST = ("test/loss", "local/acc_std")
-"""Metrics that are best where they are smallest."""
+"""Metrics for which smaller is better."""
 LAST = 10
 STALLED = "val/acc has not risen"
-"""How the reason of a run begins that :func:`stalled` has ended."""
+"""The beginning of the reasons that :func:`stalled` returns."""
 
 
 def short_names(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -26,16 +26,16 @@ def short_names(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Summarise the test metrics of a run, those on the validation set and at clients among them.
+    """Summarise the metrics of a run, on the test set, on the validation set and at the clients.
 
     Args:
         history: A row for each evaluated round.
 
     Returns:
-        ``final``: the values of the last row. ``best``: for each metric its ``value`` and ``round``. Where there is a validation
-        set, all of them are of one round, that of the highest ``val/acc``; else each is the largest accuracy or smallest loss,
-        chosen on the test set, so an optimistic figure. ``mean_last_10``: mean of the last ten evaluated rounds, round 0 excluded
-        (of round 0 alone if there is no other).
+        ``final``: the values of the last row. ``best``: for each metric its ``value`` and ``round``. With a validation
+        set, all of them are from one round, the one with the highest ``val/acc``; else each is the largest accuracy or
+        smallest loss, chosen on the test set and therefore optimistic. ``mean_last_10``: mean of the last ten evaluated
+        rounds, round 0 excluded (of round 0 alone if there is no other).
     """
     rows = after_start(history)
     final = {name: value for name, value in rows[-1].items() if name.startswith(SUMMARISED)}
@@ -53,11 +53,13 @@ def summarize(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any
 
 
 def curve(history: Sequence[Mapping[str, float]], spent: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the accuracies of the evaluated rounds and the bytes exchanged until then, from which a part of a run is summarised.
+    """Return the accuracies of the evaluated rounds and the bytes exchanged until then.
+
+    :func:`within` uses them to summarise a part of a run.
 
     Args:
         history: A row for each evaluated round.
-        spent: Rows with ``round`` and ``bytes`` so far; a round that it lacks is left out.
+        spent: Rows with ``round`` and ``bytes`` exchanged so far; rounds without such a row are left out.
 
     Returns:
         ``round``, ``bytes``, and each accuracy of a table -> its value in each evaluated round.
@@ -70,14 +72,15 @@ def curve(history: Sequence[Mapping[str, float]], spent: Sequence[Mapping[str, A
 
 
 def within(summary: Mapping[str, Any], budget: float) -> dict[str, Any] | None:
-    """Return the summary of a run as if it had ended with the last evaluation before which it had exchanged so many bytes.
+    """Return the summary of a run as if it had ended with its last evaluation within a budget of bytes.
 
     Args:
         summary: The content of its summary.json, with its ``curve``.
-        budget: Bytes.
+        budget: Bytes that may have been exchanged.
 
     Returns:
-        The same with the accuracies, ``num_averaged`` and ``num_rounds`` of that part; None if there is no evaluation in it after round 0.
+        The summary with the accuracies, ``num_averaged`` and ``num_rounds`` of that part of the run; None if it
+        contains no evaluation after round 0.
     """
     columns = summary["curve"]
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -89,23 +92,26 @@ def within(summary: Mapping[str, Any], budget: float) -> dict[str, Any] | None:
 
 
 def beside(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return metric -> short name for what a table shows beside those of :func:`short_names`, in order."""
+    """Return metric -> short name for the metrics that a table shows besides those of :func:`short_names`, in order."""
     return {metric: name for metric, name in BESIDE.items() if metric in metrics}
 
 
 def after_start(history: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
-    """Return the rows without that of round 0; that alone if there is no other."""
+    """Return the rows except that of round 0, or the row of round 0 if there is no other."""
     return [row for row in history if row["round"] > 0] or list(history)
 
 
 def validated(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """Return the row of the highest ``val/acc``, the first of several equals, round 0 excluded; None without a validation set."""
+    """Return the row with the highest ``val/acc``, or None without a validation set.
+
+    Round 0 is excluded if there are other rounds; of equal rows the first is taken.
+    """
     rows = [row for row in after_start(history) if "val/acc" in row]
     return max(rows, key=lambda row: row["val/acc"]) if rows else None
 
 
 def best_is(metrics: Collection[str]) -> str:
-    """Return what ``best`` is, given the metrics of a run."""
+    """Return a description of how ``best`` is chosen, given the metrics of a run."""
     if chosen_on(metrics) == "validation":
         return (
             "all metrics in the evaluated round with the highest accuracy on the validation set, the first of several"
@@ -119,14 +125,14 @@ def chosen_on(metrics: Collection[str]) -> str:
 
 
 def stalled(history: Sequence[Mapping[str, float]], patience: int | None) -> str | None:
-    """Say why a run ends early.
+    """Return why a run ends early.
 
     Args:
         history: A row for each evaluated round.
-        patience: Evaluations in a row without a higher ``val/acc`` that are too many; None: any number is fine.
+        patience: Number of evaluations in a row without a higher ``val/acc`` after which a run ends; None: no limit.
 
     Returns:
-        One line if there are so many after the best one, round 0 excluded; else None.
+        One line if there are that many evaluations after the best one, round 0 excluded; else None.
     """
     best = validated(history)
     if patience is None or best is None:
@@ -138,12 +144,12 @@ def stalled(history: Sequence[Mapping[str, float]], patience: int | None) -> str
 
 
 def num_averaged(history: Sequence[Mapping[str, float]]) -> int:
-    """Return over how many evaluations ``mean_last_10`` is the mean: ten, or as many as there are after round 0."""
+    """Return the number of evaluations in ``mean_last_10``: ten, or as many as there are after round 0."""
     return min(LAST, sum(row["round"] > 0 for row in history) or len(history))
 
 
 def divergence(history: Sequence[Mapping[str, float]], chance: float, error: float = 0.0) -> str | None:
-    """Say how the global model has diverged in the last evaluation.
+    """Return how the global model has diverged in the last evaluation.
 
     Args:
         history: A row for each evaluated round.
@@ -151,8 +157,8 @@ def divergence(history: Sequence[Mapping[str, float]], chance: float, error: flo
         error: Standard error of a guess's accuracy on the test set, ``sqrt(chance * (1 - chance) / num_images)``.
 
     Returns:
-        One line if the test loss is NaN or infinite, or the accuracy is within a hundredth of the way from chance to 1
-        after it was above a tenth of it and by five standard errors; else None.
+        One line if the test loss is NaN or infinite, or if the accuracy is at most a hundredth of the way from chance
+        to 1 after it was above chance by more than a tenth of that way and more than five standard errors; else None.
     """
     loss, accuracy = history[-1]["test/loss"], history[-1]["test/acc"]
     best = max(row["test/acc"] for row in history)

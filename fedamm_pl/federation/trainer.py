@@ -20,35 +20,35 @@ from fedamm_pl.protocol.classifier import Classifier
 PrecisionName = Literal["auto", "32-true", "64-true", "bf16-mixed", "bf16-true"]
 CHATTY_LOGGERS = (
     "pytorch_lightning.utilities.rank_zero",
-    "pytorch_lightning.trainer.connectors.signal_connector",  # that it received SIGTERM: the program says so itself
-    "pytorch_lightning.accelerators.cuda",  # which GPU, at each fit
+    "pytorch_lightning.trainer.connectors.signal_connector",  # reports SIGTERM, as the program does itself
+    "pytorch_lightning.accelerators.cuda",  # reports the GPU, at each fit
     "lightning.fabric.utilities.seed",
     "lightning.pytorch",
 )
 IGNORED_WARNINGS = (
     r".*LeafSpec",  # torch's own tree utilities, called by Lightning in every fit
     r".*you defined a `validation_step` but have no `val_dataloader`",  # the server evaluates, clients do not
-    r".*GPU available but not used",  # --trainer.accelerator cpu is a choice
+    r".*GPU available but not used",  # --trainer.accelerator cpu is intended
 )
 
 _quiet: list[bool] = []
-"""Not empty while it is quiet."""
+"""Not empty inside :func:`quiet`."""
 
 
 class ResidentStrategy(SingleDeviceStrategy):
-    """Training on one device that leaves the module there when a fit ends.
+    """Strategy for a single device that leaves the module on the device when a fit ends.
 
-    Lightning moves it to the CPU, which would cost a transfer per client and round.
+    Lightning would move it to the CPU, which costs a transfer per client and round.
     """
 
     def model_to_device(self) -> None:
-        """Move the module, where it is not there yet."""
+        """Move the module to the device if it is not there yet."""
         assert self.lightning_module is not None
         if self.lightning_module.device != self.root_device:
             super().model_to_device()
 
     def teardown(self) -> None:
-        """End a fit."""
+        """Clean up after a fit, but leave the module where it is."""
         self.optimizers = []  # their momentum would stay on the device until the dead Trainer is collected
         self.precision_plugin.teardown()
         self.checkpoint_io.teardown()
@@ -104,7 +104,7 @@ class TrainerConfig:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what was looked up on this machine."""
+        """Return the options only, without what was looked up on this machine."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
@@ -125,14 +125,14 @@ class TrainerConfig:
 
     @cached_property
     def resolved_precision(self) -> str:
-        """The precision, where ``auto`` has chosen."""
+        """The precision, with ``auto`` resolved."""
         if self.precision != "auto":
             return self.precision
         return "bf16-mixed" if computes_in_bfloat16(self.device) else "32-true"
 
     @cached_property
     def precision_plugin(self) -> Precision:
-        """Lightning's precision plugin: its ``forward_context`` is the arithmetic of what runs beside a fit."""
+        """Lightning's precision plugin; its ``forward_context`` is used for computations outside a fit."""
         with quiet():
             return self.build().precision_plugin
 
@@ -149,12 +149,12 @@ class TrainerConfig:
         if key not in self._templates:
             self._templates[key] = _pickled(self._constructed(options))
         template = self._templates[key]
-        # built each time it takes 50 times as long: Lightning looks for plug-ins in all that is installed
+        # building it each time takes 50 times as long: Lightning looks for plug-ins in all installed packages
         return self._constructed(options) if template is None else cast(pl.Trainer, pickle.loads(template))
 
     @cached_property
     def _templates(self) -> dict[Any, bytes | None]:
-        """Options -> a Trainer as Lightning has built it, untouched by any fit; None where each must be built."""
+        """Options -> a pickled Trainer as Lightning has built it, before any fit; None if each one must be built."""
         return {}
 
     def _constructed(self, options: dict[str, Any]) -> pl.Trainer:
@@ -162,7 +162,7 @@ class TrainerConfig:
         return pl.Trainer(**{**self._options, "precision": self.resolved_precision}, strategy=strategy, **options)
 
     def place(self, module: Classifier) -> None:
-        """Move a module to the device, and make it ready for the arithmetic that its fits will use.
+        """Move a module to the device, and prepare it for the precision, memory format and compilation of its fits.
 
         Raises:
             ValueError: If it has no weights yet.
@@ -175,32 +175,36 @@ class TrainerConfig:
         module.to(self.device)
         if self.memory_format != "auto":
             module.memory_format = getattr(torch, self.memory_format)
-        # in a function, so that the compiled network is no second submodule
+        # in a partial, so that the compiled network does not become a second submodule
         module.compiled = partial(torch.compile(module.model)) if self.compile or module.compiles else None
 
 
 def _pickled(trainer: pl.Trainer) -> bytes | None:
-    """Return a Trainer as bytes; None if another package has plugged in callbacks, which are to be new for each fit."""
+    """Return a Trainer as bytes; None if it cannot be pickled, or has callbacks, which must be new for each fit.
+
+    Such callbacks come from another package that plugs into Lightning.
+    """
     try:
         return None if trainer.callbacks else pickle.dumps(trainer)  # type: ignore[attr-defined]
-    except Exception:  # whatever a part of another Lightning raises
+    except Exception:  # parts of another Lightning version may raise any exception
         return None
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Return whether the hardware multiplies in bfloat16 itself: NVIDIA from Ampere on, x86 with AVX-512 bf16 or AMX."""
+    """Return whether the hardware multiplies in bfloat16: NVIDIA from Ampere on, x86 with AVX-512 bf16 or AMX."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # a torch that does not know computes in float32
+    # with a version of torch that lacks this function, float32 is used
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what Lightning says on every fit: devices, tips, stopping reasons, and warnings known to be void.
+    """Silence what Lightning reports on every fit: devices, tips, stopping reasons, and warnings that do not apply.
 
-    Within another one it does nothing: around many fits it saves each the time of a step of a small network.
+    Inside another such context it does nothing. One context around many fits therefore saves, for each fit, the time of
+    a step of a small network.
     """
     if _quiet:
         yield

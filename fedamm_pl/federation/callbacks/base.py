@@ -13,11 +13,13 @@ class RoundRecord:
 
     Attributes:
         round_num: The round; 0 for the evaluation of the initial model.
-        metrics: ``client/...`` means over the clients, ``test/...`` if the round was evaluated, and what callbacks have logged.
+        metrics: ``client/...`` means over the clients, ``test/...`` if the round was evaluated, and metrics logged by
+            callbacks.
         evaluated: Whether the round was evaluated.
         results: The clients' results, without payloads.
         seconds: Wall time by kind: clients (waiting for them), evaluate, other.
-        client_seconds: Time of the clients, summed over them: train, meta. With several workers it may exceed the wall time.
+        client_seconds: Time of the clients, summed over them: train, meta. With several workers it may exceed the wall
+            time.
         failures: The clients that failed and those whose update was refused.
         failed: Why the round failed, so that the server kept its state; None if it did not fail.
     """

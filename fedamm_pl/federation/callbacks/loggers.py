@@ -165,9 +165,9 @@ def round_scalars(run: Run, record: RoundRecord) -> dict[str, float]:
     """Return the scalars that a logger receives for a round.
 
     Returns:
-        The metrics, by their names in metrics.csv; ``bytes/total``, tensor bytes up to this round; ``seconds/...`` (wall time),
-        ``client_seconds/...`` (added up over the clients); ``failures/...``; for a weight net ``weight_net/at_loss_<l>`` and the
-        mean relative weight of each group's classes.
+        The metrics, by their names in metrics.csv; ``bytes/total``, tensor bytes up to this round; ``seconds/...``
+        (wall time), ``client_seconds/...`` (added up over the clients); ``failures/...``; for a weight net
+        ``weight_net/at_loss_<l>`` and the mean relative weight of each group's classes.
     """
     scalars = dict(record.metrics)
     if record.round_num:

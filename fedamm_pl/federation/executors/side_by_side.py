@@ -1,4 +1,4 @@
-"""Local SGD of several clients in one program, by ``torch.func.vmap`` over their stacked parameters, buffers and batches."""
+"""Local SGD of several clients in one program: ``torch.func.vmap`` over stacked parameters, buffers and batches."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
