@@ -150,7 +150,7 @@ class Diagnostics(TypedDict):
     confusion: NotRequired[Annotated[list[list[int]] | None, nullable(items(CLASS_COUNTS, MAX_CLASSES))]]
     """Test examples of the last evaluation by true class (rows) and predicted class."""
     client_accuracies: NotRequired[Annotated[list[float | None], items(nullable(SHARE), MAX_CLIENTS)]]
-    """Accuracy of the global model at each client on its held-out examples, in the last evaluation; null without any."""
+    """Accuracy of the global model on each client's held-out examples, in the last evaluation; null if it has none."""
     rounds: Annotated[list[dict[str, Any]], items(ROUND, MAX_ROUNDS)]
     """For each evaluated round: ``round``; ``bytes``, ``seconds`` and ``client_seconds`` so far; for a weight net its
     ``weight_curve``, the ``weight_per_class`` and a ``loss_histogram``."""

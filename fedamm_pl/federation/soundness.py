@@ -63,9 +63,9 @@ class Expected:
 
 
 def nonnegative(module: nn.Module) -> tuple[str, ...]:
-    """Return the entries of a module's state that cannot be below 0: running variances and the counters beside them.
+    """Return the entries of a module's state that cannot be below 0: running variances and batch counters.
 
-    They belong to torch's BatchNorm and InstanceNorm, and to all other layers with a running mean and variance as
+    They belong to torch's BatchNorm and InstanceNorm, and to all other layers that keep a running mean and variance as
     buffers.
     """
     found = []

@@ -191,7 +191,7 @@ def _pickled(trainer: pl.Trainer) -> bytes | None:
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Return whether the hardware multiplies in bfloat16: NVIDIA from Ampere on, x86 with AVX-512 bf16 or AMX."""
+    """Return whether the hardware natively multiplies bfloat16: NVIDIA from Ampere on, x86 with AVX-512 bf16 or AMX."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # with a version of torch that lacks this function, float32 is used

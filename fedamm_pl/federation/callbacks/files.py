@@ -40,7 +40,7 @@ def run_files(folder: Path, keep_checkpoints: int) -> list[FederationCallback]:
 
 
 class PartitionFile(FederationCallback):
-    """Writes partition.json, the training examples of each client, for runs with the partition from_file.
+    """Writes partition.json, the training examples of each client; other runs can use it with the partition from_file.
 
     Args:
         folder: Where to write it.
