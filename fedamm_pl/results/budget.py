@@ -1,4 +1,4 @@
-"""Methods compared at the same bytes: each run up to what the cheapest method of its setting and seed exchanges in all."""
+"""Comparison at equal communication: each run counts up to the bytes of the cheapest run of its setting and seed."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -16,10 +16,13 @@ Summaries = Sequence[tuple[PlannedRun, dict[str, Any]]]
 
 
 def at_equal_bytes(found: Summaries) -> Summaries:
-    """Return the runs summarised up to the last evaluation within the bytes of the cheapest run with the same setting and seed.
+    """Cut the summary of each run at the total bytes of the cheapest run with the same setting and seed.
+
+    A summary then covers the run up to its last evaluation within these bytes.
 
     Raises:
-        ValueError: If a run does not tell its bytes, or has no evaluation within them; the message names it.
+        ValueError: If the summary of a run has no bytes, or a run has no evaluation within the budget; the message
+            names it.
     """
     totals: dict[str, list[float]] = {}
     for run, summary in found:
@@ -42,7 +45,11 @@ def at_equal_bytes(found: Summaries) -> Summaries:
 
 
 def rounds_note(rows: Sequence[dict[str, Any]]) -> str:
-    """Say in how many rounds the methods have exchanged the same bytes, on average over rows of :func:`at_equal_bytes`."""
+    """Return a note with the mean number of rounds in which each method exchanges the same bytes.
+
+    Args:
+        rows: The rows of the runs that :func:`at_equal_bytes` returns.
+    """
     rounds = [f"{name} {mean(row['num_rounds'] for row in mine):.1f}" for name, mine in by_method(rows)]
     return (
         "At the same bytes: each run counts up to its last evaluation within the total that the cheapest method exchanges in all its "
@@ -51,7 +58,7 @@ def rounds_note(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def byte_curves(found: Summaries) -> dict[str, dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]]:
-    """Return setting -> method -> bytes so far and test accuracy of each of its runs."""
+    """Return setting -> method -> (bytes exchanged so far, test accuracy) of each of its runs."""
     panels: dict[str, dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]] = {}
     for run, summary in found:
         setting = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in run.setting.items())

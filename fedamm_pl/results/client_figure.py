@@ -1,4 +1,4 @@
-"""How the accuracy differs between clients, as a figure."""
+"""Figure of the accuracy at each client."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,14 @@ from fedamm_pl.results.figure_parts import (
 def client_accuracy(
     accuracies: Sequence[float], names: Sequence[str] = (), sizes: Sequence[int] = (), num_classes: Sequence[int] = ()
 ) -> Figure:
-    """Draw the accuracy at each client, the worst first, with their mean and the mean over the worst tenth.
+    """Draw the accuracy at each client, the worst first, with the mean over all clients and over the worst tenth.
 
     Args:
-        accuracies: In [0, 1], those of the clients that have one.
-        names: Those of the same clients, which stand below a few.
-        sizes: Their training examples; with them, two more panels show the accuracies against these and against ``num_classes``.
-        num_classes: How many classes each of them holds.
+        accuracies: Accuracies in [0, 1] of the clients that have one.
+        names: Names of the same clients; shown if there are only a few.
+        sizes: Numbers of training examples of the same clients. If given, two more panels show the accuracies against
+            these and against ``num_classes``.
+        num_classes: Number of classes that each of these clients holds.
     """
     summary = over_clients(accuracies)
     if sizes:

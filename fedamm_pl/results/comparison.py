@@ -1,4 +1,4 @@
-"""Methods x seeds x settings on shared splits: planned, run side by side, and the table that a paper would print."""
+"""The runs of a comparison: every combination of method, seed and setting, each in its own folder."""
 
 import collections
 import copy
@@ -19,20 +19,20 @@ from fedamm_pl.results.reading import read_config, read_summary
 from fedamm_pl.results.tables import in_groups
 
 MAX_NAME = 100
-"""Bytes of a folder's name; a file system takes 255, some of them for endings."""
+"""Largest length of a folder's name in bytes; file systems allow 255, and file endings need some of them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One cell of the comparison.
+    """One run of a comparison.
 
     Attributes:
-        method: Its name in the table.
-        seed: Its seed.
+        method: Name of the method in the table.
+        seed: Seed of the run.
         setting: Option of the grid -> value.
-        folder: Where it runs.
-        config: Its whole configuration as YAML.
-        num_rounds: Its rounds.
+        folder: Folder of the run.
+        config: Complete configuration of the run as YAML.
+        num_rounds: Number of rounds.
     """
 
     method: str
@@ -44,12 +44,12 @@ class PlannedRun:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """File that receives the output of the run."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What it amounts to; None unless it has gone through all its rounds, or a callback ended it for a good reason."""
+        """Content of summary.json; None unless the run completed all rounds or was ended early without a fault."""
         summary = read_summary(self.folder)
         if summary is None or summary["stopped"]:
             return None
@@ -57,12 +57,12 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it has run to its end."""
+        """Whether the run is complete; see :attr:`summary`."""
         return self.summary is not None
 
     @property
     def place(self) -> str:
-        """Its setting and its seed in words."""
+        """The setting and the seed as text."""
         return ", ".join([*(f"{name} {value}" for name, value in self.setting.items()), f"seed {self.seed}"])
 
     def __str__(self) -> str:
@@ -73,9 +73,9 @@ def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]]
     """List the runs of a comparison.
 
     Args:
-        config: What is compared.
-        folder: Where.
-        resolve: The options of a run -> its whole configuration as YAML, and its number of rounds.
+        config: The comparison.
+        folder: Folder of the comparison.
+        resolve: Options of a run -> its complete configuration as YAML, and its number of rounds.
 
     Raises:
         ValueError: If a run's options are wrong, or two runs would share a folder.
@@ -91,7 +91,9 @@ def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]]
             try:
                 shared = whole.pop("algorithm", None) or {}
                 arguments, own = flat(shared), flat(config.methods[method] or {})
-                if "init_args" in shared:  # that of a run, whose class is not that of all methods
+                if (
+                    "init_args" in shared
+                ):  # copied from the configuration of a run: its class is not that of all methods
                     arguments.pop("class_path", None)
                 class_path = own.pop("class_path", method)
                 whole["algorithm"] = {"class_path": class_path, "init_args": {**arguments, **own}}
@@ -108,7 +110,7 @@ def require_own_folders(runs: Sequence[PlannedRun]) -> None:
     """Check that no two runs share a folder.
 
     Raises:
-        ValueError: If two do; the message names it.
+        ValueError: If two runs share a folder; the message names it.
     """
     counts = collections.Counter(run.folder for run in runs)
     if twice := [folder for folder, count in counts.items() if count > 1]:
@@ -118,7 +120,7 @@ def require_own_folders(runs: Sequence[PlannedRun]) -> None:
 
 
 def settings_of(runs: Iterable[PlannedRun]) -> list[dict[str, Any]]:
-    """Return the settings of runs, in order."""
+    """Return the distinct settings of runs, in order."""
     distinct: list[dict[str, Any]] = []
     for run in runs:
         if run.setting not in distinct:
@@ -127,7 +129,7 @@ def settings_of(runs: Iterable[PlannedRun]) -> list[dict[str, Any]]:
 
 
 def merged(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested options with some replaced.
+    """Return nested options with some of them replaced.
 
     Example:
         >>> merged({"data": {"a": 1, "b": 2}}, {"data": {"b": 3}})
@@ -141,10 +143,10 @@ def merged(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
 
 
 def flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of an algorithm side by side, those below init_args among them.
+    """Return the options of an algorithm in one mapping, with those below ``init_args`` moved to the top.
 
     Raises:
-        ValueError: If they are no mapping.
+        ValueError: If the options are not a mapping.
 
     Example:
         >>> flat({"class_path": "FedProx", "init_args": {"mu": 0.1}})
@@ -157,7 +159,7 @@ def flat(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
-    """Return ``a.b`` and a value as nested options.
+    """Return an option with a dotted name, such as ``a.b``, as nested options.
 
     Example:
         >>> nested("data.partition", "iid")
@@ -168,7 +170,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 
 def file_name(text: str) -> str:
-    """Return a text as the name of a folder; a long one is cut, and stays apart from others by its hash.
+    """Turn a text into a folder name; a long text is cut and gets its hash as a suffix, so that names stay distinct.
 
     Example:
         >>> file_name("FedLC, tau 0.5"), len(file_name("a" * 300))
@@ -182,18 +184,19 @@ def file_name(text: str) -> str:
 
 
 def check_folders(runs: Sequence[PlannedRun]) -> None:
-    """Check that what the folders hold already are these runs, and that nothing leads out of them.
+    """Check that the folders hold nothing but these runs, and no links that lead out of them.
 
     Args:
         runs: The runs.
 
     Raises:
-        ValueError: If a folder holds a run with other options, which the message lists, a link, or a pipe; or if a file cannot be read.
+        ValueError: If a folder holds a run with other options, which the message lists, a link or a pipe, or if a file
+            cannot be read.
     """
     for run in runs:
-        for folder in reversed(run.folder.parents[: len(run.setting) + 2]):  # from that of the comparison downwards
+        for folder in reversed(run.folder.parents[: len(run.setting) + 2]):  # from the comparison's folder downwards
             refuse_links(folder)
-        if run.log.exists() and not run.log.is_file():  # to open a pipe would wait for ever
+        if run.log.exists() and not run.log.is_file():  # opening a pipe would block
             raise ValueError(
                 f"Expected {run.log} to be a file, into which the output of the run goes, got something else."
             )

@@ -1,4 +1,4 @@
-"""The files of a comparison: tables first, whatever becomes of the figure."""
+"""The files of a comparison: tables and figures. A failure to draw a figure does not affect the tables."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 def rows(
     runs: Sequence[PlannedRun], groups: Mapping[str, Sequence[str]] | None = None, budget: Budget = "rounds"
 ) -> list[dict[str, Any]]:
-    """Return the rows of the finished runs, with the titles of their methods' groups if there are some.
+    """Return the rows of the finished runs; if there are groups, with the title of each method's group.
 
     Raises:
         ValueError: If the runs cannot be compared at the same bytes, see :func:`~fedamm_pl.results.budget.at_equal_bytes`.
@@ -72,7 +72,7 @@ def finished(runs: Sequence[PlannedRun]) -> Summaries:
 
 
 def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield each setting, as text, with its rows."""
+    """Yield each setting as text, with its rows."""
     for setting in settings_of(runs):
         members = [row for row in found if all(row[name] == value for name, value in setting.items())]
         if members:
@@ -82,11 +82,13 @@ def settings(runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]]) -> Ite
 def pairs(
     runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]], reference: str | None = None
 ) -> dict[str, Paired]:
-    """Return each setting, as text, and its methods on the seeds that all share; those with a run that failed or diverged are left out.
+    """Return setting as text -> its methods, compared on the seeds that all share.
+
+    Methods with a run that failed or diverged are left out.
 
     Args:
-        runs: All that were planned.
-        found: The rows of those that are finished.
+        runs: All planned runs.
+        found: Rows of the finished runs.
         reference: The method that the others are compared with.
     """
     compared = {}
@@ -102,11 +104,13 @@ def pairs(
 def over_all(
     runs: Sequence[PlannedRun], found: Sequence[dict[str, Any]], reference: str | None = None
 ) -> tuple[list[dict[str, Any]], Paired] | None:
-    """Return the rows averaged over the settings, and their differences; None where there is one setting, or a setting has none.
+    """Return the rows averaged over the settings, and their differences.
+
+    Returns None if there is only one setting, or if a setting has no rows.
 
     Args:
-        runs: All that were planned.
-        found: The rows of those that are finished.
+        runs: All planned runs.
+        found: Rows of the finished runs.
         reference: The method that the others are compared with.
     """
     blocks = [members for _, members in settings(runs, found)]
@@ -119,7 +123,7 @@ def over_all(
 
 
 def _left_out(runs: Sequence[PlannedRun], place: str) -> dict[str, list[str]]:
-    """Return method -> which of its runs cannot be compared, and why."""
+    """Return method -> its runs that cannot be compared, each with the reason."""
     found: dict[str, list[str]] = {}
     for run in runs:
         summary = run.summary
@@ -142,27 +146,27 @@ def write_results(
     tuning: Tuning | None = None,
     budget: Budget = "rounds",
 ) -> str:
-    """Write results.csv, results.md, results.tex, results.pdf, results.png, and all the runs' summaries in one file.
+    """Write results.csv, results.md, results.tex, results.pdf, results.png, and the summaries of all runs in one file.
 
-    Where methods share seeds, their differences are in results.md and results.tex too, in results_paired.csv, and drawn in
-    results_paired.pdf and .png; their mean ranks over several settings are in results_ranks.pdf and .png. Such files of before that
-    these runs do not give are removed.
+    If methods share seeds, results.md and results.tex also have their paired differences; these are in
+    results_paired.csv too, and drawn in results_paired.pdf and .png. Mean ranks over several settings are drawn in
+    results_ranks.pdf and .png. Such files from an earlier call are removed if they do not apply to these runs.
 
     Args:
-        folder: Where.
-        runs: All that were planned.
+        folder: Folder of the comparison.
+        runs: All planned runs.
         reference: The method that the others are compared with, see :func:`~fedamm_pl.results.pairs.default_reference`.
-        groups: Title -> methods: so tables and figures show them.
-        tuning: How options of methods were chosen, if they were.
-        budget: What all methods may spend. With bytes, the files are called results_bytes, and accuracy against bytes is drawn in
-            results_bytes_curves.pdf and .png.
+        groups: Title -> methods, as tables and figures show them.
+        tuning: How the options of methods were chosen, if any were.
+        budget: What all methods may spend. With bytes, the files are called results_bytes, and accuracy against bytes
+            is drawn in results_bytes_curves.pdf and .png.
 
     Returns:
         The tables as Markdown.
 
     Raises:
         ValueError: If the runs cannot be compared at the same bytes.
-        OSError: If a table cannot be written. A figure that cannot be drawn or written is a warning.
+        OSError: If a table cannot be written. A figure that cannot be drawn or written causes only a warning.
     """
     found, stem = rows(runs, groups, budget), "results_bytes" if budget == "bytes" else "results"
     write_atomically(folder / f"{stem}.csv", as_csv(found).encode())
@@ -230,7 +234,7 @@ def _tables(
 
 
 def _draw(path: Path, draw: Callable[[], Figure] | None) -> None:
-    """Write a figure as PDF and PNG; remove that of before if there is nothing to draw."""
+    """Write a figure as PDF and PNG, or remove an earlier one if there is nothing to draw."""
     files = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("pdf", "png")}
     if draw is None:
         for file in files.values():

@@ -1,4 +1,4 @@
-"""What a comparison calls the methods of its runs, which know only the class: read from its results.csv."""
+"""Names of methods in a comparison, read from its results.csv: the files of a run have only the name of the class."""
 
 import csv
 import io
@@ -12,16 +12,17 @@ from fedamm_pl.results.runs import Run
 
 RESULTS = "results.csv"
 MAX_NAME = 200
-"""Letters of a name: a page has no room for more."""
+"""Largest length of a name in characters; a page has no room for more."""
 MAX_SETTINGS = 6
-"""Folders between that of a comparison and those of its methods."""
+"""Largest number of folders between that of a comparison and those of its methods."""
 
 
 def comparison_names(runs: Sequence[Run]) -> list[str | None]:
-    """Return for each run the name of its method in the comparison in whose folder it lies; None if nothing tells.
+    """Return the name of each run's method in the comparison that contains the run; None if it is unknown.
 
-    The folder of a run is made of its setting, its method and its seed. A row of results.csv has all three, so that a name is taken
-    only if the whole path agrees; seeds that are not finished share the folder of their method with those that are.
+    The path of a run in a comparison is made of its setting, method and seed. The names are taken from the rows of
+    results.csv, and a name is used only if the whole path to the method's folder agrees. The runs of a method for all
+    seeds of a setting share this folder, so a name is also found for a run that is not finished.
     """
     known: dict[Path, dict[Path, str]] = {}
     found = []
@@ -36,8 +37,8 @@ def comparison_names(runs: Sequence[Run]) -> list[str | None]:
 
 
 def _methods(folder: Path) -> dict[Path, str]:
-    """Return the folders of the methods of a comparison -> their names; empty if the folder is that of no comparison."""
-    with suppress(ValueError, OSError):  # a file of something else, or none that may be read
+    """Return folder -> name of each method of a comparison; empty if the folder does not hold a comparison."""
+    with suppress(ValueError, OSError):  # not a comparison's file, or not readable
         named: dict[Path, str] | None = read(folder / RESULTS, lambda text: _named(folder, text))
         return named or {}
     return {}

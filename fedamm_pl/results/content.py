@@ -1,4 +1,4 @@
-"""The files of a run are checked once, when they are read: each field, see :mod:`fedamm_pl.federation.contents`, and all together."""
+"""Checks of a run's files when they are read: each field (see :mod:`fedamm_pl.federation.contents`) and consistency."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ def check_summary(content: Any) -> None:
     """Check the content of summary.json.
 
     Raises:
-        ValueError: If it is not as a run writes it; the message names the field.
+        ValueError: If it differs from what a run writes; the message names the field.
     """
     SUMMARY(content)
     shown = {"test/acc", *content["final"]} & SHOWN.keys()
@@ -44,7 +44,8 @@ def check_diagnostics(content: Any) -> None:
     """Check the content of diagnostics.json.
 
     Raises:
-        ValueError: If it is not as a run writes it, or its lists do not fit together; the message names the field.
+        ValueError: If it differs from what a run writes, or its lists have inconsistent lengths; the message names the
+            field.
     """
     DIAGNOSTICS(content)
     counts, matrix, losses = content["class_counts"], content.get("confusion"), content.get("losses") or ()
@@ -76,7 +77,7 @@ def check_history(columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -
     """Check the content of metrics.csv.
 
     Raises:
-        ValueError: If it is not as a run writes it; the message names the column, and the row, the first being 1.
+        ValueError: If it differs from what a run writes; the message names the column and the row, counted from 1.
     """
     if len(set(columns)) < len(columns):
         raise ValueError("it has a column twice")
@@ -99,17 +100,17 @@ def check_history(columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -
 
 
 def check_options(flat: Mapping[str, Any]) -> None:
-    """Check those options of a configuration that are shown as numbers.
+    """Check the options of a configuration that are shown as numbers.
 
     Raises:
-        ValueError: If one is none; the message names it.
+        ValueError: If one of them is not a number in its range; the message names it.
     """
     for name, kind in {"seed": whole(), "federation.client_fraction": SHARE}.items():
         inside(name, nullable(kind), flat.get(name))
 
 
 def check_together(summary: Mapping[str, Any] | None, diagnostics: Mapping[str, Any] | None) -> None:
-    """Check that both files are of one run.
+    """Check that both files belong to the same run.
 
     Raises:
         ValueError: If they differ in their number of classes.
@@ -140,5 +141,5 @@ def _check_groups(content: Mapping[str, Any]) -> None:
 
 
 def expected_class(num_classes: int, label: int, where: str) -> FieldError:
-    """Return the error that there is no such class."""
+    """Return the error for a class index out of range."""
     return FieldError(expected(f"a class from 0 to {num_classes - 1}", label).said, where)

@@ -1,4 +1,4 @@
-"""Observers of a run that draw. A failure to draw costs the figures, never the run; a disk that fails is another matter."""
+"""Callbacks that draw figures of a run. A failure to draw does not end the run; an error of the disk is raised."""
 
 import io
 import logging
@@ -26,18 +26,18 @@ from fedamm_pl.results.run_figures import run_figures
 log = logging.getLogger(__name__)
 
 DRAWING_SHARE = 0.01
-"""Share of a run's time that figures for a logger may take before the last round."""
+"""Largest share of a run's time that drawing figures for a logger may take before the last round."""
 FIRST_DRAWING = 2.0
-"""Seconds that they are expected to take before it is known."""
+"""Seconds that the first drawing is assumed to take."""
 DATA_FIGURES = ("class_counts", "partition")
-"""Figures that stay the same from round to round."""
+"""Figures that are the same in every round."""
 
 
 class LogFigures(FederationCallback):
     """Sends the figures of a run to a Lightning logger, as often as a hundredth of the run's time allows, and at the end.
 
-    Loggers that take no images get none: TensorBoard's takes them, and those that have ``log_image``. Where ``LogTo`` has the
-    same logger it comes after this one: at the end it closes the log.
+    Only loggers that accept images get them: TensorBoard's, and those with a method ``log_image``. If ``LogTo`` uses
+    the same logger, put it after this callback, since it closes the log at the end of the run.
 
     Args:
         logger: Any Lightning logger.
@@ -47,7 +47,7 @@ class LogFigures(FederationCallback):
         self.logger = logger
 
     def on_run_start(self, run: Run) -> None:
-        """Start the clock."""
+        """Start measuring the time of the run."""
         self._start, self._drawing, self._cost, self._drawn = time.monotonic(), 0.0, FIRST_DRAWING, -1
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
@@ -93,7 +93,7 @@ class FigureFiles(FederationCallback):
         self.folder = Path(folder)
 
     def on_run_end(self, run: Run) -> None:
-        """Write them."""
+        """Write the figures."""
         with decoration(str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, figure in figures(run).items():
@@ -104,7 +104,7 @@ class FigureFiles(FederationCallback):
 
 @contextmanager
 def decoration(what: str) -> Iterator[None]:
-    """Let a failure to draw cost the figures, not the run; a disk that fails is another matter."""
+    """Turn a failure to draw into a warning, so that the run goes on; an error of the disk is raised."""
     try:
         yield
     except Exception as error:
@@ -113,18 +113,18 @@ def decoration(what: str) -> Iterator[None]:
         log.warning("%s: could not be drawn, the run goes on without (%s: %s)", what, type(error).__name__, error)
 
 
-_figures: dict[int, tuple[int, dict[str, Figure]]] = {}  # by the identity of a run, for as long as there is the run
+_figures: dict[int, tuple[int, dict[str, Figure]]] = {}  # by id of a run; removed together with the run
 
 
 def figures(run: Run) -> dict[str, Figure]:
-    """Draw the figures of a run so far, by name, laid out; once for all who ask after the same round."""
+    """Return name -> figure of the run so far, laid out; the figures of a round are drawn once and reused."""
     if id(run) not in _figures:
         finalize(run, _figures.pop, id(run), None)
     round_num, drawn = _figures.get(id(run), (-1, {}))
     if round_num != run.state.round_num:
         drawn = run_figures(run.state.history, diagnostics(run))
         for figure in drawn.values():
-            if engine := figure.get_layout_engine():  # the dear part, which each rendering would do anew
+            if engine := figure.get_layout_engine():  # the expensive part; otherwise each rendering repeats it
                 engine.execute(figure)
                 figure.set_layout_engine("none")
         _figures[id(run)] = run.state.round_num, drawn
@@ -135,7 +135,7 @@ _pixels: WeakKeyDictionary[Figure, NDArray[np.uint8]] = WeakKeyDictionary()
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Render a figure to an array (H, W, 4); once for all who ask."""
+    """Render a figure to an array of shape (H, W, 4); the result is cached."""
     if figure not in _pixels:
         canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()

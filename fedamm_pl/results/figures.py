@@ -1,4 +1,4 @@
-"""Figures: data in, matplotlib Figure out. Nothing here opens a window or touches matplotlib's global state."""
+"""Functions that take data and return a matplotlib Figure. None opens a window or changes matplotlib's global state."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,10 +47,10 @@ from fedamm_pl.results.method_panels import method_panels
 
 
 def weight_curves(weight_nets: Mapping[str, Sequence[nn.Module]], largest_loss: float = 10.0) -> Figure:
-    """Draw the learned mapping loss -> weight V(loss), a line with a band of the range over seeds for each label.
+    """Draw the learned mapping loss -> weight V(loss): for each label, the mean over seeds and a band of their range.
 
     Args:
-        weight_nets: Label -> weight nets, one a seed.
+        weight_nets: Label -> weight nets, one per seed.
         largest_loss: Right end of the axis, in nats of cross-entropy.
     """
     figure, (axes,) = new_figure(5, 3.4)
@@ -72,7 +72,7 @@ def comparison(
 
     Args:
         panels: Setting -> group (all, many, ...) -> method -> accuracy of each seed, in percent.
-        groups: Title -> methods, where they are shown in groups.
+        groups: Title -> methods, if they are shown in groups.
 
     Returns:
         A figure with the seeds as small dots, the mean as a large mark, and its 95 % interval (Student's t) as a bar.
@@ -88,12 +88,14 @@ def comparison(
 
 
 def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], class_names: Sequence[str] = ()) -> Figure:
-    """Draw the training images of each class, classes by falling count (ties by index), linear and logarithmic.
+    """Draw the number of training images of each class on a linear and a logarithmic axis.
+
+    Classes are in order of decreasing count, ties by index.
 
     Args:
-        counts: Training images, by class index.
+        counts: Number of training images, by class index.
         groups: Shot group -> class indices.
-        class_names: By class index.
+        class_names: Names of the classes, by index.
     """
     order = sorted(range(len(counts)), key=lambda label: (-counts[label], label))
     ranks = np.argsort(order) + 1
@@ -113,12 +115,12 @@ def class_counts(counts: Sequence[int], groups: Mapping[str, Sequence[int]], cla
 
 
 def partition(client_counts: ArrayLike, class_names: Sequence[str] = (), client_names: Sequence[str] = ()) -> Figure:
-    """Draw which client has how many training images of which class.
+    """Draw the number of training images of each class at each client.
 
     Args:
-        client_counts: Images of class c at client k, shape (K, C).
-        class_names: By class index.
-        client_names: By client.
+        client_counts: Number of images of class c at client k, shape (K, C).
+        class_names: Names of the classes, by index.
+        client_names: Names of the clients, by index.
     """
     counts = as_array(client_counts)
     num_clients, num_classes = counts.shape
@@ -136,9 +138,10 @@ def weight_mapping(losses: ArrayLike, curves: Mapping[int, ArrayLike], histogram
     """Draw how the learned mapping loss -> weight V(loss) changes over the rounds.
 
     Args:
-        losses: Grid in nats, shape (n,).
+        losses: Grid of losses in nats, shape (n,).
         curves: Round -> weights on the grid, shape (n,). At most six rounds are drawn, light to dark.
-        histogram: Share of the training examples from each value of the grid to the next, the last without upper end.
+        histogram: Share of the training examples whose loss lies between each value of the grid and the next; the last
+            interval has no upper end.
     """
     grid, rounds = as_array(losses), sorted(curves)
     figure, axes = mapping_figure(grid, histogram)
@@ -150,7 +153,10 @@ def weight_mapping(losses: ArrayLike, curves: Mapping[int, ArrayLike], histogram
 
 
 def family_mapping(losses: ArrayLike, curves: Sequence[ArrayLike], histogram: ArrayLike | None = None) -> Figure:
-    """Draw the learned mapping of each family of classes, the one with the smallest classes first; see :func:`weight_mapping`."""
+    """Draw the learned mapping of each family of classes, from the smallest classes to the largest.
+
+    See :func:`weight_mapping`.
+    """
     figure, axes = mapping_figure(as_array(losses), histogram)
     ends = {0: " (smallest classes)", len(curves) - 1: " (largest classes)"}
     for index, curve in enumerate(curves):
@@ -165,7 +171,7 @@ def class_weights(rounds: ArrayLike, weights: ArrayLike, groups: Mapping[str, Se
 
     Args:
         rounds: Rounds, shape (R,).
-        weights: 1 where an example counts as in FedAvg, NaN where none of the class was seen, shape (R, C).
+        weights: Relative weights, shape (R, C): 1 if examples of the class count as in FedAvg, NaN if none was seen.
         groups: Shot group -> class indices. The line of a group is the mean over its classes.
     """
     x, y = as_array(rounds), as_array(weights)
@@ -191,7 +197,7 @@ def accuracy(rounds: ArrayLike, series: Mapping[str, ArrayLike], last: int = LAS
     Args:
         rounds: Evaluated rounds, shape (R,).
         series: Name (all, many, ...) -> accuracy in [0, 1], shape (R,).
-        last: Evaluations that the mean is taken over; round 0 is none of them unless it is the only one.
+        last: Number of evaluations that the mean is taken over; round 0 is excluded unless it is the only one.
     """
     x, styles, means = as_array(rounds), group_styles(series), {}
     tail = (np.flatnonzero(x > 0) if (x > 0).any() else np.arange(len(x)))[-last:]
@@ -220,14 +226,14 @@ def class_accuracy(
     groups: Mapping[str, Sequence[int]],
     labels: tuple[str, str] = ("first", "last"),
 ) -> Figure:
-    """Draw the accuracy of each class against its training images, in two evaluations.
+    """Draw the accuracy of each class against its number of training images, for two evaluations.
 
     Args:
-        counts: Training images, by class index.
-        first: Accuracy in [0, 1] by class index, NaN where unknown; drawn hollow.
-        last: The same of a later evaluation; drawn filled.
+        counts: Number of training images, by class index.
+        first: Accuracy in [0, 1] by class index, NaN if unknown; drawn hollow.
+        last: The same for a later evaluation; drawn filled.
         groups: Shot group -> class indices.
-        labels: What the two evaluations are called.
+        labels: Names of the two evaluations.
     """
     number, before, after = as_array(counts), 100 * as_array(first), 100 * as_array(last)
     x = np.maximum(number, 0.5)  # a logarithmic axis has no 0
@@ -251,11 +257,11 @@ def class_accuracy(
 
 
 def confusion(matrix: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
-    """Draw which class is taken for which, in percent of the test images of the true class.
+    """Draw the confusion matrix, in percent of the test images of the true class.
 
     Args:
-        matrix: Test images, rows by true class, columns by predicted class, shape (C, C).
-        class_names: By class index.
+        matrix: Number of test images, rows by true class, columns by predicted class, shape (C, C).
+        class_names: Names of the classes, by index.
     """
     counts = as_array(matrix)
     totals = counts.sum(1, keepdims=True)
@@ -271,11 +277,11 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
 
 
 def accuracy_against_bytes(panels: Mapping[str, Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]]) -> Figure:
-    """Draw the accuracy that is reached with so many bytes, the mean over the seeds with a band of their range.
+    """Draw the accuracy against the bytes exchanged so far: the mean over the seeds with a band of their range.
 
     Args:
-        panels: Setting -> label -> bytes so far and accuracy in [0, 1] of each seed, both of shape (n,). Seeds of different
-            lengths have no mean and are drawn one by one.
+        panels: Setting -> label -> (bytes so far, accuracy in [0, 1]) of each seed, both of shape (n,). If n differs
+            between seeds, each is drawn as a line without a mean.
     """
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
     columns = min(len(panels), 2)

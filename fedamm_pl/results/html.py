@@ -1,4 +1,4 @@
-"""The report's page: templates filled with what is known of runs, in one file that loads nothing."""
+"""The HTML page of a report: templates filled with the content of runs, in one file that loads nothing else."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ from fedamm_pl.results.figure_parts import rendered
 from fedamm_pl.results.tables import Cells, is_heading
 from fedamm_pl.terminal import printable
 
-WIDE = 7  # inches; a wider figure gets a row of its own
+WIDE = 7  # inches; a wider figure is alone in its row
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Picture:
 
     Attributes:
         data: The SVG file, in base64.
-        title: What it shows.
-        caption: How to read it.
-        wide: Whether it gets a row of its own.
+        title: Title of the figure.
+        caption: Text that explains how to read it.
+        wide: Whether it is alone in its row.
     """
 
     data: str
@@ -37,8 +37,8 @@ class Picture:
 
 
 def picture(figure: Figure, title: str, caption: str) -> Picture:
-    """Return a figure to put inside the page."""
-    # outlines in place of fonts: as sharp, and the same on every machine; the salt makes the same figure the same bytes
+    """Convert a figure for the page."""
+    # text as outlines looks the same on every machine; with a fixed salt the same figure always gives the same bytes
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "fedamm"}):
         data = base64.b64encode(rendered(figure, "svg", metadata={"Date": None})).decode()
     return Picture(data, title, caption, figure.get_figwidth() > WIDE)
@@ -48,11 +48,11 @@ def render(template: str, **content: Any) -> str:
     """Fill a template.
 
     Args:
-        template: Its file name in ``templates``.
-        content: What it shows. All texts are escaped, and their control characters shown as codes.
+        template: File name in ``templates``.
+        content: Variables of the template. All texts are escaped, and their control characters shown as codes.
 
     Returns:
-        A whole page. Its only script sorts the tables; the page's policy admits no other.
+        A complete page. Its only script sorts the tables; the page's content security policy allows no other.
     """
     style, script = (_source(name) for name in ("report.css", "sort.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -61,7 +61,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def blocks(cells: Cells) -> Iterator[tuple[str, Cells]]:
-    """Yield the blocks of a table: the heading above each, empty if there is none, and its rows."""
+    """Yield the blocks of a table: the heading above each block, empty if it has none, and its rows."""
     title, rows = "", list[Any]()
     for row in cells[1:]:
         if not is_heading(row):

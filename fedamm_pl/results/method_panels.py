@@ -1,4 +1,4 @@
-"""The frame of figures that compare methods: a panel for each setting and group of classes, a line for each method."""
+"""Layout of figures that compare methods: a panel for each setting and group of classes, a line for each method."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,18 @@ def method_panels(
     unit: str,
     inches: tuple[float, float],
 ) -> Figure:
-    """Draw a panel for each setting and group of classes, a line for each method, methods in groups below their titles.
+    """Draw a panel for each setting and group of classes, with a line for each method.
 
     Args:
-        panels: Setting -> group of classes (all, many, ...) -> method -> what is known of it.
-        groups: Title -> methods; None or empty: there are none.
-        draw: Draws a panel, given line -> what is known of the method there, and the style of the group of classes.
-        unit: What the horizontal axes say.
+        panels: Setting -> group of classes (all, many, ...) -> method -> data to draw.
+        groups: Title -> methods, which are then listed below this title. None or empty: no groups.
+        draw: Draws a panel, given its axes, line number -> data of the method on this line, and the style of the group
+            of classes.
+        unit: Label of the horizontal axes.
         inches: Height of a panel without lines, and of a line.
     """
     methods = dict.fromkeys(name for shown in panels.values() for group in shown.values() for name in group)
-    lines: list[tuple[str, bool]] = []  # and whether it is a title
+    lines: list[tuple[str, bool]] = []  # text, and whether it is the title of a group
     for title, members in in_groups(methods, groups or {}):
         lines += [*([(title, True)] if title else []), *((name, False) for name in members)]
     styles = group_styles(list(dict.fromkeys(name for setting in panels.values() for name in setting)))
@@ -48,13 +49,15 @@ def method_panels(
         )
         for at, (text, above) in enumerate(lines):
             if above:
-                axes.axhspan(at - 0.5, at + 0.5, color="0.93", linewidth=0, zorder=2.5)  # over lines, below texts
-                if index % len(styles) == 0:  # over the whole row
+                axes.axhspan(at - 0.5, at + 0.5, color="0.93", linewidth=0, zorder=2.5)  # above lines, below texts
+                if index % len(styles) == 0:  # the title spans the row of panels
                     axes.set_zorder(1)
                     short = textwrap.shorten(drawable(text), int(12 * (width - 2)), placeholder=" ...")
                     axes.annotate(short, (0, at), (4, 0), xycoords=axes.get_yaxis_transform(), fontsize=SMALL, va="center", **place)  # fmt: skip
         over = titles[setting] if index % len(styles) == 0 else []
-        if over:  # over the whole row: its title only keeps the room, lest the layout widens the first panel
+        # the title of a setting spans the row of panels; as the first panel's own title it would widen this panel, so
+        # that title has only empty lines, which reserve the space
+        if over:
             axes.annotate(
                 "\n".join(over), (0, 1), (0, 18), xycoords="axes fraction", fontsize=MEDIUM + 1, va="bottom", **place
             )

@@ -1,4 +1,4 @@
-"""Figures of differences between methods: a forest plot, and Demsar's diagram of mean ranks (JMLR 7, 2006)."""
+"""Figures of differences between methods: a forest plot, and the diagram of mean ranks by Demsar (JMLR 7, 2006)."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ def forest(
     Args:
         panels: Setting -> group (all, many, ...) -> method -> difference in points.
         references: Setting -> the method that is subtracted.
-        groups: Title -> methods, where they are shown in groups.
+        groups: Title -> methods, if they are shown in groups.
 
     Returns:
-        A figure with the seeds as small dots, the mean as a large mark with its 95 % interval, a line at no difference, and a grey
-        band of half a point to its sides.
+        A figure with the seeds as small dots, the mean as a large mark with its 95 % interval, a line at no difference,
+        and a grey band of half a point on both sides of this line.
     """
 
     def draw(axes: Axes, lines: Mapping[int, Difference], style: Style) -> None:
@@ -47,11 +47,11 @@ def forest(
 
 
 def rank_diagram(ranks: Mapping[str, Ranks]) -> Figure:
-    """Draw the mean ranks of methods, the best at the left; bars join those that Nemenyi's test does not tell apart.
+    """Draw the mean ranks of methods, the best at the left; bars join methods that do not differ by Nemenyi's test.
 
     Args:
-        ranks: Title of a group of methods -> the ranks in it, each drawn with a panel for each group of classes; a single one without
-            a title if there are no groups.
+        ranks: Title of a group of methods -> the ranks in it, drawn with a panel for each group of classes. Without
+            groups, there is one entry with an empty title.
     """
     panels = [(title, mine, group) for title, mine in ranks.items() for group in mine.ranks]
     depths = [(len(mine.methods) + 1) // 2 for _, mine, _ in panels]
@@ -83,7 +83,7 @@ def _draw_axis(axes: Axes, num_methods: int, difference: float) -> None:
     for tick in range(1, num_methods + 1):
         axes.plot([tick, tick], [0, -0.15], color="black", linewidth=1, clip_on=False)
         axes.text(tick, -0.25, str(tick), fontsize=SMALL, ha="center", va="bottom")
-    end = min(1 + difference, num_methods)  # a longer one than the axis goes out of it
+    end = min(1 + difference, num_methods)  # a bar longer than the axis is cut, and has no end mark
     axes.plot(
         [1, end], [-1.15, -1.15], "|-" if end == 1 + difference else "-", color="0.35", linewidth=1.5, clip_on=False
     )

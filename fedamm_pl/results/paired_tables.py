@@ -1,4 +1,4 @@
-"""Differences between methods on the same seeds as tables, and what there is to say of them in words."""
+"""Tables of the differences between methods on the same seeds, and the texts that explain them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,11 +23,11 @@ WITHIN = "Methods are ranked within their group only."
 
 
 def difference_cells(paired: Paired, groups: Mapping[str, Sequence[str]] | None = None) -> Cells:
-    """Return the table of the differences: a block of lines for each result and group of classes, a line for each method.
+    """Return the table of the differences: a block for each result and group of classes, with a line for each method.
 
     Args:
         paired: The differences.
-        groups: Title -> methods; each result then has a block for each.
+        groups: Title -> methods; each result then has a block for each group of methods.
     """
     lines: list[Sequence[tuple[str, bool]]] = [*plain([["method", f"minus {paired.reference}", *HEAD]])]
     for key, found in paired.differences.items():
@@ -56,7 +56,7 @@ def rank_cells(ranks: Mapping[str, Ranks]) -> Cells:
     """Return the table of the mean ranks: a line for each method, and one for Friedman's test.
 
     Args:
-        ranks: Title of a group -> the ranks in it; a single one without a title if there are no groups.
+        ranks: Title of a group of methods -> the ranks in it. Without groups, there is one entry with an empty title.
     """
     lines: list[Sequence[tuple[str, bool]]] = [*plain([["method", *next(iter(ranks.values())).ranks]])]
     for title, mine in ranks.items():
@@ -68,7 +68,7 @@ def rank_cells(ranks: Mapping[str, Ranks]) -> Cells:
 
 
 def rank_legend(ranks: Mapping[str, Ranks]) -> str:
-    """Say what the mean ranks are; see :func:`rank_cells`."""
+    """Return the legend of the table of mean ranks; see :func:`rank_cells`."""
     differences = []
     for title, mine in ranks.items():
         difference = critical_difference(len(mine.methods), mine.num_settings, ALPHA)
@@ -80,7 +80,7 @@ def rank_legend(ranks: Mapping[str, Ranks]) -> str:
 def group_notes(
     pairs: Mapping[str, Paired], groups: Mapping[str, Sequence[str]], ranks: Mapping[str, Ranks]
 ) -> Iterator[str]:
-    """Say what groups of methods mean for the tables, and which of them have no mean ranks."""
+    """Yield notes on what groups of methods mean for the tables, and on which of them have no mean ranks."""
     if groups:
         yield "Bold marks the leader of a group: methods of different groups are not ranked against each other."
     methods = dict.fromkeys(name for paired in pairs.values() for found in paired.accuracies.values() for name in found)
@@ -93,7 +93,7 @@ def group_notes(
 
 
 def shared_seeds(paired: Paired) -> str:
-    """Say which seeds are paired."""
+    """Return a sentence that lists the paired seeds."""
     seeds = ", ".join(map(str, paired.seeds))
     return f"Paired differences from {paired.reference}, over the seeds {seeds}."
 

@@ -1,4 +1,4 @@
-"""Differences between methods on the same seeds: which runs make a pair, and what is known of the differences."""
+"""Differences between methods on the same seeds: pairs of runs, and statistics of their differences."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from fedamm_pl.results.statistics import (
 from fedamm_pl.results.tables import by_method, in_groups, titles
 
 LEVEL = 0.5
-"""Points of accuracy below which a mean difference counts as none."""
+"""A mean difference below this many points of accuracy counts as no difference."""
 ALPHA = 0.05
 LEAST_PAIRS, LEAST_METHODS, LEAST_SETTINGS = 2, 3, 2
 FIGURE = "mean_last_10"
@@ -30,12 +30,12 @@ class Difference:
     """A method minus the reference, in points, over the seeds that all methods share.
 
     Attributes:
-        values: By seed.
-        mean: Of them.
-        interval: Of the mean, 95 %, by Student's t.
-        p: By sign flips.
+        values: Difference for each seed.
+        mean: Mean of the differences.
+        interval: 95 % interval of the mean, by Student's t.
+        p: p value of the sign-flip test.
         holm: The same, corrected for the number of methods that are compared with the reference.
-        wilcoxon: By signed ranks, uncorrected.
+        wilcoxon: p value of Wilcoxon's signed-rank test, uncorrected.
         level: Probability that the true mean difference is below half a point.
     """
 
@@ -53,14 +53,14 @@ class Paired:
     """The methods of a setting on the seeds that all of them share.
 
     Attributes:
-        setting: In words; empty where there is only one.
+        setting: The setting as text; empty if there is only one.
         values: Option -> value of the setting.
         reference: The method that is subtracted.
-        seeds: Which all methods share.
-        columns: ``kind/group`` of a result, like ``mean_last_10/all`` -> its title.
-        accuracies: ``kind/group`` -> method -> accuracy in percent by seed.
-        differences: ``kind/group`` -> method -> its difference from the reference; empty where there is none to show.
-        notes: Sentences: who is left out, why nothing is shown, how small a p value can be.
+        seeds: Seeds that all methods share.
+        columns: ``kind/group`` of a result, such as ``mean_last_10/all`` -> its title.
+        accuracies: ``kind/group`` -> method -> accuracy in percent, by seed.
+        differences: ``kind/group`` -> method -> its difference from the reference; empty if there is none to show.
+        notes: Sentences on methods that are left out, on why nothing is shown, and on the smallest possible p value.
     """
 
     setting: str
@@ -74,19 +74,19 @@ class Paired:
 
     @property
     def forest(self) -> dict[str, dict[str, Difference]]:
-        """Group -> method -> difference, of the kind of result that is drawn."""
+        """Group -> method -> difference, for the kind of result that is drawn."""
         return {key.partition("/")[2]: found for key, found in self.differences.items() if key.startswith(FIGURE)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """The mean ranks of methods over several settings, 1 the best.
+    """The mean ranks of methods over several settings; 1 is best.
 
     Attributes:
         num_settings: Number of settings.
-        methods: Those of all settings.
+        methods: Methods that all settings have.
         ranks: Group of classes -> mean rank of each method.
-        friedman: Group of classes -> p value that all methods are alike.
+        friedman: Group of classes -> p value of Friedman's test that all methods are equal.
     """
 
     num_settings: int
@@ -105,11 +105,11 @@ def pair(
     """Compare the methods of a setting with one of them, on the seeds that all share.
 
     Args:
-        rows: One a finished run, see :func:`~fedamm_pl.results.tables.row`.
-        left_out: Method -> why it is compared with none, like "seed 1 failed".
+        rows: One row per finished run, see :func:`~fedamm_pl.results.tables.row`.
+        left_out: Method -> why it is left out of the comparison, such as "seed 1 failed".
         reference: The method that is subtracted; None: see :func:`default_reference`.
-        setting: In words.
-        values: Option -> value.
+        setting: The setting as text.
+        values: Option -> value of the setting.
     """
     names = list(dict.fromkeys([*(row["method"] for row in rows), *left_out]))
     first = reference or default_reference(names)
@@ -123,7 +123,7 @@ def pair(
     notes = [f"Left out of the paired differences: {method} ({why})." for method, why in left_out.items()]
     reason = None
     if len(names) < 2:
-        notes, reason = [], ""  # nobody expects a difference
+        notes, reason = [], ""  # with a single method, no reason is needed
     elif first not in methods:
         reason = f"No paired differences: the reference, {first}, has no complete runs."
     elif len(methods) < 2:
@@ -138,7 +138,7 @@ def pair(
 
 
 def default_reference(names: Sequence[str]) -> str:
-    """Return the method that the others are compared with: FedAvg, or the first FedAvg with other options, or the first.
+    """Return the method that the others are compared with: FedAvg, else the first FedAvg with options, else the first.
 
     Example:
         >>> default_reference(["FedAMM", "FedAvg, lr 0.1", "FedAvg"]), default_reference(["FedAMM", "FedProx"])
@@ -152,7 +152,7 @@ def compared(accuracies: Mapping[str, Sequence[float]], reference: str) -> dict[
     """Return method -> its difference from the reference.
 
     Args:
-        accuracies: Method -> accuracy in percent of each seed, the seeds in the same order.
+        accuracies: Method -> accuracy in percent for each seed, with the seeds in the same order for all methods.
         reference: One of the methods.
     """
     values = {
@@ -177,7 +177,7 @@ def compared(accuracies: Mapping[str, Sequence[float]], reference: str) -> dict[
 
 
 def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
-    """Say how small p values can be, where so few seeds cannot make them small.
+    """Yield a note on the smallest possible p value if so few seeds cannot make it significant after Holm's correction.
 
     Example:
         >>> print(*few_seeds(3, 1))
@@ -196,11 +196,12 @@ def few_seeds(num_seeds: int, num_compared: int) -> Iterator[str]:
 def rank(pairs: Sequence[Paired], among: Collection[str] | None = None) -> Ranks | None:
     """Return the mean ranks of the methods that all settings have, by their means over the seeds.
 
-    None if there are fewer than two settings with paired seeds, or fewer than three such methods: the tests then have nothing to say.
+    Returns None if there are fewer than two settings with paired seeds, or fewer than three such methods: too few for
+    the tests.
 
     Args:
-        pairs: Those of each setting.
-        among: Methods that are ranked, and count; None: all.
+        pairs: The methods of each setting.
+        among: Methods to rank; others are ignored. None: all methods.
     """
     found = [paired for paired in pairs if len(paired.seeds) >= LEAST_PAIRS]
     keys = [key for key in (found[0].columns if found else ()) if key.startswith(FIGURE)]
@@ -227,11 +228,12 @@ def rank(pairs: Sequence[Paired], among: Collection[str] | None = None) -> Ranks
 
 
 def rank_within(pairs: Sequence[Paired], groups: Mapping[str, Sequence[str]] | None = None) -> dict[str, Ranks]:
-    """Return the title of each group -> the mean ranks in it, see :func:`rank`; without groups of all methods, without a title.
+    """Return title -> mean ranks within each group of methods; see :func:`rank`.
 
     Args:
-        pairs: Those of each setting.
-        groups: Title -> methods. A group that cannot be ranked is left out.
+        pairs: The methods of each setting.
+        groups: Title -> methods. A group that cannot be ranked is left out. Without groups, all methods are ranked
+            under an empty title.
     """
     methods = dict.fromkeys(name for paired in pairs for found in paired.accuracies.values() for name in found)
     ranks = {title: rank(pairs, members) for title, members in in_groups(methods, groups or {})}

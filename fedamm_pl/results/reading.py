@@ -1,4 +1,4 @@
-"""Reading the files of a run's folder, which may come from somebody else: whole, bounded, and never through a link."""
+"""Readers for the files in a run's folder, which may come from an unknown source: size and content are checked."""
 
 import csv
 import io
@@ -19,69 +19,69 @@ from fedamm_pl.results.content import check_diagnostics, check_history, check_op
 
 METRICS = "metrics.csv"
 MAX_BYTES = {METRICS: 64_000_000, "config.yaml": 200_000, "summary.json": 32_000_000, "diagnostics.json": 64_000_000}
-"""Of each file, more than a run needs: what a stranger's takes in memory is bounded before it is read."""
+"""Largest size of each file in bytes, more than a run needs; it bounds the memory that an unknown file can take."""
 MAX_TABLE = 16_000_000
-"""Bytes of the table of a comparison, which is in no run's folder."""
+"""Largest size in bytes of a comparison's table, which is not in the folder of a run."""
 MAX_CELLS = 4_000_000
-"""Of metrics.csv."""
+"""Largest number of values in metrics.csv."""
 MAX_DEPTH, MAX_INTEGER = 30, 10**400
-"""Of mappings and lists in a configuration, and of its numbers: larger ones cannot be written again."""
+"""Deepest nesting and largest integer in a configuration; beyond these it could not be written out again."""
 PATIENCE = 0.2
-"""Seconds after which a row that is just being written is whole."""
+"""Seconds to wait until a row that is being written is complete."""
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Read summary.json of a run; None if it is not there.
+    """Read summary.json of a run; None if it is missing.
 
     Raises:
-        ValueError: If it cannot be read; the message names it.
+        ValueError: If the file cannot be read; the message names it.
     """
     summary: dict[str, Any] | None = read(folder / "summary.json", _summary)
     return summary
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read config.yaml of a run; None if it is not there.
+    """Read config.yaml of a run; None if it is missing.
 
     Raises:
-        ValueError: If it cannot be read; the message names it.
+        ValueError: If the file cannot be read; the message names it.
     """
     config: dict[str, Any] | None = read(folder / "config.yaml", _config)
     return config
 
 
 def read_diagnostics(folder: Path) -> dict[str, Any] | None:
-    """Read diagnostics.json of a run; None if it is not there.
+    """Read diagnostics.json of a run; None if it is missing.
 
     Raises:
-        ValueError: If it cannot be read; the message names it.
+        ValueError: If the file cannot be read; the message names it.
     """
     diagnostics: dict[str, Any] | None = read(folder / "diagnostics.json", _diagnostics)
     return diagnostics
 
 
 def read_history(folder: Path) -> list[dict[str, float]] | None:
-    """Read metrics.csv of a run, a row for each evaluated round; None if it is not there.
+    """Read metrics.csv of a run, a row for each evaluated round; None if it is missing.
 
     Raises:
-        ValueError: If it cannot be read; the message names it.
+        ValueError: If the file cannot be read; the message names it.
     """
     rows: list[dict[str, float]] | None = read(folder / METRICS, _rows)
     return rows
 
 
 def read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """Read and parse a file of a run; None if it is not there.
+    """Read and parse a file of a run; None if it is missing.
 
-    The folder may come from somebody else: a link would lead out of it, a pipe would be waited for, a huge file would fill the
-    memory.
+    The folder may come from an unknown source. Links, pipes and files that are too large are refused: a link could lead
+    out of the folder, reading a pipe could block, and a huge file could fill the memory.
 
     Args:
         path: The file.
-        parse: Its text -> its content.
+        parse: Text of the file -> its content.
 
     Raises:
-        ValueError: If it is not a regular file, or cannot be read; the message names it in one line.
+        ValueError: If the file is not a regular one, or cannot be read; the message names it in one line.
     """
     try:
         text = _text(path)
@@ -91,7 +91,7 @@ def read(path: Path, parse: Callable[[str], Any]) -> Any:
         return parse(text)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # mangled YAML may raise anything
+    except Exception as error:  # malformed YAML may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"Expected {path} to be as a run has written it, got a file that cannot be read: {reason:.300}"
@@ -102,7 +102,7 @@ def _text(path: Path) -> str:
     kind = path.lstat().st_mode
     if not stat.S_ISREG(kind):
         raise ValueError("it is a link" if stat.S_ISLNK(kind) else "it is not a regular file")
-    # what is opened may be another file than what was looked at: still no link is followed and no pipe waited for
+    # the file may have been replaced since the check; with these flags no link is followed and no pipe blocks
     most = MAX_BYTES.get(path.name, MAX_TABLE)
     with open(os.open(path, os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         content = file.read(most + 1)
@@ -116,7 +116,7 @@ def _rows(text: str) -> list[dict[str, float]]:
     columns = next(lines, [])
     if len(columns) > MAX_COLUMNS or len(columns) * text.count("\n") > MAX_CELLS:
         raise ValueError(f"it has more values than a run: {len(columns):,} columns in {text.count(chr(10)):,} lines")
-    # an empty field is a metric that the round does not have; NaN is a measured one
+    # an empty field is a metric that was not measured in the round; NaN is a measured value
     rows = [{name: float(value) for name, value in zip(columns, line, strict=True) if value} for line in lines if line]
     check_history(columns, rows)
     return rows
@@ -133,10 +133,10 @@ def _diagnostics(text: str) -> dict[str, Any]:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Reads YAML as a run writes it, without aliases: a few of them, nested, stand for more than fits into memory."""
+    """YAML loader that refuses aliases: no run writes them, and a few nested ones can expand beyond the memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose a node."""
+        """Compose a node; refuse an alias."""
         if self.check_event(yaml.AliasEvent):
             raise ValueError("it has an alias (*), which no run writes")
         return super().compose_node(parent, index)

@@ -1,4 +1,4 @@
-"""What a report says of a run in words: its facts, and the figures in them."""
+"""Facts about a run as text for its report, and the numbers in them."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from fedamm_pl.results.tables import COUNTS
 
 
 def facts(run: Run) -> dict[str, str]:
-    """Return term -> fact; what is not known is left out."""
+    """Return term -> fact about a run; unknown facts are left out."""
     flat, summary, counts = options(run), run.summary or {}, class_counts(run)
     model, parameters = summary.get("model", flat.get("algorithm.model")), summary.get("num_parameters")
     meta = "uses the server's balanced examples" if summary.get("uses_meta_set") else None
@@ -39,22 +39,22 @@ def facts(run: Run) -> dict[str, str]:
 
 
 def known_facts(facts: dict[str, str]) -> dict[str, str]:
-    """Leave out what is not known."""
+    """Leave out facts without a text."""
     return {term: fact for term, fact in facts.items() if fact}
 
 
 def known(template: str, value: Any) -> str | None:
-    """Format what may not be known."""
+    """Format a value; None if it is unknown."""
     return None if value is None else template.format(value)
 
 
 def joined(*parts: str | None) -> str:
-    """Join what is known."""
+    """Join the known parts with commas."""
     return ", ".join(filter(None, parts))
 
 
 def traffic(run: Run) -> str:
-    """Return the tensor bytes of a round, and of a client in it."""
+    """Return the tensor bytes that a client receives and sends, and those of a round, as text."""
     if run.summary is not None:
         per_client = [run.summary["bytes_per_round"][f"{way}_per_client"] for way in ("received", "sent")]
     else:
@@ -68,7 +68,7 @@ def traffic(run: Run) -> str:
 
 
 def time(run: Run) -> str:
-    """Return the wall time of a round, what it goes on, and the time that clients need, which they may spend side by side."""
+    """Return the wall time of a round and its parts, and the added time of its clients, which may run in parallel."""
     wall, needed = seconds(run), seconds(run, "client_seconds")
     total = sum(wall.values())
     if not total:
@@ -79,7 +79,12 @@ def time(run: Run) -> str:
 
 
 def seconds(run: Run, what: Literal["seconds", "client_seconds"] = "seconds") -> dict[str, float]:
-    """Return the seconds of a mean round by kind, by the clock or added up over clients; empty where nothing is known."""
+    """Return kind of work -> mean seconds per round; empty if unknown.
+
+    Args:
+        run: The run.
+        what: ``seconds`` of wall time, or ``client_seconds`` added up over clients.
+    """
     if run.summary is not None:
         return dict(run.summary[f"{what}_per_round"])
     last = totals(run)[-1:]
@@ -87,24 +92,27 @@ def seconds(run: Run, what: Literal["seconds", "client_seconds"] = "seconds") ->
 
 
 def megabytes(run: Run) -> float | None:
-    """Return the megabytes of a mean round, all clients, both ways."""
+    """Return the mean megabytes per round of all clients in both directions; None if unknown."""
     if run.summary is not None:
         return float(run.summary["bytes_per_round"]["received"] + run.summary["bytes_per_round"]["sent"]) / 1e6
     return next((float(row["bytes"] / row["round"] / 1e6) for row in totals(run)[-1:] if row["round"]), None)
 
 
 def totals(run: Run) -> list[dict[str, Any]]:
-    """Return bytes and seconds so far at each evaluated round; empty where nothing is known."""
+    """Return the bytes and seconds so far at each evaluated round; empty if unknown."""
     return list(run.diagnostics["rounds"]) if run.diagnostics else []
 
 
 def class_counts(run: Run) -> list[int]:
-    """Return the training images of each class; empty where nothing is known."""
+    """Return the number of training images of each class; empty if unknown."""
     return list((run.summary or run.diagnostics or {}).get("class_counts", ()))
 
 
 def imbalance(run: Run) -> str | None:
-    """Return smallest over largest class of what was trained on; a class without images has no reciprocal."""
+    """Return the ratio of the smallest to the largest training class, and its reciprocal, as text; None if unknown.
+
+    There is no reciprocal if a class has no images.
+    """
     if run.summary is None:
         return None
     factor, reciprocal = run.summary["imbalance_factor"], run.summary["IF"]
@@ -114,7 +122,7 @@ def imbalance(run: Run) -> str | None:
 
 
 def rounds(run: Run) -> str:
-    """Return how far a run is."""
+    """Return the number of completed rounds as text; for an unfinished run also the number of all rounds, if known."""
     if run.summary is not None:
         return f"{run.summary['num_rounds']} rounds"
     wanted = options(run).get("federation.num_rounds")
@@ -123,12 +131,12 @@ def rounds(run: Run) -> str:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """Return the configuration as option -> value."""
+    """Return the configuration of a run as option -> value; empty if there is none."""
     return flatten(run.config) if run.config else {}
 
 
 def percent(value: float | dict[str, float] | None) -> str:
-    """Format an accuracy, or the best one, which comes with its round; empty where there is none.
+    """Format an accuracy in percent, or the best one, which comes with its round; empty if there is none.
 
     Example:
         >>> percent(0.5), percent({"value": 0.5, "round": 3}), percent(None)

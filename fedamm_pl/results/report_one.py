@@ -1,4 +1,4 @@
-"""What a report shows of one run: results, key facts, figures, classes, clients, configuration, and how to repeat it."""
+"""Content of the report of one run: results, key facts, figures, classes, clients, configuration and command."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fedamm_pl.results.report_facts import class_counts, facts, imbalance, joine
 from fedamm_pl.results.runs import Run
 from fedamm_pl.results.tables import Cells, plain, titles
 
-MAX_CLIENT_ROWS = 1_000  # more make a page slow to open
+MAX_CLIENT_ROWS = 1_000  # with more, a page is slow to open
 CAPTIONS = {
     "class_counts": (
         "Training examples per class",
@@ -59,20 +59,20 @@ HEADLINE = (
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows of a run, below its title; what is not known is empty.
+    """What the page shows of a run below its title; unknown parts are empty.
 
     Attributes:
-        notes: What a reader must know before believing the numbers.
-        ended: Why it ended before its last round though nothing went wrong.
-        headline: Final, best and mean of the last ten.
-        legend: What is to be known of the headline.
+        notes: Warnings about the results, such as that the run is unfinished.
+        ended: Why the run ended early without a fault.
+        headline: Table with final, best and mean of the last ten evaluations.
+        legend: Explanation of the headline.
         facts: Term -> fact.
-        pictures: Its figures.
+        pictures: The figures.
         classes: A row for each class.
         clients: A row for each client, up to a thousand.
-        clients_title: How many there are.
-        config: Its configuration, as YAML.
-        command: The command that made it; None while it is unfinished.
+        clients_title: Number of clients as text.
+        config: The configuration as YAML.
+        command: The command that started the run; None while the run is unfinished.
         origin: Versions and hardware.
     """
 
@@ -129,7 +129,7 @@ def drawn(run: Run) -> list[Picture]:
 
 
 def attempted(draw: Callable[[], list[Picture]]) -> tuple[list[Picture], list[str]]:
-    """Return figures; or none, and a note that says so: the numbers are there without them."""
+    """Return the figures; if drawing fails, none and a note, so that the page is still made."""
     try:
         return draw(), []
     except Exception as error:
@@ -137,7 +137,7 @@ def attempted(draw: Callable[[], list[Picture]]) -> tuple[list[Picture], list[st
 
 
 def notes(run: Run) -> list[str]:
-    """Return what a reader must know before believing the numbers."""
+    """Return warnings about the results: that the run is unfinished, was stopped or has diverged."""
     if run.summary is None:
         return [f"This run is unfinished: what follows is its state after {rounds(run)}."]
     found, diverged = [], run.summary.get("diverged")
@@ -149,7 +149,7 @@ def notes(run: Run) -> list[str]:
 
 
 def headline(run: Run) -> Cells:
-    """Return the table of final, best and mean of the last ten; empty before the first evaluation."""
+    """Return the table of final, best and mean of the last ten evaluations; empty before the first evaluation."""
     if not run.history:
         return []
     results, final = run.results, run.results["final"]
@@ -180,7 +180,7 @@ def classes(run: Run) -> Cells:
 
 
 def class_names(run: Run) -> list[str]:
-    """Return the names of the classes; their numbers where nothing tells."""
+    """Return the names of the classes, or their numbers if the names are unknown."""
     return (run.diagnostics or {}).get("class_names") or list(map(str, range(len(class_counts(run)))))
 
 

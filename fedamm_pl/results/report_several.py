@@ -1,4 +1,4 @@
-"""What a report shows of several runs: their methods compared, a row for each run, and each run folded up."""
+"""Content of the report of several runs: a comparison of their methods, a row for each run, and each run's details."""
 
 import collections
 import os
@@ -21,8 +21,8 @@ from fedamm_pl.results.report_one import attempted, view
 from fedamm_pl.results.runs import Run
 from fedamm_pl.results.tables import BOLD, COSTS, KINDS, Cells, accuracies, plain, row, stacked, table, titles
 
-MAX_RUNS_WITH_FIGURES = 6  # a page of more takes long to open
-IRRELEVANT = ("seed", "data.root", "logger", "output.")  # what does not make a run another experiment
+MAX_RUNS_WITH_FIGURES = 6  # with figures of more runs, a page is slow to open
+IRRELEVANT = ("seed", "data.root", "logger", "output.")  # options in which runs of the same experiment may differ
 COMPARISON = (
     "Large marks are means over the seeds of the mean of the last evaluations (ten, if there are as many), with the mean's 95 % "
     "interval by Student's t; small dots are seeds. To tell methods apart, look at the paired differences."
@@ -62,18 +62,21 @@ def several(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Name runs by their method and by what differs between them; runs of one name differ in their seeds alone."""
+    """Name runs by their method and by the options that differ; runs with the same name differ in their seeds only."""
     flats = [options(run) for run in runs]
     return named(runs, flats, differing(flats))
 
 
 def named(runs: Sequence[Run], flats: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Name runs by their method and by options; where a comparison has a name for the method, that stands for its own options.
+    """Name runs by their method and by options.
+
+    If a run belongs to a comparison, its method has the name that the comparison gives it, without the options of the
+    algorithm that are the same in all runs of this name.
 
     Args:
         runs: The runs.
-        flats: The options of each.
-        names: Which options tell them apart.
+        flats: The options of each run.
+        names: The options that may appear in the names.
     """
     given = comparison_names(runs)
     same: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
@@ -93,7 +96,7 @@ def named(runs: Sequence[Run], flats: Sequence[dict[str, Any]], names: Sequence[
 
 
 def differing(flats: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the options that differ between runs, but for those that make no other experiment."""
+    """Return the options that differ between runs, except those in which runs of the same experiment may differ."""
     names = dict.fromkeys(name for flat in flats for name in flat)
     return [
         name
@@ -105,23 +108,23 @@ def differing(flats: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def said(flat: dict[str, Any], names: Sequence[str]) -> str:
-    """Return options of a run in words."""
+    """Return the named options of a run as text."""
     return joined(*(f"{name.rpartition('.')[2]} {flat[name]}" for name in names if name in flat))
 
 
 def seed_of(run: Run) -> str | None:
-    """Return the seed in words."""
+    """Return the seed as text; None if it is unknown."""
     return known("seed {}", run.seed)
 
 
 def repeated(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """Return a sentence for each seed that a method has run with twice."""
+    """Return a sentence for each seed that a method has run with more than once."""
     seen = collections.Counter(joined(name, seed_of(run)) for run, name in zip(runs, names, strict=True))
     return [f"{times} runs are {name}: the spread is too small." for name, times in seen.items() if times > 1]
 
 
 def run_lines(runs: Sequence[Run], names: Sequence[str]) -> Cells:
-    """Return a line for each run."""
+    """Return the table of the runs: a line for each."""
     chosen = [chosen_on(run.results["final"]) for run in runs if run.history]
     kinds = (f"all, {title}" for title in titles((run.num_averaged for run in runs), chosen).values())
     above = common_folder(runs)
@@ -144,10 +147,10 @@ def run_lines(runs: Sequence[Run], names: Sequence[str]) -> Cells:
 
 
 def common_folder(runs: Sequence[Run]) -> Path:
-    """Return the folder that all runs are in; an empty path if nothing tells."""
+    """Return the folder that contains all runs; an empty path if there is none."""
     try:
         return Path(os.path.commonpath([run.path.parent for run in runs]))
-    except ValueError:  # relative and absolute ones, or several drives
+    except ValueError:  # relative and absolute paths, or several drives
         return Path()
 
 
@@ -168,7 +171,10 @@ def methods(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def by_setting(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[str]]:
-    """Return each setting of the data -> the methods that ran on it; empty if there is one setting: others do not compare."""
+    """Return setting of the data -> the methods that ran on it; empty if there is only one setting.
+
+    Results on different data cannot be compared.
+    """
     flats = [options(run) for run in runs]
     settings: dict[str, dict[str, None]] = {}
     for flat, name in zip(flats, names, strict=True):
@@ -179,12 +185,12 @@ def by_setting(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[str]
 
 
 def data_options(flats: Sequence[dict[str, Any]]) -> list[str]:
-    """Return those of the options that differ between runs that concern the data."""
+    """Return the options of the data that differ between runs."""
     return [name for name in differing(flats) if name.startswith("data.")]
 
 
 def paired(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the differences between methods on the same seeds, a table for each setting of the data, with figures."""
+    """Return the differences between methods on the same seeds: a table for each setting of the data, and figures."""
     every = pairs(runs)
     found = [pair for pair in every if pair.differences or pair.notes]
     shown = {pair.setting: pair for pair in found if pair.differences}
@@ -217,9 +223,10 @@ def drawn_pairs(shown: dict[str, Paired], ranks: dict[str, Ranks]) -> list[Pictu
 
 
 def pairs(runs: Sequence[Run]) -> list[Paired]:
-    """Return the methods of each setting of the data on the seeds that all share; other data have other splits.
+    """Return, for each setting of the data, its methods compared on the seeds that all share.
 
-    Methods with a run that is not finished, was stopped or has diverged, and those with two runs of a seed, are left out.
+    Settings are kept apart, since other data have other splits. Methods with a run that is not finished, was stopped or
+    has diverged, with a run without a seed, or with two runs of a seed are left out.
     """
     flats = [options(run) for run in runs]
     names = differing(flats)
@@ -259,7 +266,7 @@ def drawn(runs: Sequence[Run], names: Sequence[str], rows: Sequence[dict[str, An
 def byte_curves(
     runs: Sequence[Run], names: Sequence[str]
 ) -> dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-    """Return label -> bytes so far and accuracy of each of its runs that tells its bytes."""
+    """Return label -> (bytes so far, accuracy) of each of its runs; runs without known bytes are left out."""
     curves: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
     for run, name in zip(runs, names, strict=True):
         sent = {row["round"]: row["bytes"] for row in totals(run)}

@@ -1,4 +1,4 @@
-"""Which figures there are of one run, drawn from what its files hold."""
+"""Figures of one run, drawn from the content of its files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,14 +21,14 @@ from fedamm_pl.results.figures import (
 
 
 def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str, Any] | None) -> dict[str, Figure]:
-    """Draw what there is to draw of one run.
+    """Draw all figures of one run for which there is data.
 
     Args:
         history: A row for each evaluated round.
         diagnostics: The content of diagnostics.json, or None.
 
     Returns:
-        Name of a file, without ending -> figure.
+        File name without ending -> figure.
     """
     known = diagnostics or {}
     names, counts, groups = known.get("class_names") or (), known.get("class_counts"), known.get("shot_groups") or {}
@@ -40,7 +40,7 @@ def run_figures(history: Sequence[Mapping[str, float]], diagnostics: Mapping[str
     if history:
         columns = dict.fromkeys(name for row in history for name in row if name.startswith("test/acc_"))
         found = [name.removeprefix("test/acc_") for name in columns if not name.startswith("test/acc_class_")]
-        # a group without a class in the test set has no column, but keeps the others' colours as they are elsewhere
+        # a group without a class in the test set has no column, but is listed so that the others keep their colours
         metrics = {"all": "test/acc"} | {name: f"test/acc_{name}" for name in groups or found}
         series = {name: [row.get(metric, np.nan) for row in history] for name, metric in metrics.items()}
         if any("val/acc" in row for row in history):

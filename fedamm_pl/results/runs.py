@@ -1,4 +1,4 @@
-"""Reading back what a run has left in its folder."""
+"""Runs as loaded from their folders."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 MAX_RUNS, MAX_SIZE = 2_000, 10**9
-"""Runs below one folder, and bytes of what is read of them."""
+"""Largest number of runs below one folder, and largest total size in bytes of the files that are read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder shows it; see :func:`load`.
+    """A run loaded from its folder; see :func:`load`.
 
     Attributes:
-        path: Its folder.
-        config: Its configuration, nested as in config.yaml; empty if it was made from Python.
-        history: A row for each evaluated round, the first of round 0; what was not measured is left out.
-        summary: The content of summary.json, or None while the run is unfinished.
-        diagnostics: The content of diagnostics.json, or None if there is none.
+        path: Folder of the run.
+        config: Configuration, nested as in config.yaml; empty if the run was made from Python.
+        history: A row for each evaluated round, the first of round 0; metrics that were not measured are left out.
+        summary: Content of summary.json, or None while the run is unfinished.
+        diagnostics: Content of diagnostics.json, or None if there is none.
     """
 
     path: Path
@@ -40,26 +40,26 @@ class Run:
 
     @cached_property
     def metrics(self) -> "DataFrame":
-        """The content of metrics.csv: a row for each evaluated round, a column for each metric, NaN where it was not measured."""
-        from pandas import DataFrame  # a third of a second, for those who want it
+        """Content of metrics.csv: a row for each evaluated round, a column for each metric, NaN if not measured."""
+        from pandas import DataFrame  # takes a third of a second to import
 
         return DataFrame(self.history, dtype=float)
 
     @property
     def method(self) -> str:
-        """Name of the algorithm's class; of the folder, where nothing tells."""
+        """Name of the algorithm's class, or of the folder if the class is unknown."""
         if self.summary is not None:
             return str(self.summary["method"])
         return str(self._option("algorithm", "class_path") or self.path.resolve().name).rpartition(".")[2]
 
     @property
     def dataset(self) -> str:
-        """Name of the data set, empty where nothing tells."""
+        """Name of the data set; empty if unknown."""
         return str((self.summary or {}).get("dataset") or self._option("data", "init_args", "dataset") or "")
 
     @property
     def seed(self) -> int | None:
-        """Its seed, or None where nothing tells."""
+        """Seed of the run; None if unknown."""
         return (self.summary or self.config).get("seed")
 
     @property
@@ -70,22 +70,22 @@ class Run:
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
-        """``final``, ``best`` and ``mean_last_10`` of each test metric, of the rounds so far if the run is unfinished."""
+        """``final``, ``best`` and ``mean_last_10`` of each test metric; for an unfinished run, of the rounds so far."""
         return self.summary or summarize(self.history)
 
     @property
     def num_averaged(self) -> int:
-        """Over how many evaluated rounds ``mean_last_10`` is the mean."""
+        """Number of evaluated rounds over which ``mean_last_10`` is the mean."""
         return int((self.summary or {}).get("num_averaged", num_averaged(self.history)))
 
     def figures(self) -> "dict[str, Figure]":
-        """Return the figures of the run: name -> figure, those that apply."""
-        from fedamm_pl.results.run_figures import run_figures  # matplotlib, for those who draw
+        """Return name -> figure for each figure that applies to the run."""
+        from fedamm_pl.results.run_figures import run_figures  # imports matplotlib
 
         return run_figures(self.history, self.diagnostics)
 
     def _option(self, *names: str) -> Any:
-        """Return an option of the configuration, or None if it is not there."""
+        """Return an option of the configuration, or None if it is missing."""
         value: Any = self.config
         for name in names:
             value = value.get(name) if isinstance(value, dict) else None
@@ -93,13 +93,13 @@ class Run:
 
 
 def load(path: str | Path) -> Run:
-    """Read a run back, be it finished or not.
+    """Load a run from its folder, whether it is finished or not.
 
     Args:
-        path: The folder of the run.
+        path: Folder of the run.
 
     Raises:
-        ValueError: If there is no run, or a file of it cannot be read; the message names the file.
+        ValueError: If there is no run, or one of its files cannot be read; the message names the file.
 
     Example:
         .. code-block:: python
@@ -108,14 +108,14 @@ def load(path: str | Path) -> Run:
             print(run.metrics[["round", "test/acc_few"]])
     """
     folder = Path(os.path.expanduser(path))
-    # a run that is writing has written its rows before the rest: what is read first is no newer than they
+    # a running run writes metrics.csv first; with the other files read before it, they are never newer than its rows
     summary, diagnostics = read_summary(folder), read_diagnostics(folder)
     history = read_history(folder)
     if history is None:
         found = "a folder without it" if folder.is_dir() else "a file" if folder.exists() else "nothing there"
         raise ValueError(f"Expected `path` to be the folder of a run, with {METRICS}, got {path} ({found}).")
     if summary is not None and history and summary["num_rounds"] < history[-1]["round"]:
-        summary = None  # of the rounds before the run was started again for more
+        summary = None  # it dates from before the run was continued for more rounds
     try:
         check_together(summary, diagnostics)
     except ValueError as error:
@@ -130,13 +130,13 @@ def load(path: str | Path) -> Run:
 
 
 def load_all(paths: Iterable[str | Path]) -> list[Run]:
-    """Read runs back, each once.
+    """Load several runs; a run that is found twice is loaded once.
 
     Args:
-        paths: Folders of runs, and folders with runs somewhere below, like that of a comparison.
+        paths: Folders of runs, and folders with runs at any depth below them, such as that of a comparison.
 
     Raises:
-        ValueError: If there is no run in one of them, or too many, or a file cannot be read.
+        ValueError: If one of the folders has no run or too many, or a file cannot be read.
     """
     runs: dict[Path, Run] = {}
     for path in paths:
@@ -148,9 +148,9 @@ def load_all(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """Yield the folders of runs, links not followed.
+    """Yield the folders of runs at or below a path, without following links.
 
-    What lies in the folder of a run is no other run, though loggers write a metrics.csv too.
+    Folders inside the folder of a run are not searched, since loggers write files called metrics.csv there too.
     """
     waiting, found, size = [path], 0, 0
     while waiting:
@@ -158,11 +158,11 @@ def _below(path: Path) -> Iterator[Path]:
         try:
             with os.scandir(folder) as entries:
                 inside = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
-        except OSError:  # no folder, or none that may be read
+        except OSError:  # not a folder, or not readable
             continue
         if METRICS in inside:
             found += 1
-            with suppress(OSError):  # gone in the meantime
+            with suppress(OSError):  # removed in the meantime
                 size += sum((folder / name).lstat().st_size for name in MAX_BYTES if name in inside)
             if found > MAX_RUNS or size > MAX_SIZE:
                 raise ValueError(

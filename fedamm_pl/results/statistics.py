@@ -1,8 +1,9 @@
-"""Statistics over the seeds of methods: their spread, paired differences between two, and ranks of many over several settings.
+"""Statistics over seeds: spread, paired differences between two methods, and ranks of methods over several settings.
 
-Paired tests as in J. Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7, 2006; the probability that two
-methods are level as in A. Benavoli et al., "Time for a Change: a Tutorial for Comparing Multiple Classifiers Through Bayesian
-Analysis", JMLR 18, 2017. SciPy is imported where it is used: it takes a second.
+The paired tests are those of J. Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7, 2006.
+The probability that two methods differ by less than a margin follows A. Benavoli et al., "Time for a Change: a Tutorial
+for Comparing Multiple Classifiers Through Bayesian Analysis", JMLR 18, 2017. SciPy takes a second to import, so
+functions import it when they need it.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,15 @@ from numpy.typing import NDArray
 
 LEAST_SEEDS = 3
 MOST_EXACT = 16
-"""Differences up to which all sign flips are tried, 65,536 of them."""
+"""Largest number of differences for which all sign flips are tried; these are 65,536."""
 DRAWN_FLIPS = 65_535
-"""Sign flips that are drawn for more differences."""
+"""Number of sign flips that are drawn if there are more differences."""
 DIGITS = 9
-"""Decimal places of differences in points beyond which they are rounding errors."""
+"""Decimal places of differences in points; further ones are rounding errors."""
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Format the mean of seeds, with their standard deviation if they are several.
+    """Format the mean over seeds, with the standard deviation if there are several.
 
     Example:
         >>> mean_and_deviation([60.0, 62.0]), mean_and_deviation([60.0])
@@ -32,15 +33,15 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def leader(results: Sequence[Sequence[float]], level: float = 0.05) -> int | None:
-    """Return which method is better than each of the others, or None if these seeds do not tell.
+    """Return the index of the method that is significantly better than all others; None if there is none.
 
-    The method with the highest mean leads if Student's interval of its paired difference from each other one lies above 0, with
-    confidence 1 - level / (k - 1) for k methods (Bonferroni). A method that is not the best then leads with a probability of at most
-    ``level``, if the differences are normal. Three seeds or more are needed.
+    The method with the highest mean leads if Student's interval of its paired difference from each other method lies
+    above 0, with confidence 1 - level / (k - 1) for k methods (Bonferroni). If the differences are normal, the
+    probability that a method leads without being the best is then at most ``level``. At least three seeds are needed.
 
     Args:
         results: A row for each method, with one result for each of the seeds that all methods share, in the same order.
-        level: The largest probability of an error.
+        level: Largest probability of an error.
 
     Example:
         >>> leader([[60.0, 62.0, 64.0], [70.0, 72.1, 73.9]]), leader([[60.0, 62.0, 64.0], [70.0, 61.0, 73.0]])
@@ -55,15 +56,15 @@ def leader(results: Sequence[Sequence[float]], level: float = 0.05) -> int | Non
     return first if all(t_interval(row, confidence)[0] > 0 for row in differences) else None
 
 
-# Paired differences of two methods, one a seed.
+# Paired differences of two methods, one per seed.
 
 
 def t_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Return Student's interval of the mean: mean ± t(n - 1, (1 + confidence) / 2) · s / sqrt(n).
 
     Args:
-        differences: One a seed, n of them, two or more; s is their standard deviation.
-        confidence: Share of such intervals that hold the true mean, if the differences are normal.
+        differences: One per seed, n in total, at least two; s is their standard deviation.
+        confidence: Share of such intervals that contain the true mean, if the differences are normal.
 
     Raises:
         ValueError: If a difference is not finite, or there are fewer than two.
@@ -81,14 +82,15 @@ def t_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p value of the permutation test of paired differences, the statistic being the size of their sum.
+    """Return the two-sided p value of the sign-flip test of paired differences; its statistic is the size of their sum.
 
-    If the two methods are alike, each difference is as likely with the other sign. p is the share of all 2^n sign flips whose
-    statistic is as large as that observed, or larger; so it is never below 2 / 2^n. Beyond 16 differences 65,535 flips are drawn, the
-    same each time, and the observed one counts as one more (Phipson and Smyth 2010).
+    If the two methods are equal, each difference is equally likely with either sign. p is the share of all 2^n sign
+    flips whose statistic is at least as large as the observed one, so it is never below 2 / 2^n. For more than 16
+    differences, 65,535 flips are drawn, the same in each call, and the observed signs count as one more (Phipson and
+    Smyth 2010).
 
     Args:
-        differences: One a seed, n of them.
+        differences: One per seed, n in total.
 
     Raises:
         ValueError: If a difference is not finite, or there is none.
@@ -101,13 +103,13 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     observed, slack = (
         abs(values.sum()),
         1e-9 * np.abs(values).sum(),
-    )  # sums in another order differ in their last digits
+    )  # sums in a different order differ in their last digits
     as_large = int((np.abs(_signs(len(values)) @ values) >= observed - slack).sum())
     return as_large / 2 ** len(values) if len(values) <= MOST_EXACT else (1 + as_large) / (1 + DRAWN_FLIPS)
 
 
 def smallest_p(num_differences: int) -> float:
-    """Return the smallest p value that so many differences can have in :func:`sign_flip_p`.
+    """Return the smallest p value that :func:`sign_flip_p` can have for a number of differences.
 
     Example:
         >>> smallest_p(3), smallest_p(6)
@@ -117,12 +119,13 @@ def smallest_p(num_differences: int) -> float:
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p value of Wilcoxon's signed-rank test: :func:`sign_flip_p` of the ranks of the differences' sizes.
+    """Return the two-sided p value of Wilcoxon's signed-rank test: :func:`sign_flip_p` of the signed ranks.
 
-    Differences of 0 are left out, ties have their mean rank. Without ties this is the usual exact test; with ties it stays exact.
+    Ranks are those of the sizes of the differences. Differences of 0 are left out, and ties get their mean rank.
+    Without ties this is the usual exact test; with ties it is still exact.
 
     Args:
-        differences: One a seed.
+        differences: One per seed.
 
     Raises:
         ValueError: If a difference is not finite, or there is none.
@@ -139,15 +142,18 @@ def signed_rank_p(differences: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values for their number m: the k-th smallest times m + 1 - k, no less than those before it, and at most 1.
+    """Correct p values for the number of tests by Holm's procedure.
+
+    With m tests, the k-th smallest p value is multiplied by m + 1 - k; the result is at least that of the p value
+    before it, and at most 1.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
 
     Args:
-        p_values: Of m tests, each in [0, 1].
+        p_values: p values of m tests, each in [0, 1].
 
     Returns:
-        The corrected ones, in the same order.
+        The corrected p values, in the same order.
 
     Example:
         >>> holm([0.25, 0.125, 0.5])
@@ -163,12 +169,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def probability_level(differences: Sequence[float], half_width: float = 0.5) -> float:
     """Return the probability that the true mean difference lies within ± half_width, given the differences.
 
-    That is Benavoli et al.'s correlated t-test with correlation 0, since each seed draws split, clients and weights anew: the
-    posterior of the mean under a flat prior is Student's t with n - 1 degrees of freedom around the mean, of scale s / sqrt(n).
+    This is the correlated t-test of Benavoli et al. with correlation 0, since each seed draws a new split, new clients
+    and new weights. The posterior of the mean under a flat prior is Student's t with n - 1 degrees of freedom, centred
+    at the observed mean, with scale s / sqrt(n).
 
     Args:
-        differences: One a seed, n of them, two or more. If all are equal, the probability is 0 or 1.
-        half_width: Half the width of the region that counts as no difference, in the differences' unit.
+        differences: One per seed, n in total, at least two. If all are equal, the probability is 0 or 1.
+        half_width: Half the width of the region that counts as no difference, in the unit of the differences.
 
     Raises:
         ValueError: If a difference is not finite, or there are fewer than two.
@@ -191,13 +198,13 @@ def probability_level(differences: Sequence[float], half_width: float = 0.5) -> 
 
 
 def mean_ranks(results: Sequence[Sequence[float]]) -> list[float]:
-    """Return the mean rank of each method over the settings, 1 the best; ties share their mean rank.
+    """Return the mean rank of each method over the settings; 1 is best, and ties share their mean rank.
 
     Args:
-        results: A line for each setting, with the result of each of k methods, the highest being the best.
+        results: A row for each setting, with the result of each of k methods; the highest is the best.
 
     Returns:
-        Of length k.
+        Mean ranks, of length k.
 
     Example:
         >>> mean_ranks([[60.0, 70.0, 50.0], [60.0, 60.0, 50.0]])
@@ -207,13 +214,14 @@ def mean_ranks(results: Sequence[Sequence[float]]) -> list[float]:
 
 
 def friedman_p(results: Sequence[Sequence[float]]) -> float:
-    """Return the p value of Friedman's test that all methods are alike, corrected for ties; see :func:`mean_ranks`.
+    """Return the p value of Friedman's test that all methods are equal, corrected for ties; see :func:`mean_ranks`.
 
-    It compares 12 N / (k (k + 1)) · (sum of squared mean ranks - k (k + 1)² / 4), for N settings and k methods, with the chi-squared
-    distribution of k - 1 degrees of freedom: near the truth if N is above 10 and k above 5 (Demsar).
+    For N settings and k methods, the test compares 12 N / (k (k + 1)) · (sum of squared mean ranks - k (k + 1)² / 4)
+    with the chi-squared distribution with k - 1 degrees of freedom. This is a good approximation if N is above 10 and k
+    above 5 (Demsar).
 
     Args:
-        results: A line for each setting, with the result of each of three methods or more.
+        results: A row for each setting, with the result of each of three methods or more.
 
     Example:
         >>> round(friedman_p([[3.0, 2.0, 1.0]] * 4), 4)  # 12·4/12 · (1 + 4 + 9 - 12) = 8, and exp(-8 / 2)
@@ -228,14 +236,15 @@ def friedman_p(results: Sequence[Sequence[float]]) -> float:
 
 
 def critical_difference(num_methods: int, num_settings: int, alpha: float = 0.05) -> float:
-    """Return the difference from which on two mean ranks differ by Nemenyi's test: q · sqrt(k (k + 1) / (6 N)).
+    """Return the critical difference of two mean ranks in Nemenyi's test: q · sqrt(k (k + 1) / (6 N)).
 
-    q is the upper quantile of the studentized range of k means and infinitely many degrees of freedom, divided by sqrt(2).
+    q is the upper quantile of the studentized range for k means and infinitely many degrees of freedom, divided by
+    sqrt(2).
 
     Args:
-        num_methods: k, two or more.
-        num_settings: N.
-        alpha: Probability that any two of methods that are alike differ so much.
+        num_methods: Number of methods k, two or more.
+        num_settings: Number of settings N.
+        alpha: Probability that the mean ranks of any two methods differ by this much if all methods are equal.
 
     Example:
         >>> round(critical_difference(4, 14), 2)  # 2.569 · sqrt(20 / 84), as in Demsar
@@ -248,7 +257,7 @@ def critical_difference(num_methods: int, num_settings: int, alpha: float = 0.05
 
 
 def cliques(ranks: Sequence[float], difference: float) -> list[tuple[float, float]]:
-    """Return the lowest and highest rank of each largest set of methods whose mean ranks are less than a difference apart.
+    """Return the lowest and highest rank of each maximal set of methods with mean ranks less than a difference apart.
 
     Example:
         >>> cliques([3.0, 1.0, 2.0, 5.0], 1.5)

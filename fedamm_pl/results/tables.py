@@ -1,6 +1,6 @@
-"""Tables over runs: a row for each finished run, a line for each method, as Markdown, LaTeX and CSV.
+"""Tables of runs as Markdown, LaTeX and CSV: records with one row per finished run, tables with one line per method.
 
-pandas is imported where it is used: it takes a third of a second.
+pandas takes a third of a second to import, so functions import it when they need it.
 """
 
 import re
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Cells = Sequence[Sequence[tuple[str, bool]]]
-"""The lines of a table, the first of them the headings: texts, and whether each is bold."""
+"""The lines of a table, the first of which has the headings. A cell is a text, and whether it is bold."""
 
 KINDS = ("final", "best", "mean_last_10")
 COSTS = {"bytes_per_round": "MB a round", "seconds_per_round": "s a round"}
 COUNTS = ("failed_clients", "refused_updates", "failed_rounds", "resumes")
 LATEX = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
-    | {character: f"{{{character}}}" for character in "[]*"}  # options of the line break before them
+    | {character: f"{{{character}}}" for character in "[]*"}  # LaTeX takes these as options of a preceding line break
     | {
         "\\": r"\textbackslash{}",
         "^": r"\textasciicircum{}",
@@ -40,14 +40,14 @@ BOLD = (
     "Bold: the highest mean, where its paired differences from all others have intervals above 0 (Student's t over the shared seeds, "
     "three or more; 95 % over all comparisons by Bonferroni)."
 )
-"""Which figures of a table of methods are bold, see :func:`~fedamm_pl.results.statistics.leader`."""
+"""Note on the numbers that are bold in a table of methods; see :func:`~fedamm_pl.results.statistics.leader`."""
 OTHERS = "others"
-"""Title of the methods in no group."""
+"""Title of the methods that are in no group."""
 MARKDOWN = re.compile(r"[\\`|<>&*\[\]$~]|(?<!\w)_|_(?!\w)")
 
 
 def averaged(counts: Iterable[int | None]) -> str:
-    """Say over how many evaluations the means of runs are taken; files of earlier versions do not tell.
+    """Return over how many evaluations the means of runs are taken, as text; files of earlier versions lack the number.
 
     Example:
         >>> averaged([10, 10]), averaged([3, 10]), averaged([None])
@@ -60,19 +60,24 @@ def averaged(counts: Iterable[int | None]) -> str:
 
 
 def titles(counts: Iterable[int | None], chosen: Iterable[str] = ()) -> dict[str, str]:
-    """Return kind of result -> its title, given over how many evaluations the means are taken, and on which sets the best is chosen."""
+    """Return kind of result -> its title.
+
+    Args:
+        counts: Number of evaluations that the mean of each run is taken over; None if unknown.
+        chosen: Sets on which the best results are chosen.
+    """
     sets = " or ".join(sorted(set(chosen))) or "test"
     return {"final": "final", "best": f"best on {sets}", "mean_last_10": f"mean of last {averaged(counts)}"}
 
 
 def row(method: str, seed: int, setting: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of a finished run: accuracies in percent, bytes and seconds of wall time a round, incidents.
+    """Return the row of a finished run: accuracies in percent, bytes and seconds of wall time per round, incidents.
 
     Args:
-        method: Its name in the table.
-        seed: Its seed.
-        setting: Option -> value, of the options that tell apart the table's settings.
-        summary: The content of its summary.json.
+        method: Name of the method in the table.
+        seed: Seed of the run.
+        setting: Option -> value for the options in which the settings differ.
+        summary: Content of summary.json of the run.
     """
     found = {**setting, "method": method, "seed": seed, "uses_meta_set": summary["uses_meta_set"]}
     for kind in KINDS:
@@ -89,7 +94,7 @@ def row(method: str, seed: int, setting: Mapping[str, Any], summary: Mapping[str
 
 
 def in_groups(methods: Iterable[str], groups: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]:
-    """Return each group's title and those of its methods that there are; all methods without a title if there are no groups.
+    """Return the title of each group and its members among the methods; without groups, all methods and an empty title.
 
     Example:
         >>> in_groups(["a", "b", "c"], {"late": ["c"], "early": ["a"]})
@@ -107,7 +112,7 @@ def in_groups(methods: Iterable[str], groups: Mapping[str, Sequence[str]]) -> li
 
 
 def heading(title: str, width: int) -> Sequence[tuple[str, bool]]:
-    """Return the line above a block of a table that has so many columns."""
+    """Return the heading of a block in a table with ``width`` columns."""
     return [(title, True), *[("", False)] * (width - 1)]
 
 
@@ -118,11 +123,11 @@ def is_heading(line: Sequence[tuple[str, bool]]) -> bool:
 
 
 def over_settings(settings: Sequence[Sequence[dict[str, Any]]], options: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the rows of the runs, method and seed, that all settings have, averaged over the settings.
+    """Average rows over the settings, for each pair of method and seed that all settings have.
 
     Args:
         settings: The rows of each setting.
-        options: Those that tell settings apart; they are left out.
+        options: The options in which the settings differ; they are left out.
 
     Example:
         >>> first, second = ({"alpha": alpha, "method": "FedAvg", "seed": 0, "final/all": 60 + alpha} for alpha in (1, 2))
@@ -155,7 +160,7 @@ def by_method(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, 
 
 
 def accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Return group of classes -> method -> mean of the last ten of each seed, of the groups that all runs have."""
+    """Return group of classes -> method -> ``mean_last_10`` of each seed, for the groups that all runs have."""
     return {
         name: {method: [row[f"mean_last_10/{name}"] for row in mine] for method, mine in by_method(rows)}
         for name in SHOWN.values()
@@ -164,9 +169,13 @@ def accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float
 
 
 def table(rows: Sequence[dict[str, Any]], groups: Mapping[str, Sequence[str]] | None = None) -> Cells:
-    """Return the table of the methods, in groups if there are some: title -> methods.
+    """Return the table of the methods.
 
-    Accuracies are mean ± standard deviation over the seeds. What is bold, says :data:`BOLD`; within a group, if there are some.
+    Accuracies are mean ± standard deviation over the seeds. :data:`BOLD` explains which numbers are bold.
+
+    Args:
+        rows: The rows of the finished runs; see :func:`row`.
+        groups: Title -> methods. The table then has a block for each group, and bold print applies within a group.
     """
     from pandas import DataFrame
 
@@ -190,16 +199,22 @@ def table(rows: Sequence[dict[str, Any]], groups: Mapping[str, Sequence[str]] | 
 
 
 def _by_seed(frame: "DataFrame", columns: Iterable[str]) -> "DataFrame":
-    """Return a row for each seed that all methods share, with columns by result and method; no rows if a method has a seed twice."""
+    """Return a row for each seed that all methods share, with columns by result and method.
+
+    There are no rows if a method has a seed twice.
+    """
     if frame.duplicated(["method", "seed"]).any():
         frame = frame.iloc[:0]
     return frame.set_index(["seed", "method"])[list(columns)].unstack().dropna()
 
 
 def stacked(cells: Cells) -> Cells:
-    """Return a table of all kinds of accuracy side by side as one with a block of lines for each kind."""
+    """Turn a table with the kinds of accuracy side by side into one with a block of lines for each kind."""
     head = [text for text, _ in cells[0]]
-    start, costs = [0, 1], list(range(len(head) - len(COSTS), len(head)))  # method and seeds; what comes last
+    start, costs = (
+        [0, 1],
+        list(range(len(head) - len(COSTS), len(head))),
+    )  # method and seeds; costs
     found: list[Sequence[tuple[str, bool]]] = []
     for title in dict.fromkeys(text.partition(", ")[2] for text in head[2 : -len(COSTS)]):
         ends = f", {title}"
@@ -212,7 +227,7 @@ def stacked(cells: Cells) -> Cells:
 
 
 def plain(lines: Sequence[Sequence[str]]) -> Cells:
-    """Return the cells of a table without bold ones."""
+    """Return the cells of a table in which none is bold."""
     return [[(text, False) for text in line] for line in lines]
 
 
@@ -235,7 +250,7 @@ def as_latex(cells: Cells) -> list[str]:
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Format records as CSV, what one lacks as an empty field, and no text as a formula of a spreadsheet.
+    """Format records as CSV; missing values are empty, and no text can be taken for a spreadsheet formula.
 
     Example:
         >>> print(as_csv([{"method": "=A1", "seeds": 2}, {"method": "FedAvg"}]), end="")
@@ -247,13 +262,13 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
 
     columns = dict.fromkeys(name for record in records for name in record)
     lines = [[as_field(record.get(name)) for name in columns] for record in records]
-    # as objects, lest whole numbers beside gaps get a .0
+    # as objects, since pandas would write whole numbers as floats in columns with gaps
     frame = DataFrame(lines, columns=[as_field(name) for name in columns], dtype=object)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def markdown_text(text: str) -> str:
-    r"""Return a text as Markdown that shows it, in one line.
+    r"""Escape a text for Markdown, in one line.
 
     Example:
         >>> print(markdown_text("<b>a|b</b>\n"))
@@ -263,7 +278,7 @@ def markdown_text(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    r"""Return a text as LaTeX that shows it, in one line.
+    r"""Escape a text for LaTeX, in one line.
 
     Example:
         >>> print(latex_text("\\input{x}"))

@@ -1,4 +1,4 @@
-"""Options of methods that are chosen on validation: the runs that try candidates, and what they decide."""
+"""Choice of options of methods by validation accuracy: the runs that try candidates, and the candidates chosen."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ class Trial:
     """A run that tries a candidate.
 
     Attributes:
-        method: The method's name in the table.
-        options: The candidate.
-        run: The run; its method is the text of both.
+        method: Name of the method in the table.
+        options: Options of the candidate.
+        run: The planned run; the name of its method contains the method and the candidate.
     """
 
     method: str
@@ -31,12 +31,12 @@ class Trial:
 
     @property
     def stopped(self) -> bool:
-        """Whether it gave up after too many failed rounds: that is the candidate's doing, and another try would only wear it out."""
+        """Whether the run gave up after too many failed rounds; the candidate is the cause, so it is not run again."""
         return bool((read_summary(self.run.folder) or {}).get("stopped"))
 
     @property
     def result(self) -> tuple[float, str]:
-        """Validation accuracy in percent, mean of the last ten evaluations, and why it does not count; empty if it does."""
+        """Validation accuracy in percent, mean of the last ten evaluations, and why it does not count (else empty)."""
         if (summary := self.run.summary) is None:
             return math.nan, "stopped" if self.stopped else "failed"
         value = summary["mean_last_10"].get(METRIC)
@@ -46,12 +46,12 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What a candidate has reached.
+    """A candidate with its result.
 
     Attributes:
-        options: The candidate.
+        options: Options of the candidate.
         accuracy: Validation accuracy in percent, mean over its runs.
-        faults: Why it cannot be chosen, run by run; empty if it can.
+        faults: Why it cannot be chosen, one text for each faulty run; empty if it can be chosen.
     """
 
     options: dict[str, Any]
@@ -61,12 +61,12 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The options that a method has in a setting, or in all of them.
+    """The candidates of a method in one setting, or in all settings, and the one chosen.
 
     Attributes:
-        method: Its name in the table.
-        setting: Option of the grid -> value; empty where the choice is for all settings.
-        candidates: In the order in which they were given.
+        method: Name of the method in the table.
+        setting: Option of the grid -> value; empty if the choice is for all settings.
+        candidates: The candidates, in the order of the configuration.
     """
 
     method: str
@@ -75,18 +75,18 @@ class Choice:
 
     @property
     def best(self) -> Candidate | None:
-        """The candidate of the highest accuracy, the first of equals; None if none can be chosen."""
+        """The candidate with the highest accuracy, the first if several are equal; None if none can be chosen."""
         able = [candidate for candidate in self.candidates if not candidate.faults]
         return max(able, key=lambda candidate: candidate.accuracy, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What was tried and what was chosen.
+    """The runs of a tuning and its choices.
 
     Attributes:
         trials: The runs that tried candidates.
-        choices: What they decided.
+        choices: The choice for each method, and for each setting if settings are tuned separately.
     """
 
     trials: list[Trial]
@@ -102,10 +102,10 @@ class Tuning:
 def plan_trials(
     config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]], tuple[str, int]]
 ) -> list[Trial]:
-    """List the runs that try candidates, none where nothing is tuned; see :func:`~fedamm_pl.results.comparison.plan`.
+    """List the runs that try candidates, none if nothing is tuned; see :func:`~fedamm_pl.results.comparison.plan`.
 
     Raises:
-        ValueError: If a candidate's options are wrong, or two candidates of a method are alike.
+        ValueError: If a candidate's options are wrong, or two candidates of a method give the same run.
     """
     if config.tuning is None:
         return []
@@ -132,7 +132,7 @@ def plan_trials(
 def plan_chosen(
     config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]], tuple[str, int]], tuning: Tuning
 ) -> list[PlannedRun]:
-    """List the runs of a comparison whose tuned methods have the options that were chosen.
+    """List the runs of a comparison, in which the tuned methods have the chosen options.
 
     Raises:
         ValueError: If no candidate of a method can be chosen; the message says why.
@@ -161,7 +161,7 @@ def chosen(choice: Choice) -> dict[str, Any]:
 
 
 def with_candidate(method: str, options: Mapping[str, Any] | None, candidate: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a method with those of a candidate, and the class that they are for.
+    """Return the options of a method, overridden by those of a candidate, with the class of the method.
 
     Example:
         >>> with_candidate("FedAvg", {"init_args": {"lr": 0.1}}, {"lr": 0.3})
@@ -171,7 +171,7 @@ def with_candidate(method: str, options: Mapping[str, Any] | None, candidate: Ma
 
 
 def options_text(options: Mapping[str, Any]) -> str:
-    """Return a candidate in words.
+    """Return the options of a candidate as text.
 
     Example:
         >>> options_text({"lr": 0.1, "momentum": 0.0}), options_text({})
@@ -181,10 +181,10 @@ def options_text(options: Mapping[str, Any]) -> str:
 
 
 def choose(trials: Sequence[Trial], config: TuningConfig) -> Tuning:
-    """Weigh the candidates of each method by the validation accuracy of their runs.
+    """Choose among the candidates of each method by the validation accuracy of their runs.
 
-    A candidate with a run that failed, stopped, diverged or has no validation accuracy cannot be chosen: a mean over fewer runs is not
-    comparable.
+    A candidate with a run that failed, stopped, diverged or has no validation accuracy cannot be chosen, since a mean
+    over fewer runs is not comparable.
     """
     results = [(trial, *trial.result) for trial in trials]
     settings = settings_of(trial.run for trial in trials) if config.per_setting else [{}]

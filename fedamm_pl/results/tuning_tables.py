@@ -1,4 +1,4 @@
-"""What was tried and chosen on validation, as a table, as CSV and in words."""
+"""The candidates and choices of a tuning on validation: as a table, as records and as text."""
 
 import json
 import math
@@ -17,7 +17,7 @@ CHOSEN = (
 
 
 def tuning_cells(tuning: Tuning) -> Cells:
-    """Return the table of the choices: a line for each method, and for each setting where each has its own."""
+    """Return the table of the choices: a line for each method, or for each method and setting if tuned per setting."""
     settings = any(choice.setting for choice in tuning.choices)
     lines = [["method", *(["setting"] if settings else []), "chosen", "val/acc, %", "candidates", "their range, %"]]
     for choice in tuning.choices:
@@ -29,7 +29,7 @@ def tuning_cells(tuning: Tuning) -> Cells:
 
 
 def tuning_legend(tuning: Tuning) -> str:
-    """Say how the options were chosen, and on how many configurations."""
+    """Return a note on how the options were chosen, and from how many configurations."""
     found = [str(seed) for seed in dict.fromkeys(trial.run.seed for trial in tuning.trials)]
     seeds = (
         f"seed {found[0]}, which is in no table"
@@ -44,7 +44,7 @@ def tuning_legend(tuning: Tuning) -> str:
 
 
 def counts_text(choices: list[Choice]) -> str:
-    """Say on how many configurations each method was tuned."""
+    """Return a sentence with the number of configurations over which each method was tuned."""
     counts = {choice.method: len(choice.candidates) for choice in choices}
     if len(set(counts.values())) == 1:
         return f"Each method was tuned over {counts[choices[0].method]} configurations."
@@ -53,7 +53,7 @@ def counts_text(choices: list[Choice]) -> str:
 
 
 def tuning_notes(tuning: Tuning) -> Iterator[str]:
-    """Say which candidates could not be chosen."""
+    """Yield a sentence for each candidate that could not be chosen."""
     for choice in tuning.choices:
         for candidate in choice.candidates:
             if candidate.faults:
