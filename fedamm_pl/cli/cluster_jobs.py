@@ -1,4 +1,4 @@
-"""Runs of a comparison on the machines of a Ray cluster, one a task: a GPU each, or several on one."""
+"""Runs of a comparison on the machines of a Ray cluster: each run is a task with its share of CPUs and GPUs."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ from fedamm_pl.results.comparison import PlannedRun
 
 @contextlib.contextmanager
 def on_cluster(address: str, cpus: float, gpus: float) -> Iterator[tuple[Start, int]]:
-    """Join a cluster, or start one here, for a while.
+    """Connect to a Ray cluster, or start one on this machine, for the length of the context.
 
     Args:
-        address: Of the cluster; ``local``: one is started.
-        cpus: Cores that a run takes.
-        gpus: GPUs that a run takes.
+        address: Address of the cluster; ``local`` starts one.
+        cpus: Number of cores that a run takes.
+        gpus: Number of GPUs that a run takes.
 
     Yields:
-        What starts a run, and how many the cluster has room for.
+        A function that starts a run, and the number of runs that the cluster has room for.
 
     Raises:
-        ValueError: If Ray is not installed, or there is no such cluster or no room in it for a run.
+        ValueError: If Ray is not installed, there is no such cluster, or it has no room for a run.
     """
     require_ray(address)
     needed = {"CPU": cpus, "GPU": gpus}
@@ -38,21 +38,21 @@ def _start(needed: dict[str, float], planned: PlannedRun, _: int) -> "ClusterJob
 
 
 class ClusterJob:
-    """A run as a task. A lost one is not started again by Ray: the same command goes on with it.
+    """A run as a Ray task. Ray does not restart a lost task; repeating the command continues its run.
 
     Args:
         planned: The run.
-        needed: The CPUs and GPUs that it takes.
+        needed: Numbers of CPUs and GPUs that it takes.
 
     Attributes:
-        lost: In brackets, why it ended without a word of its own; empty if it did not.
+        lost: Why the task was lost, in brackets; empty if it was not.
     """
 
     def __init__(self, planned: PlannedRun, needed: dict[str, float]) -> None:
         import ray
 
         threads = max(1, int(needed["CPU"]))
-        # a process of its own for each run, so that nothing of it stays on a GPU
+        # a new process for each run, so that no GPU memory stays in use afterwards
         task: Any = ray.remote(max_calls=1)(run_on_machine).options(
             num_cpus=needed["CPU"],
             num_gpus=needed["GPU"],
@@ -66,7 +66,7 @@ class ClusterJob:
 
     @property
     def exitcode(self) -> int | None:
-        """The run's exit status; None while it runs or waits, 1 if it is lost."""
+        """Exit status of the run; None while it runs or waits, 1 if the task was lost."""
         import ray
 
         if not ray.wait([self._reference], timeout=0)[0]:
@@ -78,23 +78,23 @@ class ClusterJob:
             return 1
 
     def terminate(self) -> None:
-        """Stop it, wherever it is."""
+        """Stop the run, whether it runs or waits."""
         import ray
 
         ray.cancel(self._reference, force=True)
 
     def join(self) -> None:
-        """Wait until it has ended, for a few seconds."""
+        """Wait for the end of the run, but for 10 seconds at most."""
         import ray
 
         ray.wait([self._reference], timeout=10)
 
 
 def run_on_machine(content: str, config: str, folder: str, log: str, here: str, threads: int) -> int:
-    """Run in this process, a task's, and return the exit status.
+    """Run in the process of the task, and return the exit status.
 
     Raises:
-        ValueError: If the machine does not see the comparison's folder.
+        ValueError: If this machine does not see the folder of the comparison.
     """
     import ray
 

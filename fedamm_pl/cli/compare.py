@@ -30,10 +30,10 @@ from fedamm_pl.results.tuning import METRIC, Trial, Tuning, choose, chosen, opti
 from fedamm_pl.terminal import printable, say
 
 SHOWN = 5
-"""Up to so many runs are named in a message."""
+"""Largest number of runs that a message names."""
 KNOWN = {"class_counts": [1] * 10, "shot_groups": {"all": [*range(10)]}}
 STAND_INS = {"algorithm": {"num_classes": 10, "in_channels": 3, "model": "small_cnn", "info": KNOWN}}
-"""Group -> values with which its class, where it takes them, is made to check its options."""
+"""Group -> values for parameters that a run sets itself; a class is made with them to check its options."""
 
 
 def compare(words: Sequence[str]) -> None:
@@ -81,7 +81,7 @@ def _compare(words: Sequence[str]) -> None:
             say("\n" + write_results(folder, runs, config.reference, config.groups, tuning, config.budget))
     except ValueError as error:
         parser.error(str(error))
-    except OSError as error:  # a full disk; the runs themselves are whole
+    except OSError as error:  # such as a full disk; the runs themselves are complete
         fail(f"{error.strerror or error} ({error.filename or folder}); the same command continues")
     say(f"results in {printable(str(folder))}")
     if failed:
@@ -90,16 +90,16 @@ def _compare(words: Sequence[str]) -> None:
 
 
 def listed(runs: Sequence[PlannedRun]) -> str:
-    """Name runs, of many the first."""
+    """Return the names of runs as text; if there are many, only of the first ones."""
     more = f"; and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
     return "; ".join(map(str, runs[:SHOWN])) + more
 
 
 def check_before(folder: Path, runs: Sequence[PlannedRun], trials: Sequence[Trial]) -> None:
-    """Check all that can be checked before the first run, and say how many there are where some are for tuning.
+    """Check what can be checked before the first run; if there are tuning runs, print the number of runs.
 
     Raises:
-        ValueError: If a folder holds something else, or the data have no validation set to tune on.
+        ValueError: If a folder holds something else, or there is tuning but the data have no validation set.
     """
     tuned = list(dict.fromkeys(trial.method for trial in trials))
     check_folders([*(trial.run for trial in trials), *(run for run in runs if run.method not in tuned)])
@@ -110,10 +110,12 @@ def check_before(folder: Path, runs: Sequence[PlannedRun], trials: Sequence[Tria
 
 
 def check_validation(runs: Sequence[PlannedRun]) -> None:
-    """Check that runs have a validation set. Data are loaded only where no option gives them one, to see whether they bring it.
+    """Check that all runs have a validation set.
+
+    Data are loaded only if no option gives them a validation set, to see whether they include one.
 
     Raises:
-        ValueError: If one has none.
+        ValueError: If a run has none.
     """
 
     @cache
@@ -137,7 +139,11 @@ def check_validation(runs: Sequence[PlannedRun]) -> None:
 def tune(
     trials: Sequence[Trial], config: CompareConfig, folder: Path, begin: Start, jobs: int
 ) -> tuple[Tuning, list[PlannedRun]]:
-    """Run what is to be tried, and choose; return also the runs that failed, those not among them that stopped by themselves."""
+    """Run the trials and choose among the candidates.
+
+    Returns:
+        The tuning, and the runs that failed. Runs that gave up after too many failed rounds do not count as failed.
+    """
     assert config.tuning is not None
     failed = execute([trial.run for trial in trials if not trial.stopped], jobs, METRIC, begin)
     failed = [trial.run for trial in trials if trial.run in failed and not trial.stopped]
@@ -158,12 +164,12 @@ def fail(reason: str) -> NoReturn:
 
 
 def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
-    """Return a function: the options of a run -> its whole configuration as YAML, and its number of rounds."""
+    """Return a function: options of a run -> its complete configuration as YAML, and its number of rounds."""
     parser = build_parser()
 
     @cache
     def check_class(group: str, class_path: str, options: str) -> None:
-        # found now, not in a process of its own hours later; the data are not loaded for it
+        # finds wrong options now, not hours later when the run starts; the data are not loaded
         module, _, name = class_path.rpartition(".")
         kind, values = getattr(importlib.import_module(module), name), json.loads(options)
         not_taken = STAND_INS.get(group, {}).keys() - parameters_of(kind)
@@ -172,7 +178,7 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
     known: dict[str, tuple[str, int]] = {}
 
     def resolve(options: dict[str, Any]) -> tuple[str, int]:
-        anyone = {**options, "seed": 0}  # checked once for all seeds: it takes 50 ms
+        anyone = {**options, "seed": 0}  # checked once for all seeds, since a check takes 50 ms
         key = json.dumps(anyone, default=repr)
         if key not in known:
             known[key] = resolved(anyone)
@@ -191,7 +197,7 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
             values = {name: value for name, value in values.items() if name not in LINKED.get(group, ())}
             try:
                 text = json.dumps({**values, **STAND_INS.get(group, {})})
-            except TypeError:  # options that are objects are made, and checked, in the run's own process
+            except TypeError:  # options that are objects are made and checked in the process of the run
                 continue
             with in_one_line():
                 check_class(group, config[group].class_path, text)

@@ -1,4 +1,4 @@
-"""``fedamm completion``: a script with which bash completes the command line, without starting the program."""
+"""``fedamm completion``: a script with which bash completes the command line without starting the program."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ FILES = """
 _fedamm_run_file() {{ compgen -W "{runs}" -- "$1"; compgen -f -- "$1"; }}
 _fedamm_comparison_file() {{ compgen -W "{comparisons}" -- "$1"; compgen -f -- "$1"; }}
 """
-"""What --config takes: a name that is shipped, or a file."""
+"""Functions of the script that complete ``--config`` with names of shipped configurations and with files."""
 
 
 def completion(words: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def completion(words: Sequence[str]) -> None:
 
 
 def script(shell: str) -> str:
-    """Return the script, in which all is written that a command line may hold.
+    """Return the script; it contains all commands, options and values that it can complete.
 
     Args:
         shell: One of ``SHELLS``.
@@ -50,12 +50,12 @@ def script(shell: str) -> str:
     Raises:
         ImportError: If shtab is not installed.
     """
-    import shtab  # an extra
+    import shtab  # an optional dependency
 
     program = argparse.ArgumentParser("fedamm", add_help=False)
     places = program.add_subparsers()
     run, compare, report, methods, printer = (
-        places.add_parser(name, add_help=False, help=name)  # without a help it would be left out
+        places.add_parser(name, add_help=False, help=name)  # shtab leaves out sub-commands without a help text
         for name in ("run", "compare", "report", "methods", "completion")
     )
     for place in (program, run):
@@ -77,7 +77,10 @@ def script(shell: str) -> str:
 
 
 def run_options() -> dict[str, list[str] | None]:
-    """Return the options of a run: option -> values to offer, None if it takes none. Those of a group are of all its classes."""
+    """Return option of a run -> values to offer, None if it takes no value.
+
+    The options of a group are those of all its classes.
+    """
     found: dict[str, list[str] | None] = dict.fromkeys(FLAGS)
     found |= {"--method": names("method"), "--seed": [], "--logger": ["true", "false"]}
     for group in GROUPS:
@@ -94,7 +97,7 @@ def run_options() -> dict[str, list[str] | None]:
 
 
 def values_of(annotation: object) -> list[str]:
-    """Return the values that an option can have, as far as they are words.
+    """Return the values that an option can have if they are a fixed set of words; else an empty list.
 
     Example:
         >>> values_of(bool), values_of(typing.Literal["a", "b"] | None), values_of(float)
@@ -109,13 +112,13 @@ def values_of(annotation: object) -> list[str]:
 
 
 def _fields(config: type) -> dict[str, list[str] | None]:
-    """Return the options of a sub-command."""
+    """Return option of a sub-command -> values to offer."""
     hints = typing.get_type_hints(config)
     return {f"--{field.name}": values_of(hints[field.name]) for field in dataclasses.fields(config)}
 
 
 def _add(parser: argparse.ArgumentParser, options: Mapping[str, list[str] | None], shtab: types.ModuleType) -> None:
-    """Add options to a parser that is not to parse, only to be described."""
+    """Add options to a parser that is only used to make the script."""
     for option, values in options.items():
         if values is None:
             parser.add_argument(option, action="store_true")

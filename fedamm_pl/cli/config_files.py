@@ -1,4 +1,4 @@
-"""Configuration files and values before the parser takes them: plain YAML of a bounded size, and of the command's own kind."""
+"""Checks of configuration files and values before they are parsed: their YAML, their size and their command."""
 
 import itertools
 import os
@@ -16,15 +16,15 @@ from fedamm_pl.hints import similar
 Command = Literal["run", "compare"]
 
 MAX_VALUES = 100_000
-"""Of one file or value, after its aliases are put in."""
+"""Largest number of values in one file or option, with aliases expanded."""
 PARSER_LOADER = get_loader("yaml")
 
 
 def check_config_files(words: Sequence[str], command: Command) -> None:
-    """Check that configuration files are YAML mappings, and of this command.
+    """Check that configuration files are YAML mappings with the options of a command.
 
     Raises:
-        ValueError: If one is not, or does not exist; the message names the file.
+        ValueError: If a file is not, or does not exist; the message names it.
     """
     names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     names += [value for option, value in itertools.pairwise(words) if option == "--config"]
@@ -33,13 +33,13 @@ def check_config_files(words: Sequence[str], command: Command) -> None:
         try:
             path = Path(os.path.expanduser(name))
             if not path.is_file():
-                if not path.exists() and isinstance(yaml.safe_load(name), str):  # the parser takes a mapping too
+                if not path.exists() and isinstance(yaml.safe_load(name), str):  # the parser also accepts YAML
                     missing.append(name)
                 continue
             text = path.read_text()
             check_size(text)
             content = yaml.safe_load(text)
-        except Exception as error:  # mangled YAML may raise anything
+        except Exception as error:  # malformed YAML may raise anything
             reason = str(error) or type(error).__name__
             raise ValueError(
                 f"Expected --config {name:.200} to be YAML, got a file that cannot be read: {reason}"
@@ -54,7 +54,7 @@ def check_config_files(words: Sequence[str], command: Command) -> None:
 
 
 def no_such_file(name: str, command: Command) -> str:
-    """Say that there is no such configuration, and which could be meant."""
+    """Return the message for a missing configuration file, with a suggestion."""
     if instead := option_for(name):
         return f"{name} is a configuration: {instead}"
     shipped = whole(command)
@@ -63,10 +63,10 @@ def no_such_file(name: str, command: Command) -> str:
 
 
 def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:
-    """Check that a configuration is not one of the other command, and that a comparison has what its runs share below base.
+    """Check that a configuration belongs to a command, and that a comparison has the options of its runs below base.
 
     Raises:
-        ValueError: If it is; the message says which command takes it, or what to move.
+        ValueError: If it does not; the message says which command takes it, or which option to move.
     """
     first = {str(option).partition(".")[0] for option in content}
     kind: Command = "compare" if {"methods", "base"} & first else "run" if GROUPS.keys() & first else command
@@ -85,27 +85,27 @@ def check_kind(name: str, content: dict[Any, Any], command: Command) -> None:
 
 
 def check_values_given(words: Sequence[str]) -> None:
-    """Check that options are the user's to give, and that no value is YAML that holds itself or is too large for the memory.
+    """Check that all options can be given, and that no value is YAML that contains itself or is too large.
 
     Raises:
-        ValueError: If one does; the message shows it.
+        ValueError: If an option cannot be given or a value is not allowed; the message shows it.
     """
     check_linked(word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--"))
     for word in words:
         value = word.partition("=")[2] if word.startswith("--") else word
         try:
             check_size(value)
-        except yaml.YAMLError:  # for the parser to say
+        except yaml.YAMLError:  # the parser reports it
             continue
         except (ValueError, RecursionError) as error:
             raise ValueError(f"Expected values of options to be plain, got {value:.60} ({error})") from error
 
 
 def check_linked(names: Iterable[str]) -> None:
-    """Check that none of these options is one that follows from others, which the parser would pass over.
+    """Check that no option is given that follows from others; the parser would ignore it without an error.
 
     Raises:
-        ValueError: If one is; the message says what stands in its place.
+        ValueError: If one is; the message says what to use instead.
     """
     for name in names:
         group, _, last = name.replace(".init_args", "").partition(".")
@@ -119,7 +119,7 @@ def check_linked(names: Iterable[str]) -> None:
 
 
 def _dotted(options: dict[Any, Any]) -> Iterator[str]:
-    """Yield the names of options, and of groups of them, as the command line has them."""
+    """Yield the names of options and of groups of options as on the command line."""
     for name, value in options.items():
         yield str(name)
         if isinstance(value, dict) and str(name).partition(".")[0] in GROUPS:
@@ -129,11 +129,11 @@ def _dotted(options: dict[Any, Any]) -> Iterator[str]:
 
 
 def check_size(text: str) -> None:
-    """Check how many values a YAML text has, without making them: a few aliases, nested, stand for more than memory holds.
+    """Count the values in a YAML text without creating them, since a few nested aliases can expand beyond the memory.
 
     Raises:
-        ValueError: If they are too many, or one holds itself.
-        yaml.YAMLError: If it is no YAML.
+        ValueError: If there are too many values, or one contains itself.
+        yaml.YAMLError: If the text is not YAML.
     """
     if "&" not in text:  # without an anchor there is no alias
         return
@@ -148,7 +148,7 @@ def check_size(text: str) -> None:
 
 
 def load_yaml(text: str) -> Any:
-    """Load YAML as the parser does, once its size is checked: also that of files which configuration files name."""
+    """Check the size of YAML and load it as the parser does; this includes files that configuration files refer to."""
     try:
         check_size(text)
     except ValueError as error:

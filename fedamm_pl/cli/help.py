@@ -1,4 +1,4 @@
-"""Help that a person can read: a page for the program, one for each class, and a list where there is a choice."""
+"""Help texts: a page for the program, a page for each class, and a list of the classes to choose from."""
 
 import inspect
 import itertools
@@ -34,14 +34,14 @@ PROGRAM = {
     "--version": "Print the version and exit.",
 }
 LISTED = ("federation", "output")
-"""Groups whose options the program's page lists; the others have pages of their own."""
+"""Groups whose options are on the program's page; the others have separate pages."""
 
 
 def requested(words: Sequence[str]) -> str | None:
-    """Return the help that a command line asks for, or None.
+    """Return the help that a command line asks for, or None if it asks for none.
 
     Raises:
-        ValueError: If it is that of a class that does not exist.
+        ValueError: If it asks for the help of a class that does not exist.
     """
     for index, word in enumerate(words):
         option, _, name = word.partition("=")
@@ -59,7 +59,7 @@ def requested(words: Sequence[str]) -> str | None:
 
 
 def group_help(group: str, name: str = "") -> str:
-    """Return the help of a class of a group; without a name the list of classes, where there are several."""
+    """Return the help of a class of a group; without a name, the list of classes if there are several."""
     kinds = offered(group)
     if not name and len(kinds) > 1:
         return list_help(group)
@@ -85,7 +85,7 @@ def list_help(group: str) -> str:
 
 
 def shipped_help() -> str:
-    """Return the names of the shipped configurations, each method with the first line of its file."""
+    """Return the list of the shipped configurations, each method with the comment at the start of its file."""
     known = names("method")
     width = max(map(len, known), default=0)
     lines = [wrapped(about("method", name), f"  {name:{width}}  ", " " * (width + 4)) for name in known]
@@ -119,7 +119,7 @@ def option_lines(group: str, owner: type) -> list[str]:
 
 
 def option_texts(group: str, owner: type) -> dict[str, tuple[str, str]]:
-    """Return for each option of a class how it is given, with kind and default, and its text."""
+    """Return option of a class -> its heading, with type and default, and its help text."""
     texts: dict[str, str] = {}
     foreign = ("pytorch_lightning", "builtins")
     for kind in itertools.takewhile(lambda kind: not kind.__module__.startswith(foreign), owner.__mro__):
@@ -135,12 +135,12 @@ def option_texts(group: str, owner: type) -> dict[str, tuple[str, str]]:
 
 
 def entry(head: str, text: str) -> str:
-    """Return an option with its help below it."""
+    """Return the heading of an option with its help text below it."""
     return "\n".join(filter(None, [wrapped(head, "  ", " " * 8), wrapped(plain(text), " " * 6, " " * 6)]))
 
 
 def kind_of(annotation: typing.Any) -> str:
-    """Return what an option takes, in the words of the command line.
+    """Return the type of an option in the terms of the command line.
 
     Example:
         >>> kind_of(float | None), kind_of(bool), kind_of(typing.Literal["a", "b"]), kind_of(dict[str, int])
@@ -150,7 +150,7 @@ def kind_of(annotation: typing.Any) -> str:
     if origin is typing.Literal:
         return f"{{{','.join(map(str, arguments))}}}"
     if origin in (typing.Union, types.UnionType):
-        # a network itself can be given in Python only
+        # a network as an object can be given in Python only
         parts = [part for part in arguments if not (inspect.isclass(part) and issubclass(part, nn.Module))]
         return " or ".join(map(kind_of, parts))
     special = {bool: "{true,false}", type(None): "null", dict: "mapping", list: "list", tuple: "list"}
@@ -159,7 +159,7 @@ def kind_of(annotation: typing.Any) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a default as one would write it.
+    """Return a default as it is written on the command line.
 
     Example:
         >>> shown(None), shown(True), shown(1)
@@ -174,7 +174,7 @@ def summary(owner: type) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text without the marks of reStructuredText.
+    """Return a text without reStructuredText markup.
 
     Example:
         >>> plain("see :func:`~package.name` and ``x``")
@@ -184,7 +184,7 @@ def plain(text: str) -> str:
 
 
 def wrapped(text: str, first: str = "", others: str = "") -> str:
-    """Break a text into lines as wide as the terminal, or 80 columns elsewhere."""
+    """Wrap a text to the width of the terminal, at most 120 columns, or to 80 columns if there is no terminal."""
     width = min(shutil.get_terminal_size().columns, 120)
     return textwrap.fill(
         " ".join(text.split()),

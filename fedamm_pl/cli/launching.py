@@ -1,4 +1,4 @@
-"""Runs of a comparison in parallel, each in a process of its own, forked from one that has imported the package already."""
+"""Runs of a comparison in parallel, each in a process that is forked from one that has already imported the package."""
 
 import contextlib
 import math
@@ -22,44 +22,47 @@ from fedamm_pl.results.tables import averaged
 from fedamm_pl.terminal import printable, say
 
 FORKS = "forkserver" in get_all_start_methods()
-"""Whether the system knows such forks; on Windows each run imports everything again."""
+"""Whether the system has a fork server; without one, as on Windows, each run imports everything again."""
 CONTEXT: Any = get_context("forkserver" if FORKS else "spawn")
 
 
 class Job(Protocol):
-    """A run in a process of its own, here or on another machine."""
+    """A run in a separate process, on this or another machine."""
 
     @property
     def exitcode(self) -> int | None:
-        """Its exit status; None while it runs."""
+        """Exit status of the run; None while it runs."""
         ...
 
     def terminate(self) -> None:
-        """Stop it."""
+        """Stop the run."""
         ...
 
     def join(self) -> None:
-        """Wait for its end."""
+        """Wait for the end of the run."""
         ...
 
 
 Start = Callable[[PlannedRun, int], Job]
-"""A run, and how many of its kind share the cores -> the job."""
+"""Function that starts a run, given the run and the number of runs that share the cores."""
 
 
 def execute(
     runs: Sequence[PlannedRun], jobs: int, metric: str = "test/acc", begin: Start | None = None
 ) -> list[PlannedRun]:
-    """Run what is not finished, some in parallel, each in a process of its own; stop all of them if this one is stopped.
+    """Run all unfinished runs, several in parallel, each in a separate process.
+
+    If this process is stopped, it stops the runs too.
 
     Args:
         runs: The runs.
-        jobs: How many at a time; 0: none at all.
-        metric: Which accuracy to print of those that are done.
-        begin: Starts one; by default :func:`start`.
+        jobs: Number of runs at the same time; 0: start none.
+        metric: The accuracy to print when a run is done.
+        begin: Function that starts a run; by default :func:`start`.
 
     Returns:
-        The runs that failed, or were not to be run; the output of a run is in ``<folder>.log``.
+        The runs that failed, or with ``jobs`` 0 those that are not finished. The output of a run is in
+        ``<folder>.log``.
     """
     waiting = [planned for planned in runs if not planned.finished]
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before")
@@ -100,19 +103,19 @@ def execute(
 
 
 def last_words(log: Path) -> str:
-    """Return the last line of a run's output in brackets, which says why it failed; empty if there is none."""
+    """Return the last line of a run's output in brackets, which says why it failed; empty if there is no output."""
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
     found = [line for line in lines if line.strip()]
     return f" ({found[-1].strip():.300})" if found else ""
 
 
 def start(planned: PlannedRun, jobs: int) -> BaseProcess:
-    """Start a run in a process of its own."""
+    """Start a run in a separate process."""
     return launch(written(planned), planned.folder, planned.log, jobs)
 
 
 def written(planned: PlannedRun) -> Path:
-    """Write the configuration of a run, and return where."""
+    """Write the configuration of a run, and return the path of the file."""
     planned.folder.parent.mkdir(parents=True, exist_ok=True)
     path = planned.folder.with_name(planned.folder.name + ".yaml")
     write_atomically(path, planned.config.encode())
@@ -123,10 +126,10 @@ def launch(config: Path, folder: Path, log: Path, jobs: int) -> BaseProcess:
     """Start a run.
 
     Args:
-        config: Its configuration.
-        folder: Where it writes.
-        log: File to which its output is added.
-        jobs: How many such runs share the cores.
+        config: Configuration file of the run.
+        folder: Folder of the run.
+        log: File to which the output of the run is appended.
+        jobs: Number of runs that share the cores.
 
     Raises:
         OSError: If the log cannot be written, or is a link.
@@ -145,18 +148,18 @@ def launch(config: Path, folder: Path, log: Path, jobs: int) -> BaseProcess:
 
 def _run(config: str, folder: str, log: Path, threads: int | None, environment: dict[str, str]) -> None:
     os.environ.clear()
-    os.environ.update(environment)  # the process that was forked may be older than some of it
+    os.environ.update(environment)  # the fork server may be older than some of these values
     follow(config, folder, log, threads)
 
 
 def follow(config: str, folder: str, log: Path, threads: int | None) -> None:
-    """Run in this process, whose output goes to a file from now on.
+    """Run in this process, and from then on redirect its output to a file.
 
     Args:
-        config: The run's configuration.
-        folder: Where it writes.
-        log: The file.
-        threads: Of the run; None: as this process has them.
+        config: Configuration file of the run.
+        folder: Folder of the run.
+        log: File to which the output is appended.
+        threads: Number of threads; None: leave the number as it is.
     """
     output = _opened(log)
     for stream in (sys.stdout, sys.stderr):

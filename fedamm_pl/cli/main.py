@@ -1,4 +1,4 @@
-"""The program ``fedamm``: ``run``, which need not be said, ``compare``, ``report``, ``methods`` and ``completion``."""
+"""The program ``fedamm`` with the commands ``run`` (default), ``compare``, ``report``, ``methods``, ``completion``."""
 
 import sys
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the program.
 
     Args:
-        args: The command line without the program's name; by default that of the process.
+        args: The command line without the program's name; by default that of this process.
     """
     run_program(dispatch, list(sys.argv[1:] if args is None else args))
 
 
 def dispatch(words: list[str]) -> None:
-    """Run what the first word names."""
+    """Run the command that the first word names."""
     if words[:1] == ["compare"]:
-        from fedamm_pl.cli.compare import compare  # only here: drawing takes its time to import
+        from fedamm_pl.cli.compare import compare  # here, since the modules for drawing are slow to import
 
         compare(words[1:])
     elif words[:1] == ["report"]:

@@ -1,4 +1,4 @@
-"""Messages in one line that name options, whoever found the mistake: the parser, or the library, which knows no options."""
+"""Error messages of the parser and of the library, reworded as one line that names the options of the command line."""
 
 import dataclasses
 import re
@@ -10,28 +10,28 @@ from fedamm_pl.hints import similar
 from fedamm_pl.terminal import printable
 
 RENAMED = {"output_dir": "--output.dir", "seed": "--seed", "logger": "--logger"}
-"""Parameters of the library that are called otherwise here."""
+"""Parameter of the library -> option, if they have different names."""
 NESTED = {"TuningConfig": "tuning"}
-"""Name of the class of an option that has options of its own -> that option. By name: to import it would import all of `results`."""
+"""Class name of nested options -> their option. A name, since importing the class would import all of `results`."""
 POSITIONAL = {"runs": "RUN"}
-"""What is given without the name of an option, as the help calls it."""
+"""Positional argument -> its name in the help."""
 START = "; start with: fedamm --config quickstart; help: fedamm --help"
-"""What is said to one who has given no method."""
+"""Hint that is shown if no method is given."""
 TABLES = (".csv", ".tsv", ".parquet")
 FILES = (*TABLES, ".txt", ".npz")
-"""Endings of data sets, which are no classes."""
+"""File endings of data sets; a name with one of them is not a class."""
 UNION = re.compile(
     r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: (.*) Given value type: \w+ Given value: (.*)"
 )
-"""What the parser says of a value that is of none of several types."""
+"""The parser's message for a value that has none of several types."""
 
 
 def one_line(message: str, owner: type | None = None) -> str:
-    """Reword a message as one line that names options, its control characters as codes.
+    """Reword a message as one line that names options; control characters become codes.
 
     Args:
-        message: What the parser or the library says.
-        owner: The class whose options were read, where it is known.
+        message: Message of the parser or the library.
+        owner: The class whose options were read, if known.
     """
     return printable(reworded(message, owner))
 
@@ -39,7 +39,7 @@ def one_line(message: str, owner: type | None = None) -> str:
 def reworded(message: str, owner: type | None) -> str:
     """Reword a message, see :func:`one_line`."""
     message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
-    # what the data said when the algorithm asked it for its classes and channels
+    # prefix of errors of the data, raised when the algorithm asks for the number of classes and channels
     message = re.sub(r"^Call to compute_fn of link .*?\) failed: ", "", message)
     options = option_names(owner)
     message = re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
@@ -70,7 +70,7 @@ def reworded(message: str, owner: type | None) -> str:
 
 
 def alternatives(types: str) -> str:
-    """Reword the types of a union, null the last of them.
+    """Reword the types of a union, with null as the last.
 
     Example:
         >>> alternatives("NoneType, float"), alternatives("bool, list[pytorch_lightning.loggers.logger.Logger]")
@@ -81,30 +81,30 @@ def alternatives(types: str) -> str:
 
 
 def no_class(errors: str) -> str | None:
-    """Return the class among the errors of a union that does not exist, if that is one of them."""
+    """Return the name of a missing class among the errors of a union; None if no class is missing."""
     found = re.search(r"Expected a dot import path string: (\S+)", errors)
     return found and found[1]
 
 
 def option_names(owner: type | None = None) -> dict[str, str]:
-    """Return parameter -> option, for all classes that are imported; where names collide, that of the owner."""
+    """Return parameter -> option for all imported classes; if names collide, the option of the owner is used."""
     owners = [kind for group in reversed(GROUPS) for kind in imported(group)] + ([owner] if owner else [])
     return {**{name: option_of(kind, name) for kind in owners for name in options_of(kind)}, **RENAMED}
 
 
 def option_of(owner: type, name: str) -> str:
-    """Return how a parameter of a class is given."""
+    """Return the option for a parameter of a class."""
     if group := NESTED.get(owner.__name__) or group_of(owner):
         return f"--{group}.{name}"
     return f"--{name}" if dataclasses.is_dataclass(owner) else f"{name} of {owner.__name__}"
 
 
 def unknown_option(name: str, owner: type | None = None) -> str:
-    """Say that there is no such option, and which could be meant: one that exists for the class that was chosen.
+    """Return the message for an unknown option, with a suggestion that exists for the chosen class.
 
     Args:
-        name: As it was given, with or without its group.
-        owner: The class whose options were read, where it is known.
+        name: The option as it was given, with or without its group.
+        owner: The class whose options were read, if known.
     """
     first, last = name.partition(".")[0], name.rpartition(".")[2]
     owner = owner or GROUPS.get(first)
@@ -129,11 +129,11 @@ def unknown_option(name: str, owner: type | None = None) -> str:
 
 
 def unknown_class(group: str, got: str) -> str:
-    """Say that there is no such class, and which could be meant."""
+    """Return the message for an unknown class, with a suggestion."""
     names = [kind.__name__ for kind in OFFERED[group]]
     meant = similar(got, names)
     name = got.partition(": ")[0].strip("'")
-    if group == "data" and (name.endswith(FILES) or "." not in name):  # else the import path of a class
+    if group == "data" and (name.endswith(FILES) or "." not in name):  # otherwise it is the import path of a class
         known = shipped_names("data")
         what = "a table" if name.endswith(TABLES) else "data of this name"
         near = f"; did you mean {close}?" if (close := meant or similar(name, known)) else ""

@@ -1,4 +1,4 @@
-"""``fedamm methods``: what each method needs, reveals and costs, as its class declares it and as it is measured."""
+"""``fedamm methods``: what each method needs, reveals and costs, as declared by its class and as measured."""
 
 import dataclasses
 import json
@@ -19,15 +19,15 @@ from fedamm_pl.results.tables import plain as not_bold
 from fedamm_pl.terminal import say
 
 Measured = dict[str, Costs]
-"""Name of a method -> what it takes, with its default options."""
+"""Name of a method -> its costs with default options."""
 
 WIDTH = 100
-"""Columns of the table where the terminal has as many or more."""
+"""Width of the table in columns if the width of the terminal is unknown."""
 GAP = 2
 WHOLE = 12
-"""Cells of so many characters are not broken."""
+"""Cells with at most this many characters are not broken."""
 SMALL = 0.01
-"""Bytes besides the model that are a smaller part of it are shown as bytes."""
+"""Additional bytes below this fraction of the model are shown in bytes."""
 TITLES = {
     "server": "needed at the server",
     "revealed": "revealed besides the model",
@@ -38,7 +38,7 @@ TITLES = {
     "work": "extra work",
 }
 COMBINED = {"server_optimizer": "federation", "local_optimizer": "algorithm"}
-"""Options that every method can be combined with -> their group."""
+"""Option that every method has -> its group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +112,12 @@ def measure_all(kinds: Sequence[type]) -> Measured:
 
 
 def width() -> int:
-    """Return the columns that a table may take: those of the terminal."""
+    """Return the width of the terminal in columns."""
     return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 def legend(model: int) -> str:
-    """Say what the numbers are."""
+    """Return the explanation of the numbers."""
     return (
         f"Sent to and by a client: tensor bytes per round as a multiple of FedAvg's ({model:,} in each direction: {NETWORK}, "
         f"{NUM_CLASSES} classes, images of {IMAGE_SIZE}x{IMAGE_SIZE}); additions of less than {SMALL:.0%} are given in bytes. A hyphen means no "
@@ -126,7 +126,7 @@ def legend(model: int) -> str:
 
 
 def amount(number: int, model: int) -> str:
-    """Return a number of bytes as a multiple of the model, and what is little beside it in bytes.
+    """Format a number of bytes as a multiple of the model; a small remainder is given in bytes.
 
     Example:
         >>> amount(1000, 1000), amount(1500, 1000), amount(1008, 1000)
@@ -139,7 +139,7 @@ def amount(number: int, model: int) -> str:
 
 
 def cells(costs: Costs, model: int) -> list[str]:
-    """Return the line of a method after its name, in the order of the titles."""
+    """Return the cells of a method, without its name, in the order of the titles."""
     words = {
         name: "-" if value == NOTHING else str(value) for name, value in dataclasses.asdict(costs.privileges).items()
     }
@@ -151,16 +151,16 @@ def cells(costs: Costs, model: int) -> list[str]:
 
 
 def table(measured: Measured, model: int) -> list[list[str]]:
-    """Return the lines of the table, the first of them the titles."""
+    """Return the lines of the table; the first has the titles."""
     return [["method", *TITLES.values()], *([name, *cells(costs, model)] for name, costs in measured.items())]
 
 
 def as_text(lines: Sequence[Sequence[str]], most: int) -> list[str]:
-    """Lay out a table for a terminal: long cells go on below; a rule between its titles and the rest.
+    """Lay out a table for a terminal: long cells are wrapped, and a rule separates the titles from the rest.
 
     Args:
-        lines: Its lines, the first of them the titles.
-        most: Columns of the terminal; where the longest words need more, the table is wider.
+        lines: Lines of the table; the first has the titles.
+        most: Width of the terminal in columns; the table is wider if its longest words need more.
     """
     columns = list(zip(*lines, strict=True))
     sizes = [
@@ -168,7 +168,7 @@ def as_text(lines: Sequence[Sequence[str]], most: int) -> list[str]:
         for column in columns
     ]
     longest = [max(map(len, column)) for column in columns]
-    for _ in range(most - sum(sizes) - GAP * (len(sizes) - 1)):  # a column more for what is cut most
+    for _ in range(most - sum(sizes) - GAP * (len(sizes) - 1)):  # one more column for the cells that are cut most
         place = max(range(len(sizes)), key=lambda place: longest[place] / sizes[place])
         if sizes[place] < longest[place]:
             sizes[place] += 1
@@ -184,7 +184,7 @@ def as_text(lines: Sequence[Sequence[str]], most: int) -> list[str]:
 
 
 def block(kind: type, costs: Costs, model: int) -> str:
-    """Return what a method takes, in full."""
+    """Return the summary and all costs of a method as text."""
     lines = dict(zip(TITLES.values(), cells(costs, model), strict=True))
     lines[TITLES["received"]] = f"{costs.received:,} bytes per round, {costs.received / model:.2f} times the model"
     lines[TITLES["sent"]] = f"{costs.sent:,} bytes per round, {costs.sent / model:.2f} times the model"
@@ -199,7 +199,7 @@ def block(kind: type, costs: Costs, model: int) -> str:
 
 
 def options() -> list[tuple[str, str]]:
-    """Return the options that combine with every method: how they are given, and their texts."""
+    """Return the heading and the help text of each option that every method has."""
     owners = {"algorithm": FedAvg}
     found = []
     for name, group in COMBINED.items():
@@ -211,22 +211,22 @@ def options() -> list[tuple[str, str]]:
 
 
 def options_as_text() -> list[str]:
-    """Return them for a terminal."""
+    """Return these options as text for a terminal."""
     return ["Options of every method:", *(entry(given, text) for given, text in options())]
 
 
 def markdown(measured: Measured, model: int, options: bool) -> str:
-    """Return the table for a page."""
+    """Return the table as Markdown."""
     lines = [*as_markdown(not_bold(table(measured, model))), "", legend(model)]
     return "\n".join(lines + (options_as_markdown() if options else []))
 
 
 def options_as_markdown() -> list[str]:
-    """Return the options that combine for a page."""
+    """Return the options that every method has as Markdown."""
     return ["", "Options of every method:", "", *(f"- `{given}`: {text}" for given, text in options())]
 
 
 def record(name: str, costs: Costs) -> dict[str, str | int]:
-    """Return what a method takes for other programs."""
+    """Return the costs of a method as a record for CSV or JSON."""
     words = dataclasses.asdict(costs.privileges)
     return {"method": name, "received": costs.received, "sent": costs.sent, "statistics": costs.statistics, **words}

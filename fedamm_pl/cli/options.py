@@ -1,4 +1,4 @@
-"""The options that there are: their groups, the classes to choose from, and what each class takes."""
+"""The options of a run: their groups, the classes to choose from, and the options of each class."""
 
 import dataclasses
 import importlib
@@ -42,26 +42,26 @@ OFFERED: dict[str, list[type]] = {
     "algorithm": [getattr(algorithms, name) for name in algorithms.__all__],
     "executor": [Sequential, Processes, Ray, Vectorized],
 }
-"""Group with a choice -> the classes of the package; others come in by import path."""
+"""Group with a choice of classes -> the classes of the package; other classes are given by import path."""
 LINKED = {"data": ("seed",), "algorithm": ("num_classes", "in_channels", "info")}
-"""Group -> parameters that are no options: the seed is that of the program, an algorithm learns the rest from the data."""
+"""Group -> parameters that are not options: the seed is that of the run, an algorithm gets the others from the data."""
 
 
 def options_of(owner: type) -> dict[str, inspect.Parameter]:
-    """Return the options that a class takes: its parameters without those that others fill in."""
+    """Return the options of a class: its parameters without those of :data:`LINKED`."""
     hidden = LINKED.get(group_of(owner) or "", ())
     return {name: parameter for name, parameter in parameters_of(owner).items() if name not in hidden}
 
 
 def parameters_of(owner: type) -> dict[str, inspect.Parameter]:
-    """Return a class's parameters, with resolved types; those of its bases where it passes on ``**others``."""
+    """Return the parameters of a class with resolved types; with ``**kwargs``, also the parameters of its base."""
     found: dict[str, inspect.Parameter] = {}
     for kind in owner.__mro__[:-1]:  # without object
         if "__init__" not in vars(kind):
             continue
         try:
             hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
-        except NameError:  # some exist for type checkers only
+        except NameError:  # some types are imported for type checkers only
             hints = {}
         (_, *parameters) = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
         for parameter in parameters:
@@ -84,19 +84,19 @@ def offered(group: str) -> list[type]:
 
 
 def imported(group: str) -> list[type]:
-    """Return the class of a group and those derived from it, as far as they are imported: also your own."""
+    """Return the class of a group and all its imported subclasses, including those of the user."""
     found = [GROUPS[group]]
-    for kind in found:  # it grows
+    for kind in found:  # the list grows
         subclasses: list[type] = kind.__subclasses__()
         found += [subclass for subclass in subclasses if subclass not in found]
     return found
 
 
 def find_class(group: str, name: str) -> type:
-    """Find a class by its name, or by its import path.
+    """Find a class by its name or import path.
 
     Raises:
-        ValueError: If there is none for this group.
+        ValueError: If there is no such class in this group.
     """
     for kind in imported(group):
         if kind.__name__ == name:
@@ -104,7 +104,7 @@ def find_class(group: str, name: str) -> type:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # the module may be yours, and raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise ValueError(f"{name} ({type(error).__name__}: {error})" if module else name) from error
     if not (inspect.isclass(found) and issubclass(found, GROUPS[group])):
         raise ValueError(f"{name}, which is not one")

@@ -1,4 +1,4 @@
-"""The parser of a run's options, what it lets pass and should not, and the configuration that it gives as YAML."""
+"""The parser of a run's options, checks that it lacks, and the resulting configuration as YAML."""
 
 import argparse
 import inspect
@@ -28,10 +28,13 @@ from fedamm_pl.version import __version__
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line that names the option, what it got and what is allowed; exit status 2."""
+    """A parser that reports an error in one line and exits with status 2.
+
+    The line names the option, its value and the allowed values.
+    """
 
     owner: type | None = None
-    """The class whose options it reads, if it was made for one; it then stands in for the program's own parser."""
+    """The class whose options are read, if the parser was made for one class; None for the parser of a run."""
 
     def __init__(self, *args: Any, prog: str = "fedamm", **options: Any) -> None:
         super().__init__(*args, prog=prog, **options)
@@ -39,7 +42,7 @@ class Parser(ArgumentParser):
     def add_class_arguments(
         self, theclass: type, nested_key: str | None = None, *args: Any, **options: Any
     ) -> list[str]:
-        """Add the options of a class, see ``jsonargparse``."""
+        """Add the options of a class; see ``jsonargparse``."""
         if nested_key is None and inspect.isclass(theclass):
             self.owner = theclass
         return list(super().add_class_arguments(theclass, nested_key, *args, **options))
@@ -51,11 +54,11 @@ class Parser(ArgumentParser):
 
 
 def build_parser(view: Callable[[FederatedDataModule], Any] = lambda data: data) -> Parser:
-    """Return the parser of a run; its help is :mod:`fedamm_pl.cli.help`.
+    """Return the parser of a run; its help is in :mod:`fedamm_pl.cli.help`.
 
     Args:
-        view: The data -> what has what the algorithm must know of them; where clients are on other machines, they may have to be heard
-            first.
+        view: Data -> an object with the parameters that the algorithm takes from the data. If clients are on other
+            machines, these may have to be asked first.
     """
     parser = Parser(allow_abbrev=False, add_help=False, version=__version__)
     parser.add_argument("--config", action="config")
@@ -77,7 +80,10 @@ def build_parser(view: Callable[[FederatedDataModule], Any] = lambda data: data)
 
 @contextmanager
 def attribute_docstrings() -> Iterator[None]:
-    """Make the line under a field its help. Only here: the parser would read the sources of all of Lightning's classes."""
+    """Make the parser use the docstring under a field as its help.
+
+    This is not on by default, since the parser would then read the sources of all of Lightning's classes.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         yield
@@ -93,7 +99,7 @@ def parse(parser: Parser, words: Sequence[str]) -> Namespace:
     """Return the configuration that a command line gives.
 
     Raises:
-        ValueError: If the parser lets something pass that it should not; the message names it.
+        ValueError: If an option has a wrong value that the parser itself accepts; the message names it.
     """
     check_config_files(words, "run")
     check_values_given(words)
@@ -105,10 +111,10 @@ def parse(parser: Parser, words: Sequence[str]) -> Namespace:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Turn whatever is raised while classes are imported and made, which may be yours, into an error of one line.
+    """Turn errors raised while classes, also those of users, are imported and made into an error of one line.
 
     Raises:
-        ValueError: With the kind, the text and the place of the error.
+        ValueError: With the type, the text and the place of the error.
     """
     try:
         yield
@@ -119,15 +125,15 @@ def in_one_line() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, StopSignal) or where.filename in (__file__, argparse.__file__):
-            raise  # the parser's own end
+            raise  # the parser exits
         raise ValueError(f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})") from error
 
 
 def check_values(config: Namespace) -> None:
-    """Check what the parser lets pass: groups that are no mappings, and null where an option must have a value.
+    """Check what the parser accepts but should not: groups that are not mappings, and null for a required value.
 
     Raises:
-        ValueError: If there is one; the message names it.
+        ValueError: If there is such a value; the message names it.
     """
     for group, base in GROUPS.items():
         values, owner = config[group], base
@@ -147,17 +153,17 @@ def check_values(config: Namespace) -> None:
 
 
 def dump(parser: Parser, config: Namespace) -> str:
-    """Return the configuration as YAML without ``output.dir``, fit for ``--config``."""
+    """Return the configuration as YAML for ``--config``, without ``output.dir``."""
     shown = config.clone()
     shown.output.dir = None
     content = with_texts(json.loads(parser.dump(shown, format="json")), shown)
     content["output"].pop("dir", None)
-    content.pop("dry_run", None)  # said to the program, no part of the experiment
+    content.pop("dry_run", None)  # not a part of the experiment
     return str(yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 
 def with_texts(content: Any, given: Any) -> Any:
-    """Return dumped options with the texts as they were given: the parser's dump makes a number of a text like 1e5."""
+    """Return dumped options with texts as they were given; the parser's dump turns a text like 1e5 into a number."""
     if isinstance(content, dict) and isinstance(given, argparse.Namespace):
         values = vars(given)
         return {name: with_texts(value, values.get(name)) for name, value in content.items()}
@@ -165,14 +171,14 @@ def with_texts(content: Any, given: Any) -> Any:
 
 
 class Dumper(yaml.SafeDumper):
-    """Puts texts like 1e5 in quotes: they are numbers to the parser, though not to PyYAML. Writes no aliases."""
+    """YAML dumper that writes no aliases and quotes texts like 1e5: numbers to the parser, but not to PyYAML."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write out a value again where it is used again."""
+        """Write repeated values in full."""
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
-        """Represent a text."""
+        """Represent a text, with quotes if it can be read as a number."""
         try:
             float(text)
         except ValueError:

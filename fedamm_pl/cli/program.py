@@ -1,4 +1,4 @@
-"""What surrounds whatever the program does: your folder on the path, signals, the log, and output that is flushed."""
+"""Setup that all commands share: the working directory on the path, signals, the log, and flushed output."""
 
 import contextlib
 import os
@@ -10,15 +10,15 @@ from fedamm_pl.terminal import plain_log, prepare_streams, say, silence
 
 
 def run_program(answer: Callable[[list[str]], None], words: list[str]) -> None:
-    """Do what a command line says.
+    """Run a command line.
 
     Args:
-        answer: Does it.
+        answer: Function that runs the command line.
         words: The command line without the program's name.
     """
-    with contextlib.suppress(OSError):  # the folder that one is in may have been removed
+    with contextlib.suppress(OSError):  # the working directory may have been removed
         if (here := os.getcwd()) not in sys.path:
-            sys.path.append(here)  # your own networks, data and algorithms, wherever the program itself lies
+            sys.path.append(here)  # for the user's networks, data and algorithms
     prepare_streams()
     try:
         with stop_signals(), plain_log():
@@ -31,8 +31,8 @@ def run_program(answer: Callable[[list[str]], None], words: list[str]) -> None:
 
 
 def flush_output() -> None:
-    """Flush the standard output now, where an error can be handled: its reader may have gone."""
+    """Flush the standard output now, while an error can be handled: the reading end of a pipe may be closed."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # else the interpreter would report it at its end
+    except (OSError, ValueError):  # otherwise the interpreter would report it at exit
         silence(sys.stdout)

@@ -1,4 +1,4 @@
-"""A run: from the command line to the closing table."""
+"""The command ``run``: from the command line to the table of results."""
 
 import datetime
 import gc
@@ -43,7 +43,7 @@ from fedamm_pl.terminal import printable, say, silence
 log = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 20
-"""Up to so many, the opening lines list classes one by one."""
+"""Up to this number of classes, the description of a run lists each class."""
 
 
 def run(
@@ -51,11 +51,11 @@ def run(
     executor: Executor | None = None,
     view: Callable[[FederatedDataModule], Any] = lambda data: data,
 ) -> None:
-    """Run what a command line says, or answer what it asks.
+    """Run a federation as given by a command line, or print the help that it asks for.
 
     Args:
         words: The command line without the program's name.
-        executor: Where clients train; None: as the command line says.
+        executor: Where clients train; None: as given by the command line.
         view: See :func:`~fedamm_pl.cli.parser.build_parser`.
     """
     parser, folder = build_parser(view), None
@@ -80,7 +80,7 @@ def run(
             except (ValueError, OverflowError) as error:
                 parser.error(str(error))
             train(orchestrator, loggers, config, dump(parser, config), folder)
-    except BrokenPipeError:  # of what the parser itself prints
+    except BrokenPipeError:  # raised by the parser's own output
         silence(sys.stdout)
     except StopSignal as stop:
         stop.hint = printable(how_to_continue(folder)) if folder else ""
@@ -91,17 +91,17 @@ def default_folder(config: Namespace) -> Path:
     """Return runs/<names of the configurations>/<date-time>."""
     stems = [Path(str(path)).stem for path in config.config or ()]
     name = "_".join(stems) or config.algorithm.class_path.rpartition(".")[2]
-    # with microseconds: runs that a script starts at once get folders of their own
+    # with microseconds, so that runs started at the same time get different folders
     return Path("runs") / name / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def instantiate(
     parser: Parser, config: Namespace, folder: Path | None, stack: ExitStack, executor: Executor | None = None
 ) -> tuple[Orchestrator, list[Logger]]:
-    """Build everything that a configuration names; with a folder, open the run for as long as the stack is.
+    """Build all objects that a configuration names; with a folder, also open the run until the stack is closed.
 
     Raises:
-        ValueError: If an option is out of range or data, module and folder do not fit together.
+        ValueError: If an option is out of range, or data, module and folder do not fit together.
     """
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"Expected `seed` to be 0 to 4294967295, got {config.seed}.")
@@ -125,13 +125,13 @@ def instantiate(
     if parts.logger is not True:
         return orchestrator, parts.logger or []
     started = orchestrator.state.round_num
-    purge = started + 1 if orchestrator.state.history else 0  # what was logged after the last checkpoint
+    purge = started + 1 if orchestrator.state.history else 0  # remove what was logged after the last checkpoint
     return orchestrator, [TensorBoardLogger(str(folder), "", "", default_hp_metric=False, purge_step=purge)]
 
 
 @contextmanager
 def deferred_log() -> Iterator[None]:
-    """Hold back what the package logs until the block has succeeded, so that an error stands alone."""
+    """Delay the package's log until the block has succeeded; after an error, only the error is shown."""
     logger = logging.getLogger("fedamm_pl")
     level, handlers = logger.level, logger.handlers
     held = [
@@ -150,7 +150,7 @@ def deferred_log() -> Iterator[None]:
 
 @contextmanager
 def quick_collections() -> Iterator[None]:
-    """Keep garbage collections from looking through what was imported, over and over: FedAMM with ``higher`` needs one a round."""
+    """Exclude imported objects from garbage collections: FedAMM with ``higher`` needs a collection in each round."""
     gc.freeze()
     try:
         yield
@@ -159,20 +159,20 @@ def quick_collections() -> Iterator[None]:
 
 
 def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespace, text: str, folder: Path) -> None:
-    """Run a federation, with what the command line adds: log, progress, the closing table, one line for an error."""
+    """Run a federation with a log, progress and a table of results, and report an error in one line."""
     orchestrator.callbacks += callbacks(loggers, config, text, folder)
     try:
         say(describe(orchestrator))
         write_atomically(folder / "config.yaml", text.encode())
         with logging_redirect_tqdm([logging.getLogger("fedamm_pl")]), silent_writers(), quick_collections():
             history = orchestrator.run()
-    except (FederationError, UnusableFileError) as error:  # of images, some are decoded in the middle of the run
+    except (FederationError, UnusableFileError) as error:  # image files may be decoded during the run
         fail(str(error), folder)
-    except ServerOptimizerError as error:  # which only a step of the method's server shows
+    except ServerOptimizerError as error:  # found only in the first step of the server
         say(f"fedamm: error: {one_line(str(error))}", sys.stderr)
         sys.exit(1)
-    except OSError as error:  # a full disk, a folder that has become read-only
-        place = os.fsdecode(error.filename or folder)  # TensorBoard's names are bytes
+    except OSError as error:  # such as a full disk or a folder that has become read-only
+        place = os.fsdecode(error.filename or folder)  # TensorBoard gives file names as bytes
         fail(f"{error.strerror or error} ({place}) after round {orchestrator.state.round_num}", folder)
     say(table(history))
     if orchestrator.state.ended:
@@ -183,11 +183,11 @@ def train(orchestrator: Orchestrator, loggers: Sequence[Logger], config: Namespa
 
 
 def callbacks(loggers: Sequence[Logger], config: Namespace, text: str, folder: Path) -> list[FederationCallback]:
-    """Return the observers that the options ask for."""
+    """Return the callbacks that the options ask for."""
     options = flatten(yaml.safe_load(text))
     found: list[FederationCallback] = []
     if config.output.figures:
-        from fedamm_pl.results.drawing import FigureFiles, LogFigures  # only here: it takes its time to import
+        from fedamm_pl.results.drawing import FigureFiles, LogFigures  # here, since it is slow to import
 
         for logger in loggers:
             found += [LogFigures(logger), LogTo(logger, options, text)]
@@ -199,7 +199,7 @@ def callbacks(loggers: Sequence[Logger], config: Namespace, text: str, folder: P
 
 @contextmanager
 def silent_writers() -> Iterator[None]:
-    """Keep threads that cannot write from printing tracebacks: TensorBoard's hands the error on to the next call."""
+    """Keep threads that cannot write from printing tracebacks; TensorBoard raises their error in the next call."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -212,7 +212,7 @@ def silent_writers() -> Iterator[None]:
 
 
 def rehearse(orchestrator: Orchestrator) -> None:
-    """Print what would run, and what a round costs by the measure of one client and an evaluation."""
+    """Print what would run, and the cost of a round as estimated from local training and an evaluation."""
     say(describe(orchestrator))
     held = (orchestrator.data.client_class_counts > 0).sum(1)
     say(f"classes per client: {held.min()} to {held.max()}")
@@ -248,7 +248,7 @@ def rehearse(orchestrator: Orchestrator) -> None:
 
 
 def describe(orchestrator: Orchestrator) -> str:
-    """Describe in a few lines what is about to run."""
+    """Return a description of the run in a few lines."""
     module, data, info = orchestrator.server.module, orchestrator.data, orchestrator.data.info
     sizes = [data.client_size(client) for client in range(data.num_clients)]
     least, most = min(sizes), max(sizes)
@@ -279,7 +279,7 @@ def describe(orchestrator: Orchestrator) -> str:
 
 
 def held_out(data: FederatedDataModule) -> str:
-    """Say what is measured beside the test set, and which clients hold nothing out for it."""
+    """Return a line on the validation and local test examples, and on clients without local test examples."""
     parts, sizes = [], [len(mine) for mine in data.local_test]
     if data.has_validation:
         parts.append(f"{len(data.validation[2])} validation examples")
@@ -292,7 +292,7 @@ def held_out(data: FederatedDataModule) -> str:
 
 
 def threads(executor: Executor) -> str:
-    """Return how many threads compute."""
+    """Return the number of threads, and of worker processes if there are any, as text."""
     count, workers = torch.get_num_threads(), ""
     if isinstance(executor, Pool):
         count, workers = executor.threads(count), f" in each of {executor.num_workers} workers"
@@ -306,5 +306,5 @@ def fail(reason: str, folder: Path) -> NoReturn:
 
 
 def how_to_continue(folder: Path) -> str:
-    """Say that nothing before the round is lost."""
+    """Return a hint on how to continue the run."""
     return f"the same command with --output.dir {folder} continues after the last completed round"

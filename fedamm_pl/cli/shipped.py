@@ -1,4 +1,4 @@
-"""The configurations that come with the package, by their names: ``--data cifar10 --method fedamm``."""
+"""Names of the configurations that come with the package, as in ``--data cifar10 --method fedamm``."""
 
 import difflib
 import itertools
@@ -8,9 +8,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
-"""Where they are: in an installed package, and in a clone."""
+"""Folders of the shipped configurations: in an installed package, and in a clone of the repository."""
 COMPARISON = "compare"
-"""How the names of shipped comparisons begin."""
+"""Prefix of the names of shipped comparisons."""
 
 
 def folder() -> Path:
@@ -19,17 +19,17 @@ def folder() -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Return the names of the shipped configurations of a kind: ``data``, ``method``, ``protocol``, or empty for the others."""
+    """Return the names of the shipped configurations of a kind: ``data``, ``method``, ``protocol``; empty: others."""
     return sorted(path.stem for path in (folder() / kind).glob("*.yaml"))
 
 
 def whole(command: str) -> list[str]:
-    """Return the names of the shipped configurations that are all that a command, ``run`` or ``compare``, needs."""
+    """Return the names of the shipped configurations that are complete for a command, ``run`` or ``compare``."""
     return [name for name in names("") if name.startswith(COMPARISON) == (command == "compare")]
 
 
 def option_for(word: str) -> str | None:
-    """Return how the shipped configuration of a name is given; None if there is none.
+    """Return the option or command for a shipped configuration; None if there is none of this name.
 
     Example:
         >>> option_for("quickstart"), option_for("cifar10"), option_for("nonsense")
@@ -48,16 +48,17 @@ def about(kind: str, name: str) -> str:
 
 
 def expanded(words: Sequence[str]) -> list[str]:
-    """Return a command line in which names of shipped configurations have become ``--config`` and a file.
+    """Return a command line in which names of shipped configurations are replaced by ``--config`` and a file.
 
-    ``--method NAME`` and, where NAME is no class, ``--data NAME`` stand for files of ``configs/method`` and ``configs/data``; the data come
-    first, so that what a method says of them holds. A file of ``--config`` that does not exist is looked for among those shipped.
+    ``--method NAME`` and, if NAME is a shipped configuration of data, ``--data NAME`` refer to files in
+    ``configs/method`` and ``configs/data``. The file of the data comes first, so that the options of a method override
+    it. If a file of ``--config`` does not exist, a shipped one of this name is used.
 
     Args:
         words: The command line without the program's name.
 
     Raises:
-        ValueError: If there is no method of that name.
+        ValueError: If there is no shipped method of this name.
     """
     chosen: dict[str, str] = {}
     rest: list[str] = []
@@ -82,7 +83,7 @@ def expanded(words: Sequence[str]) -> list[str]:
 
 
 def _split(words: Sequence[str]) -> list[str]:
-    """Return the words with ``--option=value`` in two where the option is one of these."""
+    """Return the words, with ``--option=value`` split in two for ``--method``, ``--data`` and ``--config``."""
     found: list[str] = []
     for word in words:
         option, sign, value = word.partition("=")
@@ -101,7 +102,7 @@ def _named(kind: str, name: str) -> Path:
 
 
 def _found(name: str) -> str:
-    """Return the path of a configuration: as given if there is such a file, else of the shipped one of that name."""
+    """Return the path of a configuration: as given if the file exists, else that of the shipped one if there is one."""
     try:
         if os.path.isfile(os.path.expanduser(name)):
             return name
@@ -110,6 +111,6 @@ def _found(name: str) -> str:
         for path in (shipped, shipped.with_name(f"{shipped.name}.yaml")):
             if path.is_file() and folder() in path.resolve().parents:
                 return str(path)
-    except (OSError, ValueError):  # a name that no file may have
+    except (OSError, ValueError):  # not a valid file name
         pass
     return name

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as an exception that ends the program."""
+"""Signals that stop the program, SIGINT, SIGTERM and SIGHUP, as an exception."""
 
 import os
 import signal
@@ -7,30 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""Windows has no SIGHUP, which says that the terminal was closed."""
+"""Windows has no SIGHUP, the signal for a closed terminal."""
 
 
 class StopSignal(SystemExit):
-    """The program was told to stop.
+    """Raised when a signal tells the program to stop.
 
     Attributes:
-        hint: What the program can say about going on, if anything.
+        hint: How to continue; empty if there is nothing to say.
     """
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
         self.hint = ""
-        super().__init__(128 + number)  # as a shell reports a process that a signal has ended
+        super().__init__(128 + number)  # the exit status that a shell reports for a process ended by a signal
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into a :class:`StopSignal`; a second one ends the process at once.
 
-    A closed terminal may say so twice, by the system and by the shell, which counts once; under ``nohup`` it is ignored.
-    Lightning would turn Ctrl-C in a fit into exit status 1 and ignore a second one.
+    When a terminal is closed, the system and the shell may both send SIGHUP; the second one is ignored. Under ``nohup``
+    SIGHUP has no effect. Lightning would turn Ctrl-C during a fit into exit status 1 and ignore a second one.
     """
-    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+    if threading.current_thread() is not threading.main_thread():  # signals can be handled in the main thread only
         yield
         return
     stopping = False
