@@ -1,1 +1,1 @@
-"""The modules on the engines of others."""
+"""Integrations with other federated learning frameworks."""

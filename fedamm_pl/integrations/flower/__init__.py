@@ -1,4 +1,4 @@
-"""A federation of several machines as a Flower app: ``client_app`` and ``server_app`` make its two halves from one configuration."""
+"""Federations on several machines as Flower apps; ``client_app`` and ``server_app`` build one from a configuration."""
 
 from fedamm_pl.integrations.flower.client import client_app
 from fedamm_pl.integrations.flower.server import server_app

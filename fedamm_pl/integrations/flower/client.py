@@ -1,4 +1,7 @@
-"""The client's half: its own data, what it keeps on its own disk, and its part of a round, in a process for each message."""
+"""The client side of the Flower app: it trains on its own data and keeps its state on its own disk.
+
+Flower starts a new process for each message.
+"""
 
 import json
 import os
@@ -41,25 +44,29 @@ if TYPE_CHECKING:
     from fedamm_pl.protocol.messages import State
 
 TOKEN = "kept_elsewhere"
-"""Stands at the server for what a client keeps."""
+"""Name of the token that the server holds in place of the state that a client keeps."""
 
 
 def client_app(config: str | Path) -> ClientApp:
     """Return the ClientApp that trains one client of a federation.
 
-    What a node is told by ``--node-config``: ``client``, its name, in a partition of common data its number; ``config``, a file with options
-    of its own, which come after those of the app, for example ``data.root`` or ``trainer.accelerator``; ``own``: true where all training
-    examples that it finds are its own, else it takes its part of the partition; ``state``: a folder for what it keeps from one round to
-    the next, by default ``~/.fedamm``.
+    ``--node-config`` takes these settings of a node:
+
+    - ``client``: name of the client; in a partition of common data without names, its number.
+    - ``config``: a file with options of this node, such as ``data.root`` or ``trainer.accelerator``; they override
+      those of the app.
+    - ``own``: true if all training examples at the node belong to the client; otherwise it takes its part of the
+      partition.
+    - ``state``: folder for what the client keeps from one round to the next, by default ``~/.fedamm``.
 
     Args:
-        config: The configuration of the run, a file beside the app.
+        config: Configuration file of the run, in the folder of the app.
     """
     app = ClientApp()
 
     def answered(handler: Callable[["Node", RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
-            # whatever happens, a message goes back: without one Flower never gives this node another
+            # a reply is sent after any error, since without one Flower sends this node no further message
             try:
                 content = handler(Node(Path(config), context), message.content)
             except NotBegunError as error:
@@ -78,22 +85,22 @@ def client_app(config: str | Path) -> ClientApp:
 
 
 class AskedError(Exception):
-    """The client asks the server, and its process ends here."""
+    """Raised when a client asks the server a question, to end its process."""
 
 
 class NotBegunError(Exception):
-    """An answer has come for a round that this node knows nothing of."""
+    """Raised when an answer arrives for a round that this node has not started."""
 
 
 class Node:
     """One client on its machine, made for one message.
 
     Args:
-        config: The configuration of the run.
-        context: What Flower knows of the node and of the run.
+        config: Configuration file of the run.
+        context: Flower's context of the node and the run.
 
     Raises:
-        ValueError: If the node is not told which client it is.
+        ValueError: If the configuration of the node does not name the client.
     """
 
     def __init__(self, config: Path, context: Context) -> None:
@@ -108,7 +115,7 @@ class Node:
         self.state = Path(os.path.expanduser(str(told.get("state", "~/.fedamm"))))
 
     def hello(self, content: RecordDict) -> RecordDict:
-        """Say who this is and how many examples it has; how many of each class only if the server asks for it."""
+        """Return the name of the client and its number of examples; class counts only if the server asks for them."""
         from fedamm_pl.data.own import OwnData
         from fedamm_pl.federation.fingerprint import hashes, versions
 
@@ -126,14 +133,14 @@ class Node:
         return record(told)
 
     def begin(self, content: RecordDict) -> RecordDict:
-        """Take up a round: return the result, or what the method asks before the fit."""
+        """Start a round: return the result, or the question that the method asks before the fit."""
         sent = bytes_part(content, BROADCAST)
-        # for the message that brings the answer; Flower has it in memory, for this run
+        # kept for the message with the answer; Flower holds it in memory for this run
         self.context.state[BROADCAST] = ArrayRecord([np.frombuffer(sent, dtype=np.uint8)])
         return self._trained(content, sent)
 
     def finish(self, content: RecordDict) -> RecordDict:
-        """Go on with the answer: what came before it is done again, since no process outlives its message."""
+        """Finish a round with the answer to a question; earlier steps are repeated, since this is a new process."""
         stored = self.context.state.array_records.get(BROADCAST)
         if stored is None:
             raise NotBegunError("its node was restarted during the round")
@@ -160,7 +167,7 @@ class Node:
         keep_freed_memory()
         data.to(trainer.device)
         trainer.place(parts.algorithm)
-        # of its own for each client: nodes of one machine may share the folder
+        # a separate folder for each client, since nodes on one machine may share the folder
         disk = KeptOnDisk(self.state / str(asked[RUN]) / f"client_{task.client_id}", task.client_id)
         questions: list[Question] = []
 
@@ -180,7 +187,7 @@ class Node:
         return record({ROUND: broadcast.round_num}, **{OUTCOME: encode(outcome)})
 
     def _parts(self, info: Mapping[str, Any]) -> Any:
-        """Make data, algorithm and trainer by this node's own files; only what is known of the examples comes from the server."""
+        """Build data, algorithm and trainer from this node's files and the server's facts about the examples."""
         from fedamm_pl.cli.parser import build_parser, in_one_line, parse
 
         names, shape = info["class_names"], info["shape"]
@@ -192,7 +199,7 @@ class Node:
             return parser.instantiate(config)
 
     def _data(self, parts: Any, info: Mapping[str, Any]) -> "tuple[FederatedDataModule | OwnData, int]":
-        """Return what has this client's examples, and its number there."""
+        """Return the data that contain this client's examples, and the index of the client in them."""
         from fedamm_pl.data.own import OwnData
 
         if self.own:
@@ -206,25 +213,25 @@ class Node:
 
 
 class KeptOnDisk:
-    """What a client keeps to itself, in files of its own machine; the server has a token that says of which round it is.
+    """Private state of a client in files on its machine; the server holds a token with the round of the state.
 
     Args:
-        folder: Of the run and the client.
+        folder: Folder of the run and the client.
         client_id: The client.
     """
 
     VERSIONS: ClassVar[int] = 10
-    """The newest ones are left, so that a server may go back to a checkpoint."""
+    """Number of states to keep, the newest ones, so that the server can go back to an earlier checkpoint."""
 
     def __init__(self, folder: Path, client_id: int) -> None:
         self.folder = folder
         self.client_id = client_id
 
     def read(self, token: "State") -> "State":
-        """Return what a token stands for; the state itself where it is none: what a client has at its first round.
+        """Return the state of a token; in the client's first round there is no token but the state itself.
 
         Raises:
-            ValueError: If it is not there any more, or damaged.
+            ValueError: If the state is missing or damaged.
         """
         from fedamm_pl.federation.store import FileStore
 
@@ -239,7 +246,7 @@ class KeptOnDisk:
             ) from error
 
     def write(self, round_num: int, state: "State") -> "State":
-        """Keep a state, and return its token."""
+        """Write a state, and return its token."""
         from fedamm_pl.federation.store import FileStore
 
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -39,17 +39,17 @@ from fedamm_pl.terminal import line
 
 log = logging.getLogger(__name__)
 GREETING = 5.0
-"""Seconds in a round from one look for nodes that have come or gone to the next."""
+"""Seconds between checks for nodes that have joined or left during a round."""
 MESSAGE_MODELS, MESSAGE_ROOM = 20, 2**26
-"""A reply may be as large as so many times what was broadcast, and so many bytes beside."""
+"""The largest size of a reply is this multiple of the broadcast, plus this number of bytes."""
 
 
 class Flower(Executor):
     """Trains clients on nodes of a Flower federation.
 
-    Each message makes a new process at the client, so a client cannot ask during local training; a method that asks before the fit costs two
-    messages. A client whose process dies is asked again, with the same seed; one that is not connected, or out of time, is lost for the
-    round.
+    Each message starts a new process at the client, so a client cannot ask the server during local training; a method
+    that asks before the fit needs two messages. A client whose process dies is asked again, with the same seed. A
+    client that is not connected, or does not answer in time, is lost for the round.
 
     Args:
         nodes: Who they are.
@@ -89,14 +89,14 @@ class Flower(Executor):
 
     @property
     def workers_here(self) -> int:
-        """None: clients have machines of their own."""
+        """0, since all clients run on other machines."""
         return 0
 
     def open(self, spec: RunSpec) -> Runner:
-        """Return the runner; the nodes have been met.
+        """Return the runner; the nodes have already joined.
 
         Raises:
-            ValueError: If the method's server needs the class counts of clients that have not told theirs.
+            ValueError: If the method's server needs the class counts of clients that have not reported them.
         """
         runner = FlowerRunner(self, spec)
         if not spec.data.knows_class_counts:
@@ -115,13 +115,13 @@ class Flower(Executor):
 
 @dataclasses.dataclass
 class Flight:
-    """A client that has been sent a message.
+    """A message that a client has not yet answered.
 
     Attributes:
-        place: Its task's place in the round.
-        task: Its task.
-        due: When its time is over.
-        answered: Whether its question has been answered.
+        place: Index of the task in the round.
+        task: Task of the client.
+        due: Time at which the client is given up.
+        answered: Whether a question of the client has been answered.
     """
 
     place: int
@@ -131,11 +131,11 @@ class Flight:
 
 
 class FlowerRunner(Runner):
-    """See :class:`Flower`.
+    """Runner of :class:`Flower`.
 
     Args:
         options: Nodes and limits.
-        spec: What the server's module, which answers questions, is built from.
+        spec: Specification of the run; the server's module, which answers questions, is built from it.
     """
 
     keeps_here = False
@@ -149,13 +149,13 @@ class FlowerRunner(Runner):
 
     @property
     def busy(self) -> tuple[int, int]:
-        """How many clients are at work, and how many are connected."""
+        """Number of clients that are training, and number of connected clients."""
         return len(self._flying), len(self.nodes.node_of)
 
     def run(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept, meanwhile: Callable[[], None] | None = None
     ) -> Iterator[Outcome]:
-        """Train the client of each task, see :class:`Runner`."""
+        """Train the client of each task; see :class:`Runner`."""
         self.nodes.greet()
         return _Round(self, broadcast, tasks, kept, meanwhile).outcomes()
 
@@ -180,12 +180,12 @@ class _Round:
         self.flying: dict[str, Flight] = {}
         self.done: dict[int, Outcome] = {}
         self.attempts: dict[int, int] = {}
-        self.away: list[tuple[Flight, str]] = []  # whose node was lost, and why; due: when it must be back
+        self.away: list[tuple[Flight, str]] = []  # lost clients, and why; due: when the node must be back
         self._begun = False
         self._greeted = time.monotonic()
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Yield them in the order of the tasks."""
+        """Yield the outcomes in the order of the tasks."""
         following, window = 0, self.runner.options.window
         self.runner._flying = self.flying
         try:
@@ -202,9 +202,9 @@ class _Round:
                 while following in self.done:
                     yield self.done.pop(following)
                     following += 1
-            self.runner.nodes.greet()  # who has come takes part in the next round
+            self.runner.nodes.greet()  # new nodes take part in the next round
         finally:
-            for flight in self.flying.values():  # a round that is dropped half-way: they owe an answer
+            for flight in self.flying.values():  # the round was abandoned: their answers are still due
                 self.runner.nodes.forget(self._name(flight))
             self.flying.clear()
 
@@ -229,7 +229,7 @@ class _Round:
             self._lose(flight, "its message was not taken")
 
     def _hear(self) -> bool:
-        """Take in what has come; return whether anything has."""
+        """Process the replies that have arrived; return whether there were any."""
         replies = list(self.runner.grid.pull_messages(list(self.flying))) if self.flying else []
         for reply in replies:
             flight = self.flying.pop(reply.metadata.reply_to_message_id, None)
@@ -249,10 +249,10 @@ class _Round:
         return bool(replies)
 
     def _take(self, flight: Flight, reply: Message) -> None:
-        """Take in a reply: a result, a failure, or a question, which is answered.
+        """Process a reply: a result, a failure, or a question, which is answered.
 
         Raises:
-            ValueError: If it is something else, of another round or of another client.
+            ValueError: If the reply is anything else, or belongs to another round or client.
         """
         said, client = plain_part(reply.content), flight.task.client_id
         if AGAIN in said:
@@ -285,7 +285,7 @@ class _Round:
         self._send(FINISH, dataclasses.replace(flight, answered=True), plain, parts)
 
     def _lose(self, flight: Flight, reason: str) -> None:
-        """Ask a client again whose process has died, or give it up."""
+        """Schedule another try for a client whose process or node died, or give it up after too many tries."""
         options = self.runner.options
         tries = self.attempts[flight.place] = self.attempts.get(flight.place, 0) + 1
         if tries > options.max_retries:
@@ -295,7 +295,7 @@ class _Round:
         self.away.append((dataclasses.replace(flight, due=time.monotonic() + options.rejoin_timeout), reason))
 
     def _take_back(self) -> None:
-        """Ask those again whose node is there; give up those that are not back in time."""
+        """Ask lost clients again if their node is connected; give up those that do not return in time."""
         for flight, reason in list(self.away):
             there = self._name(flight) in self.runner.nodes.node_of
             if there:

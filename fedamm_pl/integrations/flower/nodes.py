@@ -1,4 +1,4 @@
-"""Who the nodes of a federation are: each is asked once, and what it says of itself is checked."""
+"""Identification of the nodes of a federation: each node is asked which client it is, and its reply is checked."""
 
 import json
 import logging
@@ -19,24 +19,26 @@ from fedamm_pl.terminal import line, printable, say
 
 log = logging.getLogger(__name__)
 POLL = 0.5
-"""Seconds from one look for replies to the next."""
+"""Seconds between checks for replies."""
 MOST_EXAMPLES = 2**53
 
 
 class Nodes:
-    """The nodes that have said which client they are.
+    """The nodes of a federation and the clients that they run.
 
     Args:
-        grid: Flower's.
-        own_data: Whether each client has data of its own, else its part of a partition that server and clients make alike.
-        clients: With data of their own: their names, or how many there are.
-        class_counts: Whether clients with data of their own tell how many examples of each class they have.
-        start_with: How many clients suffice to start; 0: all.
+        grid: Flower's grid.
+        own_data: Whether clients have their own data. Otherwise server and clients make the same partition, and each
+            client takes its part.
+        clients: Names or number of the clients, if these have their own data.
+        class_counts: Whether clients with their own data report their number of examples of each class.
+        start_with: Number of clients that is enough to start; 0: all.
 
     Attributes:
-        told: What each message tells a client of the examples.
-        view: The same for the server's own module.
-        node_of: Client -> its node, of those that are connected.
+        told: Facts about the examples that each message sends to a client.
+        view: The same for the server's module.
+        node_of: Client -> its node, for all connected clients.
+        known: Client -> size and class counts of its own data.
         met: Whether the run can begin.
     """
 
@@ -54,20 +56,21 @@ class Nodes:
         self.node_of: dict[str, int] = {}
         self.known: dict[str, Elsewhere] = {}
         self._asked: dict[str, int] = {}  # message -> node
-        self._settled: set[int] = set()  # nodes that have been heard, or refused
+        self._settled: set[int] = set()  # nodes that have identified themselves or were refused
         self._refused: dict[int, str] = {}
-        self._doubles: dict[int, str] = {}  # refused node -> the client that it says it is
+        self._doubles: dict[int, str] = {}  # node that was refused as a duplicate -> the client that it claims to be
         self._data: FederatedDataModule | None = None
 
     def meet(self, data: FederatedDataModule, wait: float) -> None:
-        """Wait for the clients, and take note of what they hold where it is their own.
+        """Wait for the clients to join; if they have their own data, record the sizes of these.
 
         Args:
-            data: The server's.
-            wait: How many seconds.
+            data: The data of the server.
+            wait: Number of seconds to wait.
 
         Raises:
-            ValueError: If they are not all there by then; the message says who is missing, and who was refused and why.
+            ValueError: If too few clients have joined by then; the message names missing clients and the reasons of
+                refused ones.
         """
         self._data = data
         data.setup()
@@ -114,15 +117,15 @@ class Nodes:
         return f"Expected {expected} clients within {wait:g} s, got {len(self.node_of)}{said}."
 
     def greet(self) -> None:
-        """Ask nodes that nobody has asked yet who they are, and hear those that have answered; without waiting."""
+        """Ask new nodes which client they are, and process the answers that have arrived; do not wait for others."""
         online = set(self.grid.get_node_ids())
-        self._settled &= online  # one that was refused and comes back is asked again
+        self._settled &= online  # a node that was refused and comes back is asked again
         self._refused = {node: reason for node, reason in self._refused.items() if node in online}
         for name, node in list(self.node_of.items()):
             if node not in online:
                 log.warning("client %s is no longer connected", shown_client(0, [name]))
                 del self.node_of[name]
-                # whoever was refused because this one was there is asked again, maybe it is the same client, started anew
+                # nodes refused as duplicates of this client are asked again: one may be the same client, restarted
                 self._settled -= {other for other, wanted in self._doubles.items() if wanted == name}
         new = sorted(online - self._settled - set(self._asked.values()))
         for node in new:
@@ -134,7 +137,7 @@ class Nodes:
             if node_id is None:
                 continue
             if reply.has_error() and reply.error.code in LOST:
-                continue  # it is asked again, if it is there
+                continue  # asked again if the node is connected
             self._settled.add(node_id)
             try:
                 if reply.has_error():
@@ -145,7 +148,7 @@ class Nodes:
                 log.warning("node %d is refused: %s", node_id, line(str(error), 300))
 
     def forget(self, name: str) -> None:
-        """Ask a client's node again who it is, before it takes part again: it owes an answer."""
+        """Drop a client that has not answered in time; its node must identify itself again before it takes part."""
         node = self.node_of.pop(name, None)
         if node is not None:
             self._settled.discard(node)

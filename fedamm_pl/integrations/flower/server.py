@@ -1,4 +1,4 @@
-"""The server's half: the orchestrator's own loop, with clients on the nodes of a federation."""
+"""The server side of the Flower app: the loop of the orchestrator, with clients on the nodes of a federation."""
 
 import shlex
 from collections.abc import Mapping
@@ -27,29 +27,30 @@ DEFAULTS: dict[str, Any] = {
     "rejoin-timeout": 180.0,
     "window": 32,
 }
-"""What ``--run-config`` may say, and what holds where it does not."""
+"""Settings of ``--run-config`` with their defaults."""
 
 
 def server_app(config: str | Path) -> ServerApp:
-    """Return the ServerApp of a federation: it runs what ``fedamm --config`` runs, with clients on other machines.
+    """Return the ServerApp of a federation: it does the same as ``fedamm --config``, with clients on other machines.
 
-    What a run is told by ``--run-config``:
+    ``--run-config`` takes these settings of a run:
 
-    - ``output-dir``: the run's folder at the server, an absolute path; the same one continues a run.
-    - ``options``: more options of the run, as on the command line, for server and clients.
-    - ``own-data``: true where each client has data of its own; false where server and clients make the same partition of the same data, and
-      each client takes its part.
-    - ``clients``: with data of their own, the names of the clients with commas between them, or how many there are.
-    - ``class-counts``: true has these clients tell how many examples of each class they have.
-    - ``start-with``: how many clients suffice to start, 0 for all.
-    - ``wait``: seconds that the clients have to come.
+    - ``output-dir``: folder of the run at the server, an absolute path; with the folder of an earlier run, it is
+      continued.
+    - ``options``: further options of the run, as on the command line, for server and clients.
+    - ``own-data``: true if each client has its own data; false if server and clients make the same partition of the
+      same data, and each client takes its part.
+    - ``clients``: names of the clients, separated by commas, or their number; only if they have their own data.
+    - ``class-counts``: true if these clients shall report their number of examples of each class.
+    - ``start-with``: number of clients that is enough to start, 0 for all.
+    - ``wait``: seconds to wait for the clients.
     - ``client-timeout``: seconds for each message to a client and its answer.
-    - ``max-retries``: how often a client is asked again whose process or node died.
+    - ``max-retries``: how often a client is asked again after its process or node died.
     - ``rejoin-timeout``: seconds that such a node has to come back.
-    - ``window``: how many clients are at work at once.
+    - ``window``: largest number of clients that train at the same time.
 
     Args:
-        config: The configuration of the run, a file beside the app.
+        config: Configuration file of the run, in the folder of the app.
     """
     app = ServerApp()
 
@@ -61,20 +62,20 @@ def server_app(config: str | Path) -> ServerApp:
 
 
 class NotMetError(BaseException):
-    """The clients have not come; no ``Exception``, which the parser would reword."""
+    """Raised when too few clients join; not an ``Exception``, since the parser would reword its message."""
 
 
 def serve(grid: Grid, config: Path, told: Mapping[str, Any]) -> None:
     """Run a federation.
 
     Args:
-        grid: Flower's.
-        config: The configuration.
-        told: By ``--run-config``, see :func:`server_app`.
+        grid: Flower's grid.
+        config: Configuration file of the run.
+        told: Settings of ``--run-config``, see :func:`server_app`.
 
     Raises:
-        ValueError: If something that was told cannot be used, or the clients do not come.
-        RuntimeError: If the run ends with an error; its log has said which.
+        ValueError: If a setting is wrong, or too few clients join.
+        RuntimeError: If the run ends with an error; its log has the reason.
     """
     options = {**DEFAULTS, **told}
     folder = Path(str(options["output-dir"])).expanduser()
@@ -111,7 +112,7 @@ def serve(grid: Grid, config: Path, told: Mapping[str, Any]) -> None:
             run(words, executor, view)
     except NotMetError as error:
         raise ValueError(str(error)) from error
-    except SystemExit as error:  # which Flower would take for the end of a run that went well
+    except SystemExit as error:  # Flower would take it for the end of a successful run
         if error.code:
             raise RuntimeError(f"the run ended with status {error.code}; the log says why") from error
 

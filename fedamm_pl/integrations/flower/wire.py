@@ -1,4 +1,4 @@
-"""What crosses the wire: records of plain values, and tensors as one array of bytes. Reading them executes nothing."""
+"""Format of the messages: records of plain values, and tensors as one array of bytes. Reading them executes no code."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,18 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedamm_pl.terminal import line
 
 HELLO, BEGIN, FINISH = "query.hello", "train.begin", "train.finish"
-"""Who are you; take up a round, and return your result or a question; here is the answer, return your result."""
+"""Types of messages to a client: identify yourself; start a round and return the result or a question; finish the round
+with the answer to the question and return the result."""
 PLAIN, BYTES = "plain", "bytes"
 LOST = (3, 5, 8)
-"""Flower's codes for a message or a node that is gone, and for a process that has died."""
+"""Flower's error codes for a lost message or node, and for a process that has died."""
 INFO, ERROR, AGAIN, RUN, ROUND, TASK = "info", "error", "again", "run", "round", "task"
 BROADCAST, ANSWER, KEPT, OUTCOME = "broadcast", "answer", "kept", "outcome"
-"""What plain values and parts of bytes are called."""
+"""Names of plain values, and of parts of bytes."""
 
 
 def record(plain: Mapping[str, Any], **parts: bytes) -> RecordDict:
-    """Return a message's content: one array for each part, since each costs Flower an object of its own to push and pull."""
+    """Return the content of a message, with one array for each part, since Flower transfers each array separately."""
     arrays = {name: ArrayRecord([np.frombuffer(content, dtype=np.uint8)]) for name, content in parts.items()}
     return RecordDict(
         {PLAIN: ConfigRecord(dict(plain)), **{f"{BYTES}.{name}": value for name, value in arrays.items()}}
@@ -30,7 +31,7 @@ def plain_part(content: RecordDict) -> dict[str, Any]:
     """Return the plain values of a message.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If there are none.
     """
     found = content.config_records.get(PLAIN)
     if found is None:
@@ -44,12 +45,12 @@ def bytes_part(content: RecordDict, name: str, most: int | None = None) -> bytes
     """Return a part of a message that holds bytes.
 
     Args:
-        content: Of the message.
-        name: Which part.
-        most: How many bytes it may have; None: any number.
+        content: Content of the message.
+        name: Name of the part.
+        most: Largest number of bytes; None: no limit.
 
     Raises:
-        ValueError: If it is not there, is no array of bytes, or is larger.
+        ValueError: If the part is missing, is not an array of bytes, or is too large.
     """
     found = content.array_records.get(f"{BYTES}.{name}")
     arrays = [] if found is None else list(found.values())
@@ -64,5 +65,5 @@ def bytes_part(content: RecordDict, name: str, most: int | None = None) -> bytes
 
 
 def has_part(content: RecordDict, name: str) -> bool:
-    """Return whether a message has a part of bytes."""
+    """Return whether a message has the part of bytes with this name."""
     return f"{BYTES}.{name}" in content.array_records
