@@ -1,1 +1,1 @@
-"""The benchmark: where the time goes, as ratios inside one run."""
+"""Benchmarks of run time and memory, mostly as ratios between measurements of the same run."""

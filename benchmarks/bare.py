@@ -1,4 +1,4 @@
-"""The bare loop: the arithmetic of a round, and nothing else."""
+"""A FedAMM round as a bare loop, with nothing but its arithmetic."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MOMENTUM, WEIGHT_DECAY, META_LR = 0.9, 5e-4, 0.01
 
 @dataclass
 class Prepared:
-    """What a client and the server's meta set put into a round, as normalised tensors on the device."""
+    """Batches of a client and from the server's meta set for one round, as normalised tensors on the device."""
 
     num_examples: int
     batches: list[Batch]
@@ -30,7 +30,7 @@ class Prepared:
 
 
 def prepare(run: Orchestrator, round_num: int) -> list[Prepared]:
-    """Draw what the clients of a round will draw."""
+    """Draw the same clients and batches as the round itself."""
     module, config = run.server.module, run.config
 
     def ready(batch: Batch) -> Batch:
@@ -47,17 +47,17 @@ def prepare(run: Orchestrator, round_num: int) -> list[Prepared]:
 
 
 def weighted(losses: Tensor, raw: Tensor) -> Tensor:
-    """Weighted loss of a batch."""
+    """Return the weighted loss of a batch."""
     return (raw / raw.sum() * losses).sum()
 
 
 def sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.SGD:
-    """The method's optimizer."""
+    """Return the optimizer of the method."""
     return torch.optim.SGD(parameters, lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
 
 
 def bare_meta_step(network: nn.Module, weight_net: nn.Module, client: Prepared) -> State:
-    """Return v_k: virtual step, meta gradient, and a directional derivative in place of the double backward."""
+    """Return v_k after a virtual step and the meta gradient; a directional derivative replaces the double backward."""
     (images, labels), (meta_images, meta_labels) = client.support, client.meta
 
     def losses_at(params: State) -> Tensor:
@@ -90,7 +90,7 @@ def bare_meta_step(network: nn.Module, weight_net: nn.Module, client: Prepared) 
 
 
 def bare_round(network: nn.Module, weight_net: nn.Module, clients: list[Prepared]) -> State:
-    """Run a round from the weights that the two networks hold and return the averages."""
+    """Run a round that starts from the weights of the two networks, and return the averages."""
     start = {name: value.clone() for name, value in network.state_dict().items()}
     sums: State = {}
     total = sum(client.num_examples for client in clients)
@@ -111,5 +111,5 @@ def bare_round(network: nn.Module, weight_net: nn.Module, clients: list[Prepared
         trained |= {f"model.{name}": value for name, value in network.state_dict().items()}
         for name, value in trained.items():
             sums[name] = sums.get(name, 0) + client.num_examples / total * value.double()
-        float(seen)  # a loop that nobody watches would be no fair yardstick
+        float(seen)  # the orchestrated round reads the loss too
     return sums

@@ -1,4 +1,4 @@
-"""Rows on what a run writes whose clients keep a model each, MOON's."""
+"""Benchmark rows on the files of MOON, in which each client keeps a model."""
 
 import statistics
 import tempfile
@@ -23,22 +23,22 @@ SAMPLED, KIB = 10, 2**10
 
 
 class Written(FederationCallback):
-    """Notes what the process has written by the end of each round."""
+    """Records the number of bytes that the process has written by the end of each round."""
 
     def __init__(self) -> None:
         self._totals: list[int] = []
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Note it."""
+        """Record the number of bytes."""
         self._totals.append(bytes_written())
 
     def in_a_round(self) -> float:
-        """Return the bytes of a round, the median over rounds."""
+        """Return the bytes written in a round, the median over rounds."""
         return statistics.median(after - before for before, after in pairwise(self._totals))
 
 
 class TwelveRounds:
-    """Twelve rounds of a method with ten of 40 clients each.
+    """Twelve rounds of a method, each with ten of 40 clients.
 
     Args:
         method: The method.
@@ -66,9 +66,9 @@ class TwelveRounds:
 
 
 def row_checkpoint(repeats: int) -> list[Row]:
-    """MOON's checkpoints against FedAvg's: how large, how long to save one; and what a round writes."""
+    """Compare the checkpoints of MOON and FedAvg, in size and in time to save, and measure what a round writes."""
     with tempfile.TemporaryDirectory() as folder:
-        moon = TwelveRounds(partial(Moon, projection=None), Path(folder) / "Moon")  # the network of FedAvg
+        moon = TwelveRounds(partial(Moon, projection=None), Path(folder) / "Moon")  # the same network as FedAvg
         fedavg = TwelveRounds(FedAvg, Path(folder) / "FedAvg")
         note = f"{moon.checkpoint / KIB:.0f} / {fedavg.checkpoint / KIB:.0f} KiB, 40 clients"
         size = Row(

@@ -1,4 +1,4 @@
-"""Rows on the clients of a round: many of them, their data, and several at once."""
+"""Benchmark rows on the clients of a round: their number, their data, and several at the same time."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from fedamm_pl.federation.trainer import TrainerConfig
 
 
 def row_clients(repeats: int) -> list[Row]:
-    """Time for one client as more are sampled."""
+    """Measure the time per client as the number of sampled clients grows."""
     data = Noise("noise-6010-8-1-100", num_clients=1000, imbalance_factor=1.0, partition="iid")
     trainer = TrainerConfig("cpu", precision="32-true")
 
@@ -41,7 +41,7 @@ def row_clients(repeats: int) -> list[Row]:
 
 
 def row_data(repeats: int) -> list[Row]:
-    """Crop, flip and normalisation against the training step."""
+    """Compare the time of crop, flip and normalisation with that of the training step."""
     run = federation(cifar10())
     client = max(range(run.data.num_clients), key=run.data.client_size)
     data = run.data.client(client)
@@ -68,7 +68,7 @@ def row_data(repeats: int) -> list[Row]:
 
 
 def row_processes(repeats: int) -> list[Row]:
-    """A round of eight clients in two processes against one client after the other, a thread for each client."""
+    """Compare a round of eight clients in two processes with one client at a time, with one thread for each client."""
     data = Noise("noise-250-28-1-250", num_clients=8, imbalance_factor=1.0, partition="iid", batch_size=32)
     threads = torch.get_num_threads()
 

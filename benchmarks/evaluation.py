@@ -1,4 +1,4 @@
-"""Rows on the evaluation."""
+"""Benchmark rows on the evaluation."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from fedamm_pl import Orchestrator
 
 
 def row_evaluation(repeats: int) -> list[Row]:
-    """An evaluation of 10,000 images against bare forward passes, and bfloat16 against float32."""
+    """Compare an evaluation of 10,000 images with bare forward passes, and bfloat16 with float32."""
     data = cifar10(10_000)
     runs = {precision: federation(data, trainer={"precision": precision}) for precision in ("bf16-mixed", "32-true")}
     rows = []

@@ -46,7 +46,7 @@ class Part(FederatedDataModule):
     """The first 1,210 training and 300 test images of each class of Fashion-MNIST."""
 
     def load_images(self) -> ImageData:
-        """Return them class by class."""
+        """Return the images class by class."""
         whole = super().load_images()
 
         def first(images: Source, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -58,12 +58,12 @@ class Part(FederatedDataModule):
 
 
 def mlp() -> nn.Module:
-    """Return a perceptron with 64 hidden units."""
+    """Return a multilayer perceptron with 64 hidden units."""
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def measure(name: str, seed: int, root: str, num_rounds: int) -> dict[str, float]:
-    """Run a method; return means over the last ten evaluated rounds, accuracies in percent."""
+    """Run a method, and return means over the last ten evaluated rounds; accuracies are in percent."""
     method, options = METHODS[name]
     data = Part(
         "fashion_mnist",
@@ -93,7 +93,7 @@ def measure(name: str, seed: int, root: str, num_rounds: int) -> dict[str, float
 
 
 def main() -> None:
-    """Print a row for each method, with its difference from FedAvg seed by seed."""
+    """Print a row for each method, with its difference from FedAvg for each seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

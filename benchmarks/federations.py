@@ -1,4 +1,4 @@
-"""The federations that are measured, over noise of the shape of CIFAR-10, and how to let one go on by a round."""
+"""The measured federations, on noise images with the shape of CIFAR-10, and a function that runs one more round."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ LR = 0.01
 
 
 class Noise(FederatedDataModule):
-    """Noise in place of a data set: ``dataset`` is ``noise-<images a class>-<size>-<channels>-<test images>``."""
+    """A data set of noise: ``dataset`` is ``noise-<images per class>-<size>-<channels>-<test images>``."""
 
     def load_images(self) -> ImageData:
         """Draw the images."""
@@ -31,21 +31,21 @@ class Noise(FederatedDataModule):
 
 
 def cifar10(num_test: int = 100, **options: Any) -> Noise:
-    """CIFAR-10-LT, imbalance factor 0.01, 20 clients."""
+    """Return noise with the shape of CIFAR-10-LT, imbalance factor 0.01, 20 clients."""
     defaults: dict[str, Any] = {"imbalance_factor": 0.01, "num_clients": 20, "batch_size": 64}
     return Noise(f"noise-5000-32-3-{num_test}", **{**defaults, **options})
 
 
 class Rounds(FederationCallback):
-    """Keeps the seconds of the last round and lets a federation go on by one."""
+    """Records the seconds of the last round for :func:`advance`."""
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Keep them, without the evaluation."""
+        """Record the seconds without the evaluation."""
         self.seconds = sum(seconds for kind, seconds in record.seconds.items() if kind != "evaluate")
 
 
 def federation(data: FederatedDataModule, **options: Any) -> Orchestrator:
-    """FedAMM with ResNet-32, one client a round: a tenth of the paper's round, in its proportions."""
+    """Return FedAMM with ResNet-32 and one client per round, which is a tenth of a round of the paper."""
     trainer = TrainerConfig(**options.pop("trainer", {}))
     differentiation = options.pop("differentiation", "forward")
     torch.manual_seed(0)
@@ -64,8 +64,8 @@ def advance(run: Orchestrator) -> float:
 
 @contextmanager
 def arithmetic(run: Orchestrator) -> Iterator[None]:
-    """The precision of a run, as torch has it."""
+    """Use the precision of a run for plain torch code."""
     enabled = run.trainer.resolved_precision == "bf16-mixed"
-    # without a cache, which would keep the weights of the first step in bfloat16 for all that follow
+    # without the cache, which would reuse the bfloat16 weights of the first step in all later steps
     with torch.autocast(run.server.module.device.type, torch.bfloat16, enabled, cache_enabled=False):
         yield

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[0] = str(REPOSITORY)  # in place of the folder of this file
+sys.path[0] = str(REPOSITORY)  # instead of the folder of this file
 
 import numpy as np
 import torch
@@ -30,18 +30,18 @@ from fedamm_pl.federation.run import Run
 from fedamm_pl.federation.trainer import TrainerConfig
 
 CLASSES, CLIENTS, SAMPLED, TEST = 100, 100, 2, 1000
-"""Of the data set; clients a round, and test images."""
+"""Classes and clients of the data set, clients per round, and test images."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run took.
+    """Time and memory of a run.
 
     Attributes:
         start: Seconds before the first round.
-        base: Memory of the process before the data were read, in MiB.
-        peak: Its peak at the end, in MiB.
-        speed: Training images a second.
+        base: Peak memory of the process before the data were read, in MiB.
+        peak: Peak memory at the end, in MiB.
+        speed: Training images per second.
     """
 
     start: float
@@ -51,7 +51,7 @@ class Measured:
 
 
 def make_files(folder: Path, number: int, pixels: int) -> None:
-    """Make what is missing of the files, and the lists of all of them and of a quarter."""
+    """Make missing files, and write lists of all files and of a quarter of them."""
     for part, count in (("train", number), ("test", TEST)):
         lines = []
         for i in range(count):
@@ -64,14 +64,14 @@ def make_files(folder: Path, number: int, pixels: int) -> None:
 
 
 def make_file(path: Path, seed: int, pixels: int) -> None:
-    """Make a picture."""
+    """Write one JPEG file of smoothed noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (pixels // 8, pixels // 8, 3), dtype=np.uint8)
     Image.fromarray(small).resize((pixels, pixels), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def run(folder: str, listed: int, pixels: int, rounds: int, in_memory: bool, model: str) -> Measured:
-    """Train and measure."""
+    """Train, and return time and memory."""
     base, start = peak_memory(), time.perf_counter()
     data = FederatedDataModule(
         f"{listed}_{pixels}_train.txt",
@@ -107,7 +107,7 @@ def run(folder: str, listed: int, pixels: int, rounds: int, in_memory: bool, mod
 
 
 def table(rows: Iterable[list[str]], head: list[str]) -> str:
-    """Format a table."""
+    """Format a table as Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     for listed in (args.images // 4, args.images):
         found = []
         for in_memory in (True, False):
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a peak stays
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a peak never falls
                 options = (str(args.folder), listed, args.pixels, args.rounds, in_memory, args.model)
                 found.append(pool.submit(run, *options).result())
             took, way = found[-1], "in memory" if in_memory else "from files"

@@ -1,4 +1,4 @@
-"""What the machine is, and what it tells of this process."""
+"""Facts about the machine and about this process."""
 
 import platform
 import resource
@@ -12,7 +12,7 @@ from fedamm_pl.federation.trainer import TrainerConfig
 
 
 def hardware() -> dict[str, Any]:
-    """Return what it ran on."""
+    """Return the hardware, the number of threads and the versions of libraries."""
     return {
         "processor": _found("/proc/cpuinfo", "model name") or platform.processor(),
         "threads": torch.get_num_threads(),
@@ -26,17 +26,17 @@ def peak_memory() -> float:
     """Return the peak memory of this process in MiB."""
     if peak := _found("/proc/self/status", "VmHWM"):
         return int(peak.split()[0]) / 2**10
-    # not on Linux, where it counts what the parent had when it started this process
+    # not for Linux, where this value includes the memory of the parent when it started this process
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def bytes_written() -> int:
-    """Return how many bytes this process has written so far; 0 where the system does not count them."""
+    """Return the number of bytes that this process has written so far; 0 if the system does not count them."""
     return int(_found("/proc/self/io", "wchar") or 0)
 
 
 def _found(path: str, name: str) -> str:
-    """Return what the first line of a name says in a file of the form ``name: value``; empty if there is none."""
+    """Return the first value of a name in a file with lines ``name: value``; empty if there is none."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:

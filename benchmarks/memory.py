@@ -1,4 +1,4 @@
-"""Rows on the memory of a run."""
+"""Benchmark rows on the memory of a run."""
 
 import tempfile
 from collections.abc import Callable
@@ -19,21 +19,21 @@ from fedamm_pl.federation.run import Run
 
 
 def many_clients(num_clients: int) -> list[float]:
-    """Return the peaks of 40 rounds of FedAMM over 60,000 images."""
+    """Return the peak memory after each of 40 rounds of FedAMM on 60,000 images."""
     data = Noise("noise-6010-28-1-1000", num_clients=num_clients, imbalance_factor=1.0, partition="iid")
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))  # small: what the clients cost shall show
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))  # small, so that the cost of the clients is visible
     return peaks(FedAMM(10, 1, network, info=data.info, differentiation="forward"), data, 40)
 
 
 def kept_models(num_clients: int) -> list[float]:
-    """Return the peaks of 30 rounds of MOON, whose clients keep a model of 3.1 MiB each."""
+    """Return the peak memory after each of 30 rounds of MOON, in which each client keeps a model of 3.1 MiB."""
     data = Noise("noise-210-28-1-250", num_clients=num_clients, imbalance_factor=1.0, partition="iid")
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 10))
     return peaks(Moon(10, 1, network, info=data.info, projection=None), data, 30)
 
 
 def peaks(module: FederatedModule, data: FederatedDataModule, num_rounds: int) -> list[float]:
-    """Return the peak memory in MiB after each round from 0 on, of ten clients a round."""
+    """Return the peak memory in MiB after each round, starting with round 0, with ten clients per round."""
     found: list[float] = []
 
     class Peak(FederationCallback):
@@ -48,13 +48,13 @@ def peaks(module: FederatedModule, data: FederatedDataModule, num_rounds: int) -
 
 
 def alone(function: Callable[[int], list[float]], argument: int) -> list[float]:
-    """Call a function in a process of its own: a peak stays."""
+    """Call a function in a new process, since the peak memory of a process never falls."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, argument).result()
 
 
 def row_memory(repeats: int) -> list[Row]:
-    """Memory with many clients against few, and late against early; it needs no repeats."""
+    """Compare memory with many and with few clients, and late and early in a run; repeats are not needed."""
     few, many, kept = alone(many_clients, 100), alone(many_clients, 10_000), alone(kept_models, 100)
     note = f"{many[-1]:.0f} / {few[-1]:.0f} MiB, the same 60,000 images"
     kept_note = f"{kept[30]:.0f} / {kept[5]:.0f} MiB, 100 clients with a model of 3.1 MiB each in files"

@@ -1,4 +1,4 @@
-"""A round by operator."""
+"""Profile of a round by operator."""
 
 import torch
 

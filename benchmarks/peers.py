@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[0] = str(REPOSITORY)  # in place of the folder of this file
+sys.path[0] = str(REPOSITORY)  # instead of the folder of this file
 
 from benchmarks.contenders.comparison import Entry, against_peers, markdown, overview
 from benchmarks.contenders.environments import NotInstalledError, python_of
@@ -76,7 +76,7 @@ DEFAULT = [name for name in CONTENDERS if name != "processes"]
 
 
 def main() -> int:
-    """Measure, print and write."""
+    """Measure all contenders, print the tables and write the results."""
     args = parse()
     found = {key: value for key, value in hardware().items() if key in ("processor", "gpu")}
     content: dict[str, Any] = {"hardware": found, "jobs": {}}
@@ -134,7 +134,7 @@ def fewer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def environments(names: set[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Make the environments; return the Python of each, and of those that cannot be made the reason."""
+    """Make the environments; return name -> Python, and name -> reason for those that cannot be made."""
     pythons, missing = {}, {}
     for name in sorted(names):
         try:
@@ -145,7 +145,7 @@ def environments(names: set[str], folder: Path) -> tuple[dict[str, Path], dict[s
 
 
 def in_turn(entries: Sequence[Entry], pythons: dict[str, Path], material: Material, timeout: float) -> None:
-    """Let each contender do the job once, the bare loop first."""
+    """Run the job once with each contender, in order; weights are compared with those of a preceding bare loop."""
     bare: Measured | None = None
     for entry in entries:
         if entry.failure:
@@ -172,7 +172,7 @@ def in_turn(entries: Sequence[Entry], pythons: dict[str, Path], material: Materi
 
 
 def describe(job: Job, material: Material) -> str:
-    """Return what a job is, in words."""
+    """Return a description of a job."""
     return (
         f"{job.num_clients} clients of {job.client_size} images, {job.network}, batches of {job.batch_size}, "
         f"timed rounds: {job.rounds}; {material.source}"

@@ -1,4 +1,4 @@
-"""Rows on the program: how fast it starts, and what it costs to watch a run."""
+"""Benchmark rows on the program: its start, and the cost of logging, figures and progress."""
 
 import json
 import os
@@ -24,7 +24,7 @@ main(sys.argv[1:])
 
 
 def row_start(repeats: int) -> list[Row]:
-    """Start of the program against the import of the libraries that it needs."""
+    """Compare the start of the program with the import of the libraries that it needs."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     bare = [sys.executable, "-c", "import pytorch_lightning, torchvision"]
     bare_without_end = [sys.executable, "-c", "import os, pytorch_lightning, torchvision; os._exit(0)"]
@@ -103,7 +103,7 @@ WATCHERS = {
 
 
 def row_watching(repeats: int) -> list[Row]:
-    """The quickstart with everything to look at, against the same run without the time that this took."""
+    """Compare the quickstart with all logs, figures and progress with the same run minus the time that these take."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     runs = []
     with tempfile.TemporaryDirectory() as folder:

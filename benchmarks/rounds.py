@@ -1,4 +1,4 @@
-"""Rows on a round: against the bare loop, in other arithmetics, and what of it is neither training nor evaluation."""
+"""Benchmark rows on a round: against the bare loop, in other arithmetics, and time outside training and evaluation."""
 
 import statistics
 import tempfile
@@ -21,10 +21,10 @@ PAPER_CLIENTS, PAPER_ROUNDS = 10, 500
 
 
 def row_round(repeats: int) -> list[Row]:
-    """A round against the bare loop, and what the paper's experiment would take."""
+    """Compare a round with the bare loop, and extrapolate the time of the paper's experiment."""
     run = federation(cifar10())
     advance(run)
-    own = FedAMM(10, 3, "resnet32", info=run.data.info)  # the loop's own networks, plain modules
+    own = FedAMM(10, 3, "resnet32", info=run.data.info)  # networks of the bare loop, as plain modules
     own.to(run.server.module.device)
     before: list[State] = []
     gaps: list[float] = []
@@ -52,9 +52,9 @@ def row_round(repeats: int) -> list[Row]:
 
 
 def row_arithmetic(repeats: int) -> list[Row]:
-    """The fast defaults against the plain way, and each of them alone."""
+    """Compare the fast defaults with plain arithmetic, adding one at a time."""
     data = cifar10()
-    # from the plain way, one change after the other
+    # starts with plain arithmetic and adds one change at a time
     ways = {
         "float32, NCHW, double backward": federation(data, trainer=PLAIN, differentiation="functional"),
         "forward mode": federation(data, trainer=PLAIN),
@@ -79,14 +79,14 @@ def row_arithmetic(repeats: int) -> list[Row]:
 
 
 class Watched(FederationCallback):
-    """Measures whole rounds, from the end of one to that of the next, callbacks and checkpoints included."""
+    """Measures whole rounds, from the end of one to the end of the next, including callbacks and checkpoints."""
 
     def __init__(self) -> None:
         self.shares: list[float] = []
         self._last: float | None = None
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Note which share was neither training, nor meta step, nor evaluation."""
+        """Record the share of the round's time that was not training, meta step or evaluation."""
         now = time.perf_counter()
         if self._last is not None:
             inside = sum(record.client_seconds.values()) + record.seconds["evaluate"]
@@ -95,7 +95,7 @@ class Watched(FederationCallback):
 
 
 def row_outside(repeats: int) -> list[Row]:
-    """Time outside training, meta step and evaluation, with TensorBoard and all files of a run directory."""
+    """Measure the time outside training, meta step and evaluation, with TensorBoard and all files of a run."""
     watched = Watched()
     with tempfile.TemporaryDirectory() as folder:
         logger = LogTo(TensorBoardLogger(folder, "", ""))

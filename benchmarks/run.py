@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[0] = str(REPOSITORY)  # in place of the folder of this file
+sys.path[0] = str(REPOSITORY)  # instead of the folder of this file
 
 from benchmarks.checkpoints import row_checkpoint
 from benchmarks.clients import row_clients, row_data, row_processes
@@ -46,12 +46,12 @@ ROWS: dict[str, Callable[[int], list[Row]]] = {
 
 
 def markdown(rows: Iterable[list[str]], head: list[str]) -> str:
-    """Format a table."""
+    """Format a table as Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure the rows, print the tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, "profile"], default=[*ROWS, "profile"])
     parser.add_argument("--repeats", type=int, default=5, help="pairs of timings a row")

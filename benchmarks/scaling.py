@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[0] = str(REPOSITORY)  # in place of the folder of this file
+sys.path[0] = str(REPOSITORY)  # instead of the folder of this file
 
 import torch
 
@@ -40,7 +40,7 @@ EXECUTORS: dict[str, Executor] = {
 
 
 def eight_clients(algorithm: type[FederatedModule], images: int, executor: Executor, **options: Any) -> Orchestrator:
-    """Return a federation of the small CNN (94,186 parameters) on eight equal clients, all of them in each round."""
+    """Return a federation of the small CNN (94,186 parameters) on eight clients of equal size, all in each round."""
     data = Noise(
         f"noise-{CLIENTS * images // 10 + 1}-28-1-100",
         num_clients=CLIENTS,
@@ -57,7 +57,7 @@ def eight_clients(algorithm: type[FederatedModule], images: int, executor: Execu
 
 
 def in_turn(runs: dict[str, Orchestrator], repeats: int) -> dict[str, list[float]]:
-    """Time a round of each federation in turn, after a first go of each."""
+    """Time rounds of the federations in turn, after one round of each that is not timed."""
     for run in runs.values():
         advance(run)
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -68,7 +68,7 @@ def in_turn(runs: dict[str, Orchestrator], repeats: int) -> dict[str, list[float
 
 
 def opened(stack: contextlib.ExitStack, runs: dict[str, Orchestrator]) -> dict[str, float]:
-    """Open federations, and return the seconds that each took to start."""
+    """Open federations, and return the seconds that each needs to start."""
     seconds = {}
     for name, run in runs.items():
         start = time.perf_counter()
@@ -78,7 +78,7 @@ def opened(stack: contextlib.ExitStack, runs: dict[str, Orchestrator]) -> dict[s
 
 
 def messages(run: Orchestrator) -> dict[str, int]:
-    """Return the bytes of a round's messages: to a worker once, to a worker for each client, and back for each client."""
+    """Return the bytes of messages in a round: to a worker once, to a worker for each client, and back per client."""
     broadcast = run.server.broadcast(run.state.shared, 1, 1)
     with Sequential().open(run.spec()) as runner:
         (outcome,) = runner.run(broadcast, [run.task(1, 0)], lambda client: {})
@@ -91,7 +91,7 @@ def messages(run: Orchestrator) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure all executors, print the tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/scaling.json")
@@ -121,7 +121,7 @@ def main() -> None:
         rate = statistics.median(CLIENTS / value for value in training[name])
         ratio = statistics.median(a / b for a, b in zip(training[first], training[name], strict=True))
         over = statistics.median(1e3 * (b - a) / CLIENTS for a, b in zip(idle[first], idle[name], strict=True))
-        alone = name.endswith("1 worker")  # with more, what they save hides what they cost
+        alone = name.endswith("1 worker")  # with more workers, time saved in parallel hides the overhead
         lines.append([name, f"{rate:.2f}", f"{ratio:.2f}", f"{over:.1f}" if alone else "", f"{starts[name]:.1f}"])
     head = ["executor, one thread each", "clients/s", "times Sequential", "overhead of a client, ms", "start, s"]
     table = markdown(lines, head)

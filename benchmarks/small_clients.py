@@ -1,4 +1,4 @@
-"""Rows on federations of many small clients: what a fit costs beside its arithmetic, and clients side by side."""
+"""Benchmark rows on federations of many small clients: the overhead of a fit, and clients trained side by side."""
 
 import cProfile
 import pstats
@@ -21,21 +21,21 @@ from fedamm_pl.models import SmallCNN
 from fedamm_pl.protocol.messages import State
 
 IMAGES = 32
-"""A client; all of them in one batch."""
+"""Images of a client, all in one batch."""
 
 
 def mlp() -> nn.Module:
-    """About 51,000 parameters for images of 28x28."""
+    """Return an MLP with about 51,000 parameters for images of 28x28 pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def linear() -> nn.Module:
-    """650 parameters for images of 8x8."""
+    """Return a linear network with 650 parameters for images of 8x8 pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
 def small(num_clients: int, size: int) -> Noise:
-    """Clients of 32 images, beside a meta set."""
+    """Return data with clients of 32 images and a meta set."""
     per_class = num_clients * IMAGES // 10 + 11
     options: dict[str, Any] = {"imbalance_factor": 1.0, "partition": "iid", "augmentation": "none"}
     return Noise(f"noise-{per_class}-{size}-1-100", num_clients=num_clients, batch_size=2 * IMAGES, **options)
@@ -44,7 +44,7 @@ def small(num_clients: int, size: int) -> Noise:
 def federation(
     data: Noise, network: nn.Module, executor: Executor, algorithm: type[FederatedModule] = FedAvg
 ) -> Orchestrator:
-    """One epoch of all clients each round, in float32."""
+    """Return a federation in which all clients train one epoch in each round, in float32."""
     method: dict[str, Any] = {"differentiation": "forward"} if algorithm is FedAMM else {}
     module = algorithm(10, 1, network, LR, info=data.info, **method)
     options: dict[str, Any] = {"client_fraction": 1.0, "local_epochs": 1, "eval_interval": 10**6}
@@ -53,7 +53,7 @@ def federation(
 
 
 def bare_round(run: Orchestrator, network: nn.Module) -> tuple[float, State]:
-    """Do the arithmetic of the round that comes next, on batches prepared beforehand; return its seconds and the average."""
+    """Do the arithmetic of the next round on batches prepared beforehand; return the seconds and the average."""
     clients = prepare(run, run.state.round_num + 1)
     start = time.perf_counter()
     sent, sums = {name: value.clone() for name, value in network.state_dict().items()}, dict[str, Any]()
@@ -71,7 +71,7 @@ def bare_round(run: Orchestrator, network: nn.Module) -> tuple[float, State]:
 
 
 def row_fit(repeats: int) -> list[Row]:
-    """What a client costs beside its arithmetic."""
+    """Measure the time of a client in addition to its arithmetic."""
     count = 200
     torch.manual_seed(0)
     network = mlp()
@@ -93,7 +93,7 @@ def row_fit(repeats: int) -> list[Row]:
 
 
 def row_together(repeats: int) -> list[Row]:
-    """Clients side by side against one after the other."""
+    """Compare clients trained side by side with clients trained one after the other."""
     jobs: list[tuple[str, int, int, Callable[[], nn.Module], type[FederatedModule], float | None]] = [
         ("a linear network on 8x8", 1000, 8, linear, FedAvg, 10),
         ("an MLP on 28x28", 1000, 28, mlp, FedAvg, 10),
@@ -112,7 +112,7 @@ def compared(
     algorithm: type[FederatedModule],
     bar: float | None,
 ) -> Row:
-    """One after the other against side by side, for one federation."""
+    """Compare training one after the other with training side by side, for one federation."""
     data = small(count, size)
     torch.manual_seed(0)
     one, together = (federation(data, network(), executor, algorithm) for executor in (Sequential(), Vectorized()))
@@ -140,7 +140,7 @@ WITHIN_FIT = ("forward pass and loss", "backward pass", "optimizer", "reading th
 
 
 def profile_small() -> dict[str, float]:
-    """Return the share of a small client's time by what is done, in percent, as cProfile measures it."""
+    """Return part of the work -> its share of the time of small clients in percent, as measured by cProfile."""
     torch.manual_seed(0)
     run = federation(small(200, 28), mlp(), Sequential())
     advance(run)
@@ -152,7 +152,7 @@ def profile_small() -> dict[str, float]:
         for part, (path, function) in PARTS.items():
             if file.endswith(path) and name == function:
                 seconds[part] = max(seconds[part], cumulative)
-    seconds["optimizer"] -= seconds["forward pass and loss"] + seconds["backward pass"]  # it calls them
+    seconds["optimizer"] -= seconds["forward pass and loss"] + seconds["backward pass"]  # it calls both
     whole = seconds.pop("a round")
     seconds["Lightning's fit"] -= sum(seconds[part] for part in WITHIN_FIT)
     seconds["the rest"] = whole - sum(seconds.values())

@@ -1,4 +1,4 @@
-"""A row of the table, and how to time two things against each other."""
+"""A row of the benchmark table, and functions to compare the times of two functions."""
 
 import statistics
 import time
@@ -11,40 +11,40 @@ import torch
 
 @dataclass
 class Row:
-    """A line of the table."""
+    """A row of the benchmark table."""
 
     what: str
     measured: float
     bar: float | None = None
     at_least: bool = False
-    """Whether the bar is a lower one."""
+    """Whether the bar is a lower bound."""
     unit: str = "x"
     seconds: dict[str, list[float]] = field(default_factory=dict)
     note: str = ""
 
     @property
     def verdict(self) -> str:
-        """Whether the bar is met."""
+        """``met`` or ``MISSED``; empty if there is no bar."""
         if self.bar is None:
             return ""
         return "met" if (self.measured >= self.bar if self.at_least else self.measured <= self.bar) else "MISSED"
 
     def cells(self) -> list[str]:
-        """What the table shows."""
+        """Return the cells of the row."""
         sign = "at least" if self.at_least else "at most"
         bar = "" if self.bar is None else f"{sign} {self.bar:g}{self.unit}"
         return [self.what, f"{self.measured:.3g}{self.unit}", bar, self.verdict, self.note]
 
 
 def pairs(what: str, first: Callable[[], float], second: Callable[[], float], repeats: int, **options: Any) -> Row:
-    """Time two things in turn after a first go of each; the row is the median of first over second.
+    """Time two functions in turn, after one call of each that does not count; the row has the median ratio.
 
     Args:
-        what: What the ratio is.
-        first: Does it once and returns its seconds.
-        second: The same for the yardstick.
-        repeats: Pairs to time.
-        options: Of the row; ``names`` are those of the two.
+        what: Description of the ratio.
+        first: Runs once and returns its seconds.
+        second: The same for the function to compare with; it is the denominator.
+        repeats: Number of pairs to time.
+        options: Fields of the row; ``names`` are the names of the two functions.
     """
     names = options.pop("names", ("first", "second"))
     first(), second()
@@ -58,7 +58,7 @@ def pairs(what: str, first: Callable[[], float], second: Callable[[], float], re
 
 
 def timed(function: Callable[[], Any]) -> Callable[[], float]:
-    """Return a function that calls another and returns its seconds, the GPU's included."""
+    """Return a function that calls another and returns the seconds, including those of the GPU."""
 
     def call() -> float:
         start = time.perf_counter()

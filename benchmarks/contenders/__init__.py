@@ -1,5 +1,6 @@
-"""The contenders of ``benchmarks/peers.py``, a file each, and what prepares, measures and compares them.
+"""The contenders of ``benchmarks/peers.py``, one file each, and the modules that prepare, measure and compare them.
 
-A contender runs in its own environment and imports of this folder only ``given``, ``job``, ``networks`` and ``process_tree``, which
-need no more than torch and NumPy. The other files belong to the command and need ``fedamm_pl``.
+A contender runs in its own environment. From this folder it imports only ``given``, ``job``, ``networks`` and
+``process_tree``, which need nothing but torch and NumPy. The other modules belong to the command and need
+``fedamm_pl``.
 """

@@ -1,4 +1,4 @@
-"""FedAvg as a bare loop: the yardstick."""
+"""FedAvg as a bare loop, with which the other contenders are compared."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Ratios of what contenders took, and the tables that show them."""
+"""Ratios of the time and memory of contenders, and tables of them."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from benchmarks.contenders.job import Job
 from benchmarks.contenders.measure import Contender
 
 SAME_WEIGHTS = 1e-5
-"""What rounding may do to the weights in some rounds of one step each."""
+"""Largest difference of weights that rounding can cause in some rounds of one step each."""
 KINDS = ("wall", "processor", "peak")
 
 
 @dataclass
 class Entry:
-    """A contender at a job: a list entry for each repeat.
+    """The results of a contender at a job; lists have one value for each repeat.
 
     Attributes:
-        contender: Who.
+        contender: The contender.
         wall: Seconds of the timed rounds.
-        processor: Processor seconds of them.
-        peak: Most memory in MiB.
+        processor: Processor seconds of the timed rounds.
+        peak: Peak memory in MiB.
         accuracy: Test accuracy of the final weights in percent.
-        difference: Largest difference of the final weights from the bare loop's of the same repeat.
-        versions: Of its packages.
-        failure: Why there is no more, in one line.
+        difference: Largest difference between the final weights and those of the bare loop in the same repeat.
+        versions: Versions of its packages.
+        failure: Why the contender failed, in one line; empty if it did not.
     """
 
     contender: Contender
@@ -38,23 +38,23 @@ class Entry:
     failure: str = ""
 
     def ratio(self, other: "Entry", kind: str) -> float:
-        """Return the median over repeats of what this took over what another took in the same repeat."""
+        """Return the ratio of this entry to another in the same repeat, the median over repeats."""
         pairs = zip(getattr(self, kind), getattr(other, kind), strict=False)
         return float(statistics.median(mine / yours for mine, yours in pairs))
 
     def milliseconds(self, job: Job, kind: str) -> float:
-        """Return the milliseconds of a client in a round, the median over repeats."""
+        """Return the milliseconds per client and round, the median over repeats."""
         return 1000 * float(statistics.median(getattr(self, kind))) / (job.num_clients * job.rounds)
 
     def words(self, job: Job) -> str:
-        """Return what must be known: its note, and whether the work was the same."""
+        """Return the note of the contender, a warning if its work was not the same, and its failure."""
         words = [self.contender.note(job.name)]
         if job.one_full_step and self.difference and max(self.difference) > SAME_WEIGHTS:
             words.append("NOT THE SAME WORK: the weights differ by more than rounding")
         return "; ".join(word for word in (*words, self.failure) if word)
 
     def summary(self, job: Job, bare: "Entry | None") -> dict[str, Any]:
-        """Return all of it for a JSON file."""
+        """Return the entry as content of a JSON file."""
         kept = {name: value for name, value in vars(self).items() if name != "contender"}
         content = {"contender": self.contender.name, "note": self.words(job), **kept}
         if self.wall:
@@ -71,7 +71,7 @@ HEAD = [
 
 
 def overview(job: Job, entries: Sequence[Entry], bare: Entry | None) -> str:
-    """Return the table of a job: each contender against the bare loop."""
+    """Return the table of a job, which compares each contender with the bare loop."""
     rows = []
     for entry in entries:
         cells = [entry.contender.name]
@@ -89,7 +89,7 @@ def overview(job: Job, entries: Sequence[Entry], bare: Entry | None) -> str:
 
 
 def against_peers(entries: Sequence[Entry]) -> list[list[str]]:
-    """Return the rows of ours against each peer: wall, processor time and memory of ours over the peer's."""
+    """Return rows with the ratios of this package to each peer: wall time, processor time and memory."""
     ours = [entry for entry in entries if entry.contender.ours and entry.wall]
     peers = [entry for entry in entries if not entry.contender.ours and entry.wall]
     return [
@@ -100,5 +100,5 @@ def against_peers(entries: Sequence[Entry]) -> list[list[str]]:
 
 
 def markdown(head: list[str], rows: Sequence[list[str]]) -> str:
-    """Format a table."""
+    """Format a table as Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])

@@ -1,4 +1,4 @@
-"""The virtual environments of the contenders: made once from pinned requirements, and used again."""
+"""Virtual environments of the contenders, made once from pinned requirements and then reused."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 
 
 class NotInstalledError(RuntimeError):
-    """A contender's environment could not be made."""
+    """Raised when the environment of a contender cannot be made."""
 
 
 def python_of(name: str, folder: Path) -> Path:
-    """Return the Python of an environment, which is made if it is not there as its requirements now are.
+    """Return the Python of an environment, which is made if it is missing or its requirements have changed.
 
     Args:
-        name: Of the file in ``requirements``, without its ending.
-        folder: Holds the environments.
+        name: Name of the file in ``requirements``, without its ending.
+        folder: Folder of the environments.
 
     Raises:
-        NotInstalledError: With pip's last line.
+        NotInstalledError: If the environment cannot be made; with the last line of the output.
     """
     requirements, place = REQUIREMENTS / f"{name}.txt", (folder / name).absolute()
     python, noted = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), place / "requirements.txt"
@@ -41,6 +41,6 @@ def python_of(name: str, folder: Path) -> Path:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says anything."""
+    """Return the last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no message"

@@ -1,4 +1,4 @@
-"""The ``ClientApp`` of ``with_flower.py``, in a file of its own: Ray's workers import it by name."""
+"""The ``ClientApp`` of ``with_flower.py``, in a separate module because Ray's workers import it by name."""
 
 from functools import cache
 
@@ -12,13 +12,13 @@ app = ClientApp()
 
 @cache
 def given() -> Given:
-    """Return the job; a worker reads it once."""
+    """Return the job and its files; each worker reads them once."""
     return Given.here()
 
 
 @app.train()  # type: ignore[untyped-decorator]
 def train_client(message: Message, context: Context) -> Message:
-    """Train a client from the weights that it receives."""
+    """Train a client, starting from the received weights."""
     images, labels = given().clients[int(context.node_config["partition-id"])]
     network = given().network()
     network.load_state_dict(message.content["arrays"].to_torch_state_dict())

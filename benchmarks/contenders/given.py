@@ -1,4 +1,4 @@
-"""``Given``: what a contender receives as plain files and what it leaves; nothing here needs more than torch and NumPy."""
+"""``Given``: the files that a contender reads and writes. This module needs nothing but torch and NumPy."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from benchmarks.contenders.networks import NETWORKS
 from benchmarks.contenders.process_tree import processor_seconds
 
 FOLDER = "FEDERATION_BENCHMARK_FOLDER"
-"""The environment variable that names the folder; workers inherit it."""
+"""Environment variable with the folder of the files; workers inherit it."""
 
 State = dict[str, Tensor]
 
@@ -28,7 +28,8 @@ class Given:
     """The job and its files.
 
     Args:
-        folder: Holds job.json, data.npz (x_train, y_train), clients.npz (clients: indices) and initial.npz (weights).
+        folder: Folder with job.json, data.npz (x_train, y_train), clients.npz (clients: indices), initial.npz
+            (weights).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +38,7 @@ class Given:
 
     @classmethod
     def here(cls) -> "Given":
-        """Return what this process was given, and take its number of threads."""
+        """Return the files of this process, and set its number of threads and its seed."""
         given = cls(Path(os.environ[FOLDER]))
         torch.set_num_threads(given.job.threads)
         torch.manual_seed(0)
@@ -51,7 +52,7 @@ class Given:
 
     @cached_property
     def indices(self) -> Tensor:
-        """The images of each client, shape (clients, images)."""
+        """Indices of the images of each client, shape (clients, images)."""
         with np.load(self.folder / "clients.npz") as stored:
             return torch.from_numpy(stored["clients"])
 
@@ -71,7 +72,7 @@ def normalized(images: np.ndarray, job: Job) -> Tensor:
 
 
 def train(network: nn.Module, images: Tensor, labels: Tensor, job: Job) -> None:
-    """Train a client: what a plain loop does, and what a framework that leaves this to its user is given."""
+    """Train a client; used by the bare loop, and by frameworks that leave local training to the user."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), job.lr, **job.sgd)
     for batch in batches(len(labels), job):
@@ -81,13 +82,13 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, job: Job) -> None:
 
 
 def batches(size: int, job: Job) -> Iterator[Tensor]:
-    """Yield the batches of all epochs, each epoch in an order of its own."""
+    """Yield the indices of the batches of all epochs, shuffled anew in each epoch."""
     for _ in range(job.local_epochs):
         yield from torch.split(torch.randperm(size), job.batch_size)
 
 
 class Clock:
-    """Takes the time of the rounds after the first, of this process and its descendants, and writes what came out.
+    """Measures the rounds after the first, for this process and its descendants, and writes the results.
 
     Args:
         given: The job and its folder.
@@ -99,7 +100,7 @@ class Clock:
         self._processor: list[float] = []
 
     def end_of_round(self) -> None:
-        """Note that a round has ended: its average is made, and nothing was evaluated."""
+        """Record the end of a round, after its average and before any evaluation."""
         rounds = len(self._ends)
         if rounds == 0:
             self._processor.append(processor_seconds(os.getpid()))
@@ -113,8 +114,8 @@ class Clock:
         """Write result.json and final.npz.
 
         Args:
-            state: The final weights, by the names of the network.
-            packages: Whose versions to note.
+            state: The final weights, by their names in the network.
+            packages: Packages whose versions are recorded.
         """
         if len(self._processor) != 2:
             sys.exit(f"Expected {self._given.job.rounds + 1} rounds, got {len(self._ends)}.")
@@ -129,11 +130,11 @@ class Clock:
 
 
 def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors by name."""
+    """Write tensors to a file by name."""
     np.savez(path, allow_pickle=False, **{name: value.detach().cpu().numpy() for name, value in state.items()})
 
 
 def read_state(path: Path) -> State:
-    """Read tensors by name."""
+    """Read tensors from a file by name."""
     with np.load(path) as stored:
         return {name: torch.from_numpy(stored[name]) for name in stored.files}

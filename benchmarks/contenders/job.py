@@ -1,4 +1,4 @@
-"""``Job``: what all contenders do, and the three jobs."""
+"""``Job``: the federation that all contenders run, and the three jobs of the benchmark."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -8,26 +8,27 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """A federation: FedAvg by plain SGD, all clients in each round, all clients equally large.
+    """A federation with FedAvg and plain SGD; all clients have the same size and train in each round.
 
     Attributes:
-        name: What it is called.
+        name: Name of the job.
         network: A name in :data:`benchmarks.contenders.networks.NETWORKS`.
-        images: Which images: fashion_mnist or cifar10, or generated ones of their shape.
-        num_clients: Clients.
-        client_size: Images of each.
-        batch_size: Images a step; the last batch of an epoch holds what is left.
-        rounds: Rounds that are timed, after one that is not.
+        images: The images: fashion_mnist or cifar10, or generated ones of their shape.
+        num_clients: Number of clients.
+        client_size: Number of images of each client.
+        batch_size: Number of images per step; the last batch of an epoch may be smaller.
+        rounds: Number of timed rounds, which follow one that is not timed.
         lr: Learning rate.
-        momentum: Nesterov momentum; it begins anew for each client and round.
+        momentum: Nesterov momentum; it is reset for each client and round.
         weight_decay: Weight decay.
         local_epochs: Epochs of a client in a round.
-        num_test: Test images, at most.
-        threads: Threads of a client.
+        num_test: Largest number of test images.
+        threads: Number of threads of a client.
         mean: Channel means of the training images, in [0, 1].
         std: Channel standard deviations.
-        executor: Ours: where clients train.
-        channels_last: Bare loop: whether the images are laid out as our trainer does for networks that ask for it.
+        executor: For this package: name of the executor.
+        channels_last: For the bare loop: whether images have the memory layout that our trainer uses for networks that
+            ask for it.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Job:
 
     @property
     def one_full_step(self) -> bool:
-        """Whether a client takes one step over all its images, so that no order of images can make a difference."""
+        """Whether a client takes a single step over all its images, so that their order makes no difference."""
         return self.local_epochs == 1 and self.batch_size >= self.client_size
 
     @property
@@ -59,12 +60,12 @@ class Job:
         return {"momentum": self.momentum, "nesterov": self.momentum > 0, "weight_decay": self.weight_decay}
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the job as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Job":
-        """Read it."""
+        """Read a job from JSON."""
         return cls(**json.loads(path.read_text()))
 
 

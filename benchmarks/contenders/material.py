@@ -1,4 +1,4 @@
-"""What the contenders of a job get: images, partition and initial weights, as plain files, and what measures their results."""
+"""Files of a job for the contenders (images, partition and initial weights), and measures of their results."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ FILES = {
     "fashion_mnist": ("FashionMNIST", "fashion_mnist.npz"),
     "cifar10": ("cifar-10-batches-py", "cifar10.npz"),
 }
-"""Where a data set is looked for; nothing is downloaded."""
+"""Data set -> its files; nothing is downloaded."""
 SHAPES = {"fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 Array = npt.NDArray[Any]
@@ -29,14 +29,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Material:
-    """A job whose files are written.
+    """A job and its files.
 
     Attributes:
-        folder: Where they are.
+        folder: Folder of the files.
         job: The job, with the normalisation of its images.
-        source: Which images they are.
+        source: Name of the images.
         test_images: Normalised test images.
-        test_labels: Their labels.
+        test_labels: Labels of the test images.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Material:
     test_labels: Tensor
 
     def accuracy(self, state: State) -> float:
-        """Return the test accuracy of weights in percent; the same code for all contenders."""
+        """Return the test accuracy of weights in percent; all contenders are measured by this code."""
         network = NETWORKS[self.job.network]()
         network.load_state_dict(state)
         network.eval()
@@ -60,8 +60,8 @@ def prepare(job: Job, folder: Path, root: Path | None) -> Material:
 
     Args:
         job: The job.
-        folder: Where to.
-        root: Folder of real images, where there is one.
+        folder: Folder to write to.
+        root: Folder of real images, if there is one.
     """
     images = find_images(job.images, root)
     source = "generated images" if images is None else job.images
@@ -69,7 +69,7 @@ def prepare(job: Job, folder: Path, root: Path | None) -> Material:
     chosen = torch.randperm(len(images.train_labels), generator=_generator())[: job.num_clients * job.client_size]
     train, tests = as_stored(images.train_images[chosen]), as_stored(images.test_images[: job.num_test])
     labels, test_labels = images.train_labels[chosen].numpy(), images.test_labels[: job.num_test]
-    # ten test images: a contender that cannot do without an evaluation shall lose no time by it
+    # only ten test images, so that a contender that must evaluate loses no time
     np.savez(folder / "data.npz", x_train=train, y_train=labels, x_test=tests[:10], y_test=test_labels[:10].numpy())
     torch.manual_seed(0)
     write_state(folder / "initial.npz", NETWORKS[job.network]().state_dict())
@@ -83,14 +83,14 @@ def prepare(job: Job, folder: Path, root: Path | None) -> Material:
 
 
 def find_images(name: str, root: Path | None) -> ImageData | None:
-    """Return real images, if their files are there."""
+    """Return real images; None if their files are missing."""
     if root is None or not any((root / file).exists() for file in FILES[name]):
         return None
     return load_images(name, str(root))
 
 
 def generated(job: Job) -> ImageData:
-    """Draw images that a network can learn to tell apart: a smooth pattern for each class, and noise."""
+    """Generate images that a network can learn to classify: a smooth pattern for each class, with noise."""
     generator, (channels, height, width) = _generator(), SHAPES[job.images]
     patterns = functional.interpolate(torch.randn(10, channels, 7, 7, generator=generator), (height, width))
     num_train = job.num_clients * job.client_size
@@ -108,7 +108,7 @@ def as_stored(images: Tensor) -> Array:
 
 
 def largest_difference(state: State, other: State) -> float:
-    """Return the largest difference of two sets of weights; what BatchNorm counts and measures is no weight."""
+    """Return the largest difference between two sets of weights, without the running statistics of BatchNorm."""
     names = [name for name in other if not name.endswith(("num_batches_tracked", "running_mean", "running_var"))]
     return max(float((state[name].double() - other[name].double()).abs().max()) for name in names)
 

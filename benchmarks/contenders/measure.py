@@ -1,4 +1,4 @@
-"""One contender at a job, once, in a process of its own."""
+"""Measurement of one contender at a job, once, in a separate process."""
 
 import json
 import os
@@ -22,28 +22,28 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray listens on this machine alone
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray listens on this machine only
     "WANDB_MODE": "disabled",
 }
 SECONDS_BETWEEN_SAMPLES = 0.25
 
 
 class FailedError(RuntimeError):
-    """A contender did not get through."""
+    """Raised when a contender does not finish a job."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who does a job.
+    """A framework, or way of running FedAvg, that is measured.
 
     Attributes:
-        name: What the table calls it.
-        environment: Which environment it runs in.
-        module: Its file in this folder.
-        options: Fields of the job that are its own.
+        name: Name in the table.
+        environment: Name of its environment.
+        module: Its module in this folder.
+        options: Fields of the job that it overrides.
         jobs: The jobs that it does; all if empty.
         ours: Whether it is this package.
-        notes: What a reader must know: job, or * for all -> words.
+        notes: Job, or * for all jobs -> note for the table.
     """
 
     name: str
@@ -55,23 +55,23 @@ class Contender:
     notes: dict[str, str] = field(default_factory=dict)
 
     def note(self, job: str) -> str:
-        """Return what must be known at a job."""
+        """Return the notes for a job."""
         return "; ".join(self.notes[key] for key in ("*", job) if key in self.notes)
 
     def does(self, job: str) -> bool:
-        """Return whether it does a job."""
+        """Return whether the contender does a job."""
         return not self.jobs or job in self.jobs
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a contender took for the timed rounds of a job, and its final weights.
+    """Time and memory of a contender for the timed rounds of a job, and its final weights.
 
     Attributes:
         wall: Seconds of each timed round.
-        processor: Processor seconds of them together, of all processes.
-        peak: The most memory that its processes had together, in MiB.
-        versions: Of its packages.
+        processor: Total processor seconds of the timed rounds, of all processes.
+        peak: Peak memory of all its processes together, in MiB.
+        versions: Versions of its packages.
         state: The final weights.
     """
 
@@ -83,16 +83,16 @@ class Measured:
 
 
 def measure(contender: Contender, python: Path, material: Material, timeout: float) -> Measured:
-    """Let a contender do a job.
+    """Measure a contender at a job.
 
     Args:
-        contender: Who.
+        contender: The contender.
         python: The Python of its environment.
-        material: The job's files.
-        timeout: Seconds after which it is given up.
+        material: The job and its files.
+        timeout: Seconds after which the contender is stopped.
 
     Raises:
-        FailedError: With the last line of what it said.
+        FailedError: If the contender fails, with the last line of its output, or takes too long.
     """
     with tempfile.TemporaryDirectory(prefix="contender-") as name:
         folder = Path(name)
@@ -106,10 +106,10 @@ def measure(contender: Contender, python: Path, material: Material, timeout: flo
 
 
 def run(python: Path, module: str, folder: Path, job: Job, timeout: float) -> float:
-    """Run a contender's file and return the most memory that its processes had together, in MiB.
+    """Run the module of a contender, and return the peak memory of all its processes together, in MiB.
 
     Raises:
-        FailedError: If it fails or takes too long.
+        FailedError: If the contender fails or takes too long.
     """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(job.threads))
     own = {"PYTHONPATH": str(REPOSITORY), FOLDER: str(folder), "FLWR_HOME": str(folder / "flwr")}

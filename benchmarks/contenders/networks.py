@@ -1,4 +1,4 @@
-"""The networks of the jobs, in plain torch: the environments of the peers do not have our package."""
+"""Networks of the jobs in plain torch, since the environments of the peers do not have this package."""
 
 import importlib.util
 from pathlib import Path
@@ -9,12 +9,15 @@ OURS = Path(__file__).resolve().parents[2] / "fedamm_pl/models/resnet_cifar.py"
 
 
 def mlp() -> nn.Module:
-    """784-64-10, 50,890 parameters."""
+    """Return an MLP with layers 784-64-10 and 50,890 parameters."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def cnn() -> nn.Module:
-    """Two convolutions for 28x28 grey images, 20,490 parameters, without BatchNorm, whose statistics each peer treats otherwise."""
+    """Return a network of two convolutions for 28x28 grey images, with 20,490 parameters.
+
+    It has no BatchNorm, since each peer treats its statistics differently.
+    """
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -23,7 +26,7 @@ def cnn() -> nn.Module:
 
 
 def resnet32() -> nn.Module:
-    """Our ResNet-32, from its file, which needs torch alone."""
+    """Return the ResNet-32 of this package, loaded from its file, which needs only torch."""
     spec = importlib.util.spec_from_file_location("resnet_cifar", OURS)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Processor time and memory of a process and all that came from it, as Linux counts them in /proc."""
+"""Processor time and memory of a process and its descendants, read from /proc on Linux."""
 
 import os
 from pathlib import Path
@@ -8,30 +8,30 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def tree(root: int) -> list[int]:
-    """Return the process and all its descendants."""
+    """Return the ids of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for path in PROC.iterdir():
         if path.name.isdigit() and (fields := _stat(int(path.name))):
             children.setdefault(int(fields[1]), []).append(int(path.name))
     found = [root]
-    for process in found:  # grows
+    for process in found:  # the list grows
         found += children.get(process, [])
     return found
 
 
 def processor_seconds(root: int) -> float:
-    """Return the processor time so far of a process, its descendants, and those of them that have ended and were waited for."""
+    """Return the processor time so far of a process and its descendants, including ended ones that were waited for."""
     ticks = sum(int(value) for process in tree(root) for value in _stat(process)[11:15])
     return ticks / TICK
 
 
 def memory(root: int) -> float:
-    """Return the memory of a process and its descendants now in MiB: PSS, where what several share counts once."""
+    """Return the current memory (PSS) of a process and its descendants in MiB; shared memory counts once."""
     return sum(_pss(process) for process in tree(root)) / 2**10
 
 
 def _stat(process: int) -> list[str]:
-    """Return the fields of a process from its state on; empty if it has ended."""
+    """Return the fields of /proc/<process>/stat from the state on; empty if the process has ended."""
     try:
         return (PROC / str(process) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -39,7 +39,7 @@ def _stat(process: int) -> list[str]:
 
 
 def _pss(process: int) -> int:
-    """Return the KiB of a process; 0 if it has ended."""
+    """Return the PSS of a process in KiB; 0 if it has ended."""
     try:
         lines = (PROC / str(process) / "smaps_rollup").read_text().splitlines()
     except OSError:

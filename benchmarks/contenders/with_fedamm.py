@@ -1,4 +1,4 @@
-"""FedAvg by this package."""
+"""FedAvg with this package."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedamm_pl.federation.trainer import TrainerConfig
 
 
 class EndOfRound(FederationCallback):
-    """Tells the clock.
+    """Tells the clock when a round has ended.
 
     Args:
         clock: The clock.
@@ -24,13 +24,13 @@ class EndOfRound(FederationCallback):
         self._clock = clock
 
     def on_round_end(self, run: Run, record: RoundRecord) -> None:
-        """Tell it, but not of round 0, which evaluates the initial model."""
+        """Tell the clock, except after round 0, which evaluates the initial model."""
         if run.state.round_num:
             self._clock.end_of_round()
 
 
 def data_module(given: Given) -> FederatedDataModule:
-    """Return the images of a job, split as the seed says: the partition that all others get is made by this too."""
+    """Return the data module of a job; it also makes the partition that all other contenders use."""
     job = given.job
     return FederatedDataModule(
         "data",
@@ -46,13 +46,13 @@ def data_module(given: Given) -> FederatedDataModule:
 
 
 def executor(given: Given) -> Executor:
-    """Return the executor of the job's name; one client at a time where it can have several."""
+    """Return the executor that the job names; ``Processes`` gets one worker."""
     name = given.job.executor
     return executors.Processes(1, given.job.threads) if name == "Processes" else getattr(executors, name)()
 
 
 def main() -> None:
-    """Run the job."""
+    """Run the job with this package."""
     given = Given.here()
     job, data, clock = given.job, data_module(given), Clock(given)
     mine = torch.stack([data.client(client).indices for client in range(job.num_clients)])
@@ -65,7 +65,7 @@ def main() -> None:
         num_rounds=1 + job.rounds,
         client_fraction=1.0,
         local_epochs=job.local_epochs,
-        eval_interval=10**6,  # beside the first and the last round; data.npz has ten test images
+        eval_interval=10**6,  # evaluates in the first and last round only, on the ten test images of data.npz
         callbacks=[EndOfRound(clock)],
         trainer=TrainerConfig("cpu", precision="32-true"),
         executor=executor(given),

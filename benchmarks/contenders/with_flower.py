@@ -1,4 +1,7 @@
-"""FedAvg by Flower's simulation (https://flower.ai): its ``FedAvg``, one Ray actor; the client trains by the bare loop's function."""
+"""FedAvg with Flower's simulation (https://flower.ai): its ``FedAvg`` with one Ray actor.
+
+Clients train with the same function as in the bare loop.
+"""
 
 from collections.abc import Iterable
 
@@ -13,11 +16,11 @@ from benchmarks.contenders.given import Clock, Given
 
 
 class Timed(FedAvg):  # type: ignore[misc]
-    """FedAvg that tells the clock.
+    """FedAvg that tells the clock when a round has ended.
 
     Args:
         clock: The clock.
-        clients: How many there are.
+        clients: Number of clients.
     """
 
     def __init__(self, clock: Clock, clients: int) -> None:
@@ -28,7 +31,7 @@ class Timed(FedAvg):  # type: ignore[misc]
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average, and tell it."""
+        """Average the replies, and tell the clock."""
         answers = list(replies)
         whole = [answer for answer in answers if not answer.has_error()]
         if len(whole) < self._clients:
@@ -39,7 +42,7 @@ class Timed(FedAvg):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Run the job."""
+    """Run the job with Flower."""
     given = Given.here()
     job, clock, final = given.job, Clock(given), dict[str, Tensor]()
     server_app = ServerApp()
@@ -50,7 +53,7 @@ def main() -> None:
         result = Timed(clock, job.num_clients).start(grid, initial, num_rounds=1 + job.rounds)
         final.update(result.arrays.to_torch_state_dict())
 
-    cpus = job.threads  # as many as one actor takes, so that there is one
+    cpus = job.threads  # enough for one actor only
     run_simulation(
         server_app,
         client_app,

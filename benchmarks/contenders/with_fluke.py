@@ -1,4 +1,4 @@
-"""FedAvg by fluke (https://github.com/makgyver/fluke): its ``FedAVG``, with its loaders and no evaluation."""
+"""FedAvg with fluke (https://github.com/makgyver/fluke): its ``FedAVG`` with its loaders and without evaluation."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from benchmarks.contenders.given import Clock, Given
 
 
 class EndOfRound(FederationObserver):  # type: ignore[misc]
-    """Tells the clock.
+    """Tells the clock when a round has ended.
 
     Args:
         clock: The clock.
@@ -21,12 +21,12 @@ class EndOfRound(FederationObserver):  # type: ignore[misc]
         self._clock = clock
 
     def end_round(self, round: int) -> None:
-        """Tell it."""
+        """Tell the clock."""
         self._clock.end_of_round()
 
 
 def main() -> None:
-    """Run the job."""
+    """Run the job with fluke."""
     given = Given.here()
     job, clock = given.job, Clock(given)
     environment = FlukeENV()
@@ -44,7 +44,7 @@ def main() -> None:
             "loss": "CrossEntropyLoss",
             "optimizer": {"name": "SGD", "lr": job.lr, **job.sgd},
             "scheduler": {"name": "StepLR", "step_size": 1, "gamma": 1},
-            "persistency": False,  # else a client's momentum goes on from its last round
+            "persistency": False,  # otherwise a client would keep its momentum from its last round
         },
         "server": {"weighted": True},
     }

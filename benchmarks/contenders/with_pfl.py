@@ -1,4 +1,4 @@
-"""FedAvg by pfl-research (https://github.com/apple/pfl-research): its ``FederatedAveraging`` on its simulated backend."""
+"""FedAvg with pfl-research (https://github.com/apple/pfl-research): ``FederatedAveraging`` on its simulated backend."""
 
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
@@ -19,7 +19,7 @@ from benchmarks.contenders.given import Clock, Given
 
 
 class EndOfRound(TrainingProcessCallback):  # type: ignore[misc]
-    """Tells the clock.
+    """Tells the clock when a round has ended.
 
     Args:
         clock: The clock.
@@ -31,13 +31,13 @@ class EndOfRound(TrainingProcessCallback):  # type: ignore[misc]
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Tell it, and go on."""
+        """Tell the clock, and continue."""
         self._clock.end_of_round()
         return False, Metrics()
 
 
 class Learner(nn.Module):
-    """The network with the two methods that pfl asks for.
+    """The network with the two methods that pfl requires.
 
     Args:
         network: The network.
@@ -54,13 +54,13 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def metrics(self, images: Tensor, labels: Tensor) -> dict[str, Weighted]:
-        """Return the loss of a batch; pfl measures the clients in its first round, which is not timed."""
+        """Return the loss of a batch; pfl evaluates the clients in its first round, which is not timed."""
         self.eval()
         return {"loss": Weighted(cross_entropy(self.network(images), labels, reduction="sum").item(), len(labels))}
 
 
 def main() -> None:
-    """Run the job."""
+    """Run the job with pfl-research."""
     given = Given.here()
     job, clock, learner = given.job, Clock(given), Learner(given.network())
     model = PyTorchModel(
