@@ -36,7 +36,7 @@ Attack = Callable[[State, State, int], State]
 
 
 def reverse(payload: State, sent: State, seed: int) -> State:
-    """Return an update reversed and ten times as long."""
+    """Return an update that is reversed and ten times as long."""
     return {
         name: sent[name] - 10 * (value - sent[name]) if value.is_floating_point() else value
         for name, value in payload.items()
@@ -61,26 +61,26 @@ ATTACKS: dict[str, Attack | None] = {"none": None, "reversed": reverse, "noise":
 
 
 class Attacked(Executor):
-    """Trains honestly, one client after the other, then replaces what the attackers return.
+    """Trains all clients honestly, one after the other, then replaces the updates of the attackers.
 
     Args:
-        attack: What they do.
+        attack: Replaces an update; None: no attack.
     """
 
     def __init__(self, attack: Attack | None) -> None:
         self.attack = attack
 
     def open(self, spec: RunSpec) -> Runner:
-        """Build the honest worker."""
+        """Return a runner that trains sequentially and applies the attack."""
         return AttackedRunner(Sequential().open(spec), self.attack)
 
 
 class AttackedRunner(Runner):
-    """See :class:`Attacked`.
+    """Runner of :class:`Attacked`.
 
     Args:
-        honest: Trains the clients.
-        attack: What the attackers do.
+        honest: Runner that trains the clients.
+        attack: Replaces an update; None: no attack.
     """
 
     def __init__(self, honest: Runner, attack: Attack | None) -> None:
@@ -91,7 +91,7 @@ class AttackedRunner(Runner):
     def run(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], kept: Kept, meanwhile: Callable[[], None] | None = None
     ) -> Iterator[Outcome]:
-        """Train the client of each task, see :class:`Runner`."""
+        """Train the client of each task; see :class:`Runner`."""
         seeds = {task.client_id: derive_seed(task.seed, "attack") for task in tasks}
         for outcome in self.honest.run(broadcast, tasks, kept, meanwhile):
             if self.attack and isinstance(outcome, ClientResult) and outcome.client_id in ATTACKERS:
@@ -101,7 +101,7 @@ class AttackedRunner(Runner):
 
 
 def train(attack: str, options: dict[str, Any], seed: int) -> float:
-    """Return the test accuracy after the last round."""
+    """Train under an attack, and return the test accuracy after the last round."""
     pl.seed_everything(seed, verbose=False)
     data = FederatedDataModule("fashion_mnist_mini", num_clients=10, imbalance_factor=0.1, batch_size=32, seed=seed)
     module = FedAMM(10, 1, "small_cnn", lr=0.03, info=data.info, differentiation="forward")
@@ -121,7 +121,7 @@ def train(attack: str, options: dict[str, Any], seed: int) -> float:
 
 
 def main() -> None:
-    """Run what is not in the record yet, then print the table."""
+    """Run the trainings that are missing in the record, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", type=Path, default=Path("docs/attacks.json"), help="Where the accuracies are kept.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""Hooks of the documentation's site: the README is its first page, and what lies outside ``docs`` is named, not linked."""
+"""Hooks of the documentation site: the README is its first page, and links to files outside ``docs`` become text."""
 
 import re
 from pathlib import Path
@@ -18,12 +18,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Show a link to a file of the repository as its text."""
+    """Replace links to files of the repository by their text."""
     return LINK.sub(_named, markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show what docstrings refer to as code: its last name where it begins with a tilde."""
+    """Show references in docstrings as code; one that begins with a tilde is shortened to its last name."""
     return ROLE.sub(lambda role: f"<code>{role[2].rpartition('.')[2] if role[1] else role[2]}</code>", html)
 
 

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run(method: str, seed: int, root: str, folder: Path) -> None:
-    """Run one experiment, unless its summary is there already."""
+    """Run one experiment, unless its summary already exists."""
     if (folder / "summary.json").exists():
         return
     command = [sys.executable, str(REPOSITORY / "orchestrate.py")]
@@ -63,7 +63,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def draw(output: Path) -> None:
-    """Draw the weight nets that FedAMM has learned, and those that it started from."""
+    """Draw the weight nets that FedAMM has learned, and their initial states."""
     import pytorch_lightning as pl
 
     from fedamm_pl import FedAMM
@@ -72,14 +72,14 @@ def draw(output: Path) -> None:
     initial, learned = [], []
     for seed in SEEDS:
         learned.append(FedAMM.load_from_checkpoint(output / f"fedamm_{seed}/final.ckpt", map_location="cpu").weight_net)
-        pl.seed_everything(seed, verbose=False)  # as the program draws them
+        pl.seed_everything(seed, verbose=False)  # as in a run
         initial.append(FedAMM(num_classes=10, in_channels=1, model="small_cnn").weight_net)
     figure = weight_curves({"initial (random)": initial, "after 40 rounds": learned})
     figure.savefig(output / "weight_curve.png", dpi=150)
 
 
 def main() -> None:
-    """Run what is missing, print the table, draw the figure."""
+    """Run the missing experiments, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of the data")
     parser.add_argument("--output", type=Path, default=Path("runs/fashion_mnist"), help="folder of the runs")
@@ -92,7 +92,7 @@ def main() -> None:
             for method in METHODS
         ]
     for job in jobs:
-        job.result()  # raises what went wrong
+        job.result()  # raises the error of a failed run
     results = collect(args.output)
     (args.output / "results.json").write_text(json.dumps(results, indent=1))
     print(table(results))

@@ -27,9 +27,9 @@ KEPT = ("config.yaml", "summary.json")
 
 
 def pack(folder: Path, record: Path) -> int:
-    """Write the record of a comparison's folder, and return how many runs it holds.
+    """Write the record of a comparison's folder, and return the number of runs in it.
 
-    The same runs give the same bytes: names are sorted, times and owners left out.
+    The same runs always give the same bytes: names are sorted, and times and owners are left out.
     """
     files = sorted(path for path in folder.rglob("*") if path.name in KEPT)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -43,10 +43,10 @@ def pack(folder: Path, record: Path) -> int:
 
 
 def tables(record: Path, config: Path, budget: str = "rounds") -> str:
-    """Return the tables that follow from a record, at the same rounds or at the same bytes.
+    """Return the tables that follow from a record, for a budget of rounds or bytes.
 
     Raises:
-        SystemExit: If the record does not hold all runs of the comparison, or has other files.
+        SystemExit: If the record does not have all runs of the comparison, or has other files.
     """
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "runs"

@@ -28,7 +28,7 @@ HASHES = {
 
 
 def as_csv(text: str) -> str:
-    """Return a file of KEEL's format as CSV: lines with @ are its head, the last value of each other line is the label."""
+    """Convert a file in KEEL's format to CSV: lines with @ are its header, the last value of other lines is the label."""
     rows = [
         [cell.strip() for cell in line.split(",")]
         for line in text.split("\n")
