@@ -22,7 +22,7 @@ from fedamm_pl import FederatedDataModule, FederatedModule, Orchestrator, algori
 
 
 class Deployed(nn.Module):
-    """Probabilities for uint8 images, shape (B, C, H, W): what the module does in ``predict_step``."""
+    """Maps uint8 images, shape (B, C, H, W), to probabilities, as ``predict_step`` of the module does."""
 
     def __init__(self, module: FederatedModule) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Deployed(nn.Module):
 
 
 def trained() -> tuple[FederatedModule, FederatedDataModule]:
-    """Train for a few seconds: about three of four answers are right."""
+    """Train a small model for a few seconds; about three of four predictions are correct."""
     data = FederatedDataModule(
         "fashion_mnist_mini", num_clients=4, partition="iid", imbalance_factor=1.0, batch_size=32
     )
@@ -52,7 +52,7 @@ def stored(checkpoint: Path, method: str) -> FederatedModule:
 
 
 def serve(program: nn.Module, shape: tuple[int, ...], class_names: list[str], port: int) -> HTTPServer:
-    """Return a server on this machine that answers an image (C, H, W), as JSON, with its class and its probability."""
+    """Return a local server that takes an image (C, H, W) as JSON and replies with its class and the probability."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -71,13 +71,13 @@ def serve(program: nn.Module, shape: tuple[int, ...], class_names: list[str], po
             self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Do not log requests."""
 
     return HTTPServer(("127.0.0.1", port), Answers)
 
 
 def main(port: int | None = None, checkpoint: Path | None = None, method: str = "FedAMM") -> dict[str, object]:
-    """Train or load, export, load, serve, ask, and return the answer."""
+    """Train or load a model, export and serve it, ask the server once, and return the answer."""
     if checkpoint:
         module = stored(checkpoint, method)
         data = FederatedDataModule("fashion_mnist_mini")
@@ -85,13 +85,13 @@ def main(port: int | None = None, checkpoint: Path | None = None, method: str = 
         module, data = trained()
     names, shape = module.info["class_names"], (module.hparams["in_channels"], *module.info["image_size"])
     example, shows = data.images.test_images[:8].cpu(), data.info["class_names"][int(data.images.test_labels[0])]
-    if tuple(example.shape[1:]) != shape:  # a model of other images
+    if tuple(example.shape[1:]) != shape:  # the model takes other images
         example, shows = torch.randint(256, (8, *shape), dtype=torch.uint8), "noise"
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "model.pt2"
         batch = torch.export.Dim("batch", min=2)
         torch.export.save(torch.export.export(Deployed(module), (example,), dynamic_shapes=[{0: batch}]), file)
-        program = torch.export.load(file).module()  # all that another program needs
+        program = torch.export.load(file).module()  # another program needs only this file
         expected = torch.as_tensor(module.eval().predict_step(example))
         torch.testing.assert_close(program(example), expected, rtol=1e-4, atol=1e-5)
     server = serve(program, shape, names, port or 0)

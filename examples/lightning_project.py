@@ -1,9 +1,9 @@
-"""FedAMM in a Lightning project of one's own: the meta step of Meta-Weight-Net on two loaders, with a network of torchvision.
+"""Use FedAMM in your own Lightning project: the meta step of Meta-Weight-Net on two loaders and a torchvision network.
 
     python examples/lightning_project.py
 
-No federation here: the module takes a batch of long-tailed images and a batch of balanced ones in each step. What is logged goes to the
-project's own logger, and its checkpoint is one of Lightning's.
+There is no federation: in each step the module takes a batch of long-tailed images and a batch of balanced ones.
+Metrics go to the logger of the project, and checkpoints are ordinary Lightning checkpoints.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ CLASSES = 4
 
 
 def images(per_class: list[int], seed: int) -> TensorDataset:
-    """Noise with a bright corner, another one for each class: uint8 images as a camera gives them."""
+    """Return uint8 images of noise with one bright quadrant, a different one for each class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(per_class))
     found = torch.randint(0, 120, (len(labels), 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -30,7 +30,7 @@ def images(per_class: list[int], seed: int) -> TensorDataset:
 
 
 def main() -> float:
-    """Train, test, load the checkpoint, and return the test accuracy."""
+    """Train, test and reload the checkpoint; return the test accuracy."""
     pl.seed_everything(0, verbose=False)
     train = DataLoader(images([80, 40, 20, 10], 1), batch_size=25, shuffle=True)
     meta = DataLoader(images([5] * CLASSES, 2), batch_size=20, shuffle=True)
@@ -44,7 +44,7 @@ def main() -> float:
         trainer.fit(module, {"train": train, "meta": meta}, validation)
         (metrics,) = trainer.test(module, test, verbose=False)
         trainer.save_checkpoint(f"{folder}/model.ckpt")
-        # the file knows the network's weights; the network itself is yours
+        # the checkpoint has the weights of the network, but not the network itself
         again = FedAMM.load_from_checkpoint(
             f"{folder}/model.ckpt", model=shufflenet_v2_x0_5(num_classes=CLASSES), weights_only=True
         )

@@ -1,9 +1,9 @@
-"""A method of one's own, with a step of its own at the server, and a callback that ends the run.
+"""Write your own method with its own server step, and a callback that ends the run.
 
     python examples/own_method.py
 
-Each client clips its loss at a bound, so that single hard examples count less, and the server moves only half of the way to the
-average. The callback ends the run when accuracy has not risen for three evaluations.
+Each client clips the loss of its examples at a bound, so that single hard examples count less, and the server moves
+only half of the way to the average. The callback ends the run when the accuracy has not risen for three evaluations.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ from fedamm_pl.federation.callbacks import FederationCallback
 
 
 class Cautious(FederatedModule):
-    """FedAvg with a bound on each example's loss, and half a step at the server.
+    """FedAvg with a bound on the loss of each example, and half a step at the server.
 
     Args:
         bound: Largest loss of an example that still has a gradient.
-        options: Those of :class:`~fedamm_pl.FedAvg`.
+        options: Options of :class:`~fedamm_pl.FedAvg`.
     """
 
     def __init__(self, *args: Any, bound: float = 3.0, **options: Any) -> None:
@@ -33,7 +33,7 @@ class Cautious(FederatedModule):
         return super().objective(logits, labels).clamp(max=self.hparams["bound"])
 
     def server_step(self, state: Any, reduced: Any, server: Any) -> Any:
-        """Move half of the way."""
+        """Move half of the way to the average."""
         new = super().server_step(state, reduced, server)
         return {
             name: torch.lerp(state[name], value, 0.5) if value.is_floating_point() else value
@@ -42,13 +42,13 @@ class Cautious(FederatedModule):
 
 
 class Patience(FederationCallback):
-    """Ends the run when accuracy has not risen for some evaluations, and logs the best so far."""
+    """Ends the run when the accuracy has not risen for some evaluations, and logs the best accuracy so far."""
 
     def __init__(self, evaluations: int = 3) -> None:
         self.evaluations, self.best, self.since = evaluations, 0.0, 0
 
     def on_round_end(self, run: Any, record: Any) -> None:
-        """Look at the round's accuracy; rounds that are not evaluated have none."""
+        """Check the accuracy of the round; rounds without an evaluation have none."""
         accuracy = record.metrics.get("test/acc")
         if accuracy is None:
             return

@@ -1,8 +1,9 @@
-"""A table of one's own: a CSV file whose rows belong to hospitals, three of which are clients.
+"""Train on your own table: a CSV file with the rows of three hospitals, which are the clients.
 
     python examples/own_table.py
 
-Features may be in any unit; the column ``hospital`` says whose each row is, and ``split`` which rows are for testing.
+Features may be in any unit. The column ``hospital`` names the owner of each row, and ``split`` marks the rows for
+testing.
 """
 
 import csv
@@ -18,7 +19,7 @@ DIAGNOSES = ["healthy", "common", "rare"]
 
 
 def write_table(path: Path) -> None:
-    """Write 400 rows: two measurements, a diagnosis, and the hospital, each of which sees other diagnoses."""
+    """Write 400 rows: two measurements, a diagnosis and the hospital. Diagnoses are distributed differently in each."""
     rng = np.random.default_rng(0)
     shares = {"north": [0.8, 0.18, 0.02], "south": [0.5, 0.4, 0.1], "west": [0.9, 0.05, 0.05]}
     with path.open("w", newline="") as file:
@@ -34,7 +35,7 @@ def write_table(path: Path) -> None:
 
 
 def main() -> dict[str, float]:
-    """Train on the hospitals' rows, and return what the model does."""
+    """Train on the rows of the hospitals, and return the metrics of the last evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         write_table(Path(folder) / "patients.csv")
         data = FederatedDataModule(
@@ -44,7 +45,7 @@ def main() -> dict[str, float]:
             client_column="hospital",
             split_column="split",
             partition="by_client",
-            imbalance_profile="none",  # it is long-tailed as it is
+            imbalance_profile="none",  # the data are already long-tailed
             num_meta_per_class=0,
             batch_size=16,
         )

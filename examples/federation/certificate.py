@@ -15,10 +15,10 @@ from pathlib import Path
 
 
 def run(*command: str, env: dict[str, str] | None = None) -> str:
-    """Run a command, and return what it prints.
+    """Run a command, and return its output.
 
     Raises:
-        RuntimeError: If it fails, with what it has said.
+        RuntimeError: If the command fails, with its output.
     """
     done = subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
     if done.returncode:
@@ -27,7 +27,7 @@ def run(*command: str, env: dict[str, str] | None = None) -> str:
 
 
 def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
-    """Make an authority, and a certificate for the names and addresses by which clients reach the server."""
+    """Make a certificate authority, and a certificate for the names and addresses at which clients reach the server."""
     folder.mkdir(parents=True, exist_ok=True)
     at = {name: str(folder / name) for name in ("ca.key", "ca.crt", "server.key", "server.csr", "server.crt")}
     new = ["openssl", "req", "-newkey", "rsa:3072", "-nodes", "-sha256"]
@@ -40,7 +40,7 @@ def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
 
 
 def make_key(path: Path) -> None:
-    """Make a client's key; the public half is ``<path>.pub``."""
+    """Make the key of a client; its public part is in ``<path>.pub``."""
     run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(path))
 
 
@@ -52,7 +52,7 @@ def _alternative(host: str) -> str:
 
 
 def main() -> None:
-    """Make them."""
+    """Make certificates and keys as given by the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument(

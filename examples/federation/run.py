@@ -26,16 +26,16 @@ from certificate import make_certificate, make_key, run  # noqa: E402  beside th
 
 REPOSITORY = HERE.parents[1]
 STARTING = 120.0
-"""Seconds that Flower has to start."""
+"""Seconds to wait until Flower has started."""
 
 
 class LocalFederation:
-    """Flower's processes on this machine, for as long as the block lasts.
+    """The processes of Flower on this machine, as a context manager that ends them.
 
     Args:
-        folder: For Flower's own files, logs, certificate and keys.
-        secure: Whether connections are encrypted and nodes show a key.
-        app: The app that is run.
+        folder: Folder for Flower's files, logs, certificate and keys.
+        secure: Whether connections are encrypted and nodes authenticate with a key.
+        app: The app to run.
     """
 
     def __init__(self, folder: Path, secure: bool = False, app: Path = HERE / "app") -> None:
@@ -79,7 +79,7 @@ class LocalFederation:
         self.stop()
 
     def start(self, name: str, *command: str) -> None:
-        """Start a process in a group of its own; what it prints goes to ``<folder>/<name>.log``."""
+        """Start a process in a new process group; its output goes to ``<folder>/<name>.log``."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment, start_new_session=True
@@ -89,8 +89,8 @@ class LocalFederation:
         """Start the node of a client.
 
         Args:
-            number: Of the node.
-            told: By ``--node-config``.
+            number: Number of the node.
+            told: Settings for ``--node-config``.
         """
         options = ["--insecure"]
         if self.secure:
@@ -104,13 +104,13 @@ class LocalFederation:
         self.start(f"client_{number}", "flower-supernode", *options, *address, "--node-config", config)
 
     def submit(self, **told: Any) -> int:
-        """Have the app run.
+        """Start a run of the app.
 
         Args:
-            told: By ``--run-config``.
+            told: Settings for ``--run-config``.
 
         Returns:
-            Flower's number of the run.
+            Flower's id of the run.
         """
         words = " ".join(f"{name.replace('_', '-')}={json.dumps(value)}" for name, value in told.items())
         return int(
@@ -118,7 +118,7 @@ class LocalFederation:
         )
 
     def status(self, run_id: int) -> dict[str, Any]:
-        """Return what Flower says of a run: ``status``, and the bytes and seconds of its messages."""
+        """Return Flower's record of a run: ``status``, and the bytes and seconds of its messages."""
         found: list[dict[str, Any]] = json.loads(self.flwr("list", "here", "--format", "json"))["runs"]
         return next(one for one in found if int(one["run-id"]) == run_id)
 
@@ -137,11 +137,11 @@ class LocalFederation:
         raise TimeoutError(f"run {run_id} has not ended within {seconds:g} s; see {self.folder / 'server.log'}")
 
     def flwr(self, *words: str) -> str:
-        """Call the program ``flwr``, and return what it prints."""
+        """Call the program ``flwr``, and return its output."""
         return run("flwr", *words, env=self.environment)
 
     def stop(self, name: str = "", how: signal.Signals = signal.SIGTERM) -> None:
-        """End a process and those that it has started; all of them without a name."""
+        """End a process and the processes that it has started; without a name, end all."""
         ended = [name] if name else list(self.processes)
         for one in ended:
             with contextlib.suppress(ProcessLookupError):
@@ -166,14 +166,14 @@ class LocalFederation:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody uses."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 def main() -> None:
-    """Run a federation."""
+    """Run a federation as given by the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,1 +1,1 @@
-"""The app of a federation: its server, its clients, and the configuration of the run."""
+"""The Flower app of a federation: its server, its clients and the configuration of the run."""

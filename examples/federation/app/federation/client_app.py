@@ -1,4 +1,4 @@
-"""A client."""
+"""The app of a client."""
 
 from pathlib import Path
 

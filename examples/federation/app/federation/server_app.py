@@ -1,4 +1,4 @@
-"""The server."""
+"""The app of the server."""
 
 from pathlib import Path
 
