@@ -28,7 +28,7 @@ HASHES = {
 
 
 def as_csv(text: str) -> str:
-    """Convert a file in KEEL's format to CSV: lines with @ are its header, the last value of other lines is the label."""
+    """Convert a file in KEEL's format to CSV: lines with @ are the header, the last value of others is the label."""
     rows = [
         [cell.strip() for cell in line.split(",")]
         for line in text.split("\n")

@@ -106,7 +106,7 @@ def drawable(text: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown  # matplotlib hides labels that begin with "_" from a legend
 
 
-said: set[str] = set()  # the name in this process's warning
+said: set[str] = set()  # the first name that was drawn with codes; not empty once the warning is logged
 
 
 def warn_of_font(name: str, shown: str) -> None:

@@ -144,8 +144,8 @@ def signed_rank_p(differences: Sequence[float]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p values for the number of tests by Holm's procedure.
 
-    With m tests, the k-th smallest p value is multiplied by m + 1 - k; the result is at least that of the p value
-    before it, and at most 1.
+    With m tests, the k-th smallest p value is multiplied by m + 1 - k. The result is raised to that of the next smaller
+    p value if it is below it, and limited to 1.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
 

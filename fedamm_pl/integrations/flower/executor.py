@@ -1,4 +1,4 @@
-"""``Flower``: clients on the nodes of a Flower federation, each on a machine of its own."""
+"""``Flower``: an executor for clients on the nodes of a Flower federation, each on its own machine."""
 
 import dataclasses
 import hashlib
