@@ -1,4 +1,4 @@
-"""How many processor cores this process may use, and how many of them are free: torch takes all that it sees."""
+"""The number of processor cores that this process may use, and how many are free. By default torch uses all it sees."""
 
 import contextlib
 import os
@@ -10,19 +10,23 @@ from pathlib import Path
 import torch
 
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
-"""Variables by which a user has chosen. The last three bind the first thread to one core, which then seems to be all there is."""
+"""Environment variables with which users choose the number of threads or their cores.
+
+The last three bind the first thread to one core; the process then appears to have only that core.
+"""
 
 SPARE = 0.5
-"""Cores that others must take from torch's threads before it is said: something always runs for a moment."""
+"""Cores that other programs must take from torch's threads before :func:`crowded` warns; short activity is normal."""
 
 
 def usable_cores(proc: Path = Path("/proc")) -> int:
-    """Return how many cores this process may use: those of its affinity mask, fewer where a control group limits its time.
+    """Return how many cores this process may use: those in its affinity mask, or fewer if a control group limits it.
 
-    The time of 2.7 cores counts as two: threads wait for each other, and where more run than the limit allows, all are stopped.
+    A limit of 2.7 cores counts as two cores: threads wait for each other, and if more of them run than the limit allows, the
+    system stops all of them for a while.
 
     Args:
-        proc: Where Linux says so; on other systems there is nothing.
+        proc: The folder ``/proc`` of Linux; other systems have none, and no limits are found there.
     """
     if sys.version_info >= (3, 13):
         cores = os.process_cpu_count()
@@ -35,9 +39,9 @@ def usable_cores(proc: Path = Path("/proc")) -> int:
 
 
 def _limits(proc: Path) -> Iterator[float]:
-    """Yield how many cores' time each control group allows that this process is in, from its own up to the outermost seen."""
+    """Yield the CPU limits, in cores, of this process's control groups, from its own to the outermost visible one."""
     mounts, groups = ((proc / "self" / name).read_text().splitlines() for name in ("mountinfo", "cgroup"))
-    paths: dict[str, str] = {}  # of version 1 by controller, that of version 2 by the empty name
+    paths: dict[str, str] = {}  # version 1: by controller; version 2: under the empty name
     for line in groups:
         _, controllers, path = line.split(":", 2)
         paths |= dict.fromkeys(controllers.split(","), path)
@@ -47,7 +51,7 @@ def _limits(proc: Path) -> Iterator[float]:
         kind, _, options = after.split(" ")[:3]
         if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and "cpu" not in options.split(",")):
             continue
-        # a container may see the path on its host, but only its own group, at the place itself
+        # a container may be told its path on the host, although it sees only its own group, at the mount point itself
         path = paths.get("cpu" if kind == "cgroup" else "", "/").removeprefix(root.rstrip("/"))
         group = Path(place, *Path(path).parts[1:])
         for folder in (group, *group.parents):
@@ -57,7 +61,10 @@ def _limits(proc: Path) -> Iterator[float]:
 
 
 def _limit(group: Path) -> Iterator[float]:
-    """Yield quota / period of a control group, if it has a quota: version 2 says ``max`` where it has none, version 1 -1."""
+    """Yield quota / period of a control group, if it has a quota.
+
+    Without a quota, version 2 reports ``max`` and version 1 reports -1.
+    """
     for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         with contextlib.suppress(OSError, ValueError):
             quota, period = (int(number) for name in names for number in (group / name).read_text().split())
@@ -66,7 +73,7 @@ def _limit(group: Path) -> Iterator[float]:
 
 
 def shared_out(threads: int, processes: int) -> int:
-    """Return how many threads each of several processes has, so that all together have no more than there are cores.
+    """Return the number of threads for each of several processes, so that the total does not exceed the usable cores.
 
     Example:
         >>> shared_out(1, 2)
@@ -76,11 +83,11 @@ def shared_out(threads: int, processes: int) -> int:
 
 
 def too_many(threads: int, processes: int = 1) -> str | None:
-    """Say that threads that wait for each other are more than the cores they may use; None if not, or if the user has chosen.
+    """Return a message if there are more threads than usable cores, unless the user has chosen the number; else None.
 
     Args:
-        threads: Of each process.
-        processes: How many have as many.
+        threads: Number of threads of each process.
+        processes: Number of processes.
     """
     cores, of_each = usable_cores(), f" in each of {processes} processes" if processes > 1 else ""
     if threads == 1 or threads * processes <= cores or _chosen():
@@ -89,10 +96,10 @@ def too_many(threads: int, processes: int = 1) -> str | None:
 
 
 def follow_cores() -> str | None:
-    """Let torch compute with no more threads than cores that this process may use, unless the user has chosen.
+    """Limit torch's threads to the number of usable cores, unless the user has chosen the number.
 
     Returns:
-        What was done, None for nothing.
+        A message about the change, or None if nothing was changed.
     """
     if not (found := too_many(torch.get_num_threads())):
         return None
@@ -101,12 +108,15 @@ def follow_cores() -> str | None:
 
 
 def crowded() -> str | None:
-    """Say that other programs leave fewer cores than torch has threads, and what helps; None if not, or if the user has chosen."""
+    """Return a message with advice if other programs leave fewer cores than torch has threads.
+
+    It returns None if they do not, or if the user has chosen the number of threads.
+    """
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     most = cores - threads + SPARE
     if threads == 1 or _chosen("OMP_WAIT_POLICY") or not hasattr(os, "getloadavg") or os.getloadavg()[0] < most:
         return None
-    # the load of the last minute still holds a run that has just ended
+    # the load average covers the last minute and may include a run that has just ended
     if (others := busy_cores()) < most:
         return None
     return (
@@ -116,16 +126,16 @@ def crowded() -> str | None:
 
 
 def busy_cores(proc: Path = Path("/proc"), seconds: float = 0.5) -> float:
-    """Return how many cores are busy while this process sleeps; 0 where the system does not say so as Linux does.
+    """Return how many cores are busy while this process sleeps; 0 on systems that do not report it in the way of Linux.
 
     Args:
-        proc: Where Linux says so.
+        proc: The folder ``/proc`` of Linux.
         seconds: How long to sleep.
     """
 
     def busy() -> float:
         user, nice, system, _, _, *others = (proc / "stat").read_text().split("\n", 1)[0].split()[1:9]
-        return sum(map(int, (user, nice, system, *others))) / os.sysconf("SC_CLK_TCK")  # others: steal among them
+        return sum(map(int, (user, nice, system, *others))) / os.sysconf("SC_CLK_TCK")  # others: irq, softirq, steal
 
     try:
         before, start = busy(), time.monotonic()

@@ -1,4 +1,4 @@
-"""Files of a run on disk: written whole or not at all, never through a link, one run in a folder."""
+"""The files of a run: written completely or not at all, never through a symbolic link, with one run per folder."""
 
 import errno
 import json
@@ -41,19 +41,19 @@ DISK_ERRORS = {
         "EROFS",
         "ESTALE",
     ]
-    if hasattr(errno, name)  # Windows has some of them only
+    if hasattr(errno, name)  # Windows lacks some of them
 }
-NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)  # missing on Windows
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a new file to write to; what it holds at the end becomes ``path``, whole or not at all, also after a power loss.
+    """Yield a temporary file that becomes ``path`` at the end, completely or not at all, even after a power loss.
 
-    A link at ``path`` is replaced, not followed.
+    A symbolic link at ``path`` is replaced, not followed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # of a run that was killed, or a link that somebody has put there
+    temporary.unlink(missing_ok=True)  # left by a run that was killed, or a link made by someone else
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))
     try:
         yield temporary
@@ -61,10 +61,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the disk may be full: give the room back
+        with suppress(OSError):  # the disk may be full: free the space
             temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name itself, too
+    if os.name == "posix":  # the new directory entry must be on disk, too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -73,13 +73,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file completely or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def append_whole(path: Path, content: bytes) -> None:
-    """Append to a file; if that fails, leave it as it was.
+    """Append to a file; if this fails, restore the file.
 
     Raises:
         OSError: If the disk is full, or ``path`` is a link.
@@ -87,7 +87,7 @@ def append_whole(path: Path, content: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666), "ab", buffering=0) as file:
         size = file.tell()
         try:
-            if file.write(content) < len(content):  # a disk that fills up takes a part
+            if file.write(content) < len(content):  # a disk that fills up takes only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         except OSError:
             file.truncate(size)
@@ -95,28 +95,28 @@ def append_whole(path: Path, content: bytes) -> None:
 
 
 def of_the_disk(error: BaseException) -> bool:
-    """Whether an error is of files and disks; others that are OSErrors too are of a network."""
+    """Whether an error concerns files or disks; other kinds of OSError concern the network."""
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 class FolderLock:
-    """A folder that is in use by this process, and a file in it that says so to others.
+    """The lock of a folder that this process uses, with a file in the folder that tells other processes who uses it.
 
     Args:
-        lock: Held.
-        holder: The file.
+        lock: The lock, already acquired.
+        holder: Path of the file.
     """
 
     def __init__(self, lock: BaseFileLock, holder: Path) -> None:
         self._lock = lock
         self._holder = holder
         said = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with suppress(OSError):  # the disk may be full; the lock holds without it
-            holder.unlink(missing_ok=True)  # of a run that was killed
+        with suppress(OSError):  # the disk may be full; the lock works without the file
+            holder.unlink(missing_ok=True)  # left by a run that was killed
             write_atomically(holder, json.dumps(said).encode())
 
     def release(self, force: bool = True) -> None:
-        """Let others use the folder; a second time nothing happens."""
+        """Let other processes use the folder; a second call does nothing."""
         if self._lock.is_locked:
             with suppress(OSError):  # the folder may be gone
                 self._holder.unlink(missing_ok=True)
@@ -127,18 +127,18 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release it."""
+        """Release the lock."""
         self.release()
 
 
 def lock_folder(folder: Path) -> FolderLock:
-    """Make a folder if it is missing, and keep other runs out of it until the lock is released or the process ends.
+    """Create a folder if it is missing, and keep other runs out of it until the lock is released or the process ends.
 
-    Where the file system has no ``flock``, the lock is a file that outlives a process that is killed.
+    On a file system without ``flock`` the lock is a file, which remains if the process is killed.
 
     Raises:
-        ValueError: If the folder cannot be written, holds links, or another run uses it; the message says who, and what to do
-            about a lock that a dead process has left.
+        ValueError: If the folder cannot be written, contains symbolic links, or is used by another run. The message names that
+            process, and says what to do about a lock that a dead process has left.
     """
     path, holder = folder / LOCK, folder / HOLDER
     try:
@@ -167,7 +167,7 @@ def lock_folder(folder: Path) -> FolderLock:
 
 
 def has_flock(descriptor: int) -> bool:
-    """Whether a file can be locked for as long as its process lives."""
+    """Whether the file system has locks that end with the process that holds them."""
     if fcntl is None:  # Windows has other locks that end with the process
         return True
     try:
@@ -178,9 +178,10 @@ def has_flock(descriptor: int) -> bool:
 
 
 def held_by(*paths: Path) -> str:
-    """Say who holds a lock, by the first of some files that says so; empty if none does.
+    """Return a text that says who holds a lock, from the first of the files that contains it, or an empty text.
 
-    The files may be anybody's. One is written by :class:`FolderLock`, or by filelock: process, host, and more, line by line.
+    The files are not trusted, since anyone may have written them. They are expected to come from :class:`FolderLock`, or from
+    filelock, which writes process, host and more on separate lines.
     """
     for path in paths:
         content, changed = read_beginning(path)
@@ -202,7 +203,10 @@ def held_by(*paths: Path) -> str:
 
 
 def read_beginning(path: Path, most: int = 1000) -> tuple[str, float]:
-    """Return the first bytes of a file as text, and when it was changed; empty if it is not a file that can be read at once."""
+    """Return the first bytes of a file as text, and its modification time.
+
+    The text is empty if the path is not a regular file that can be read.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:
@@ -214,10 +218,10 @@ def read_beginning(path: Path, most: int = 1000) -> tuple[str, float]:
 
 
 def refuse_links(folder: Path) -> None:
-    """Check that nothing in the folder of a run leads out of it.
+    """Check that the folder of a run contains no symbolic links, through which a run could write elsewhere.
 
     Raises:
-        ValueError: If it, or a subfolder that a run writes to, holds a symbolic link; the message names it.
+        ValueError: If the folder, or a subfolder that a run writes to, contains a symbolic link; the message names it.
     """
     for place in (folder, *(folder / name for name in SUBFOLDERS)):
         if place.is_dir():

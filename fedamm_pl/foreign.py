@@ -1,4 +1,4 @@
-"""Code of other authors: found by its import path, and what it raises said in a line."""
+"""Code of other authors: import it by its path, and describe its errors in one line."""
 
 import importlib
 import os
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 NOT_OWN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}", "<frozen importlib")
-"""Where the code lies that calls theirs."""
+"""Beginnings of the paths of torch, this package and importlib, which call the code of other authors."""
 
 
 def failure(error: BaseException) -> str:
-    """Return type and message of an error in a line, and the innermost place that is neither torch's nor this package's."""
+    """Return type and message of an error in one line, with the innermost place outside torch and this package."""
     summary = traceback.TracebackException.from_exception(error)  # also where str(error) itself raises
     text = " ".join(str(summary).split())
     own = [frame for frame in summary.stack if not frame.filename.startswith(NOT_OWN)]
@@ -26,18 +26,18 @@ def imported(name: str, expected: str) -> Callable[..., Any]:
     """Return the callable at an import path.
 
     Args:
-        name: The path, module and attribute.
-        expected: The beginning of an error message: what is expected of the option, without a full stop.
+        name: The import path: module, dot, attribute.
+        expected: The beginning of an error message, which says what the option expects, without a full stop.
 
     Raises:
-        ValueError: If there is none, or its module raises.
+        ValueError: If there is no such callable, or its module raises an error.
     """
     path, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"{expected}, got {name!r}" + (f" ({error})." if path else ".")) from error
-    except Exception as error:  # whatever its author's file does
+    except Exception as error:  # a module may raise any error
         raise ValueError(f"{expected}, got {name!r}, whose import raises {failure(error)}.") from error
     if not callable(found):
         raise ValueError(

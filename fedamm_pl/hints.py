@@ -1,4 +1,4 @@
-"""Whether values, read from a file say, are of the types that stand in a signature, and which name is meant by a misspelt one."""
+"""Check values, for example from a file, against the types in a signature, and find the name meant by a misspelling."""
 
 import difflib
 import inspect
@@ -10,14 +10,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 
 
 def option_types(kind: type) -> tuple[dict[str, Any], bool]:
-    """Return option -> type, also of what a class passes on to its bases, and whether it takes any name."""
+    """Return the types of a class's options, including those passed to its bases, and whether it accepts any name."""
     found: dict[str, Any] = {}
     for base in kind.__mro__:
         if (init := vars(base).get("__init__")) is None:
             continue
         try:
             hints = get_type_hints(init)
-        except (NameError, TypeError):  # names that exist for type checkers alone
+        except (NameError, TypeError):  # names that are defined for type checkers only
             hints = {}
         parameters = list(inspect.signature(init).parameters.values())[1:]
         for parameter in parameters:
@@ -29,7 +29,9 @@ def option_types(kind: type) -> tuple[dict[str, Any], bool]:
 
 
 def fits(value: Any, hint: Any, finite: bool = True) -> bool:
-    """Whether a value is of a type, as it stands in a signature: a bool is no number, and lists stand for any sequence.
+    """Whether a value has the type given in a signature.
+
+    A bool is not a number, and a list is accepted for any sequence.
 
     Args:
         value: The value.
@@ -44,7 +46,7 @@ def fits(value: Any, hint: Any, finite: bool = True) -> bool:
 
 
 class _Fits:
-    """Remembers what it has seen: a small file may hold the same list many times, or in itself."""
+    """Checks values and remembers the results: a small file may contain the same list many times, or inside itself."""
 
     def __init__(self, finite: bool) -> None:
         self.finite = finite
@@ -88,14 +90,14 @@ class _Fits:
 
 
 def shown(hint: Any) -> str:
-    """Return a type as messages write it."""
+    """Return a type as it is written in messages."""
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     return re.sub(r"\b(\w+\.)+(?=\w)", "", str(hint) if get_args(hint) else getattr(hint, "__name__", str(hint)))
 
 
 def similar(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like one, upper and lower case taken for the same, or None.
+    """Return the known name that is most similar to the given one, ignoring case, or None.
 
     Example:
         >>> similar("fedamm", ["FedAvg", "FedAMM"]), similar("x", ["FedAvg"])

@@ -1,25 +1,25 @@
-"""Kinds of values that a file may hold, put together to a description of its content, and strict JSON."""
+"""Checks for the values in a file, which are combined into a check of its whole content, and a strict JSON parser."""
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast, get_args, get_origin
 
-from typing_extensions import NotRequired, get_type_hints  # of typing from Python 3.11 on
+from typing_extensions import NotRequired, get_type_hints  # in typing since Python 3.11
 
 MAX_NUMBER, MAX_NAME, MAX_TEXT = 10**18, 1_000, 100_000
 MAX_VALUES = 12_000_000
-"""Of one file: so the memory that its content takes is bounded before it is read."""
+"""Maximum number of values in one file; it bounds the memory for the content before it is parsed."""
 
 Kind = Callable[[Any], None]
-"""Checks a value."""
+"""A function that checks a value."""
 
 
 class FieldError(ValueError):
-    """A field is not as it should be.
+    """A field has an invalid value.
 
     Attributes:
         said: What is wrong with it.
-        steps: Where it is, from the outside in.
+        steps: The path to the field, from the outside in.
     """
 
     def __init__(self, said: str, *steps: str) -> None:
@@ -28,13 +28,13 @@ class FieldError(ValueError):
 
 
 def expected(what: str, got: Any) -> FieldError:
-    """Return the error that says what was expected, and what is there."""
+    """Return an error that says what was expected and what was found."""
     shown = f"a list of {len(got):,}" if isinstance(got, list) else f"{got!r:.60}"
     return FieldError(f"should be {what}, got {shown}")
 
 
 def inside(step: str, kind: Kind, value: Any) -> None:
-    """Check a part of a value; an error names it."""
+    """Check a part of a value; an error names the part."""
     try:
         kind(value)
     except FieldError as error:
@@ -42,7 +42,7 @@ def inside(step: str, kind: Kind, value: Any) -> None:
 
 
 def number(low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> Kind:
-    """Describe a finite number."""
+    """Return a check for a finite number."""
 
     def check(value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -52,7 +52,7 @@ def number(low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> Kind:
 
 
 def whole(high: int = MAX_NUMBER) -> Kind:
-    """Describe a whole number of 0 or more."""
+    """Return a check for a whole number of 0 or more."""
 
     def check(value: Any) -> None:
         if type(value) is not int or not 0 <= value <= high:
@@ -62,7 +62,7 @@ def whole(high: int = MAX_NUMBER) -> Kind:
 
 
 def text(longest: int = MAX_NAME) -> Kind:
-    """Describe a text."""
+    """Return a check for a text."""
 
     def check(value: Any) -> None:
         if not isinstance(value, str) or len(value) > longest:
@@ -72,24 +72,24 @@ def text(longest: int = MAX_NAME) -> Kind:
 
 
 def flag(value: Any) -> None:
-    """Describe true or false."""
+    """Check that a value is true or false."""
     if not isinstance(value, bool):
         raise expected("true or false", value)
 
 
 def nullable(kind: Kind) -> Kind:
-    """Describe what may be null instead."""
+    """Return a check that also accepts null."""
     return lambda value: None if value is None else kind(value)
 
 
 def items(kind: Kind, most: int) -> Kind:
-    """Describe a list of things of one kind."""
+    """Return a check for a list whose items are all of one kind."""
 
     def check(value: Any) -> None:
         if not isinstance(value, list) or len(value) > most:
             raise expected(f"a list of at most {most:,}", value)
         for index, item in enumerate(value):
-            try:  # as inside does, which would be dear here
+            try:  # the same as inside(), which would be slow here
                 kind(item)
             except FieldError as error:
                 raise FieldError(error.said, f"[{index}]", *error.steps) from None
@@ -98,7 +98,7 @@ def items(kind: Kind, most: int) -> Kind:
 
 
 def mapping(kind_of: Callable[[str], Kind], most: int) -> Kind:
-    """Describe names with values; the kind of a value may depend on its name."""
+    """Return a check for a mapping from names to values; the kind of a value may depend on its name."""
 
     def check(value: Any) -> None:
         if not isinstance(value, dict) or len(value) > most:
@@ -111,7 +111,7 @@ def mapping(kind_of: Callable[[str], Kind], most: int) -> Kind:
 
 
 def fields(needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> Kind:
-    """Describe a mapping with known fields; what else it holds is not looked at."""
+    """Return a check for a mapping with known fields; other fields are ignored."""
 
     def check(value: Any) -> None:
         if not isinstance(value, dict):
@@ -126,7 +126,10 @@ def fields(needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = Non
 
 
 def described(content: type) -> Kind:
-    """Describe a mapping by a TypedDict whose fields are annotated with their kinds; one without a kind may hold anything."""
+    """Return a check for a mapping that is described by a TypedDict.
+
+    The fields of the TypedDict are annotated with their kinds; a field without a kind may hold anything.
+    """
     kinds, optional = dict[str, Kind](), cast(Any, NotRequired)
     for name, hint in get_type_hints(content, include_extras=True).items():
         inner = get_args(hint)[0] if get_origin(hint) is optional else hint
@@ -139,7 +142,7 @@ def parse_json(content: str) -> Any:
     """Parse JSON as a run writes it: without NaN and infinity, and with each name once.
 
     Raises:
-        ValueError: If it is none, or holds more than a run has.
+        ValueError: If it is not valid JSON of this form, or holds more values than a run has.
     """
     # a mapping takes four times the memory of a number or an empty list
     if content.count(",") + content.count("[") + 4 * content.count("{") > MAX_VALUES:

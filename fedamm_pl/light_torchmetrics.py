@@ -1,8 +1,8 @@
-"""Keeps matplotlib's pyplot and scipy.signal out of the import of torchmetrics, which has no use for them at the start.
+"""Import torchmetrics without matplotlib's pyplot and scipy.signal, which it does not need during the import.
 
-It loads pyplot for two names that it needs when it draws. pyplot takes a third of a second, chooses a window system and keeps
-global state; this package draws without it. It loads scipy.signal, where SciPy is installed, to give it a name of old times; that
-takes a second.
+torchmetrics imports pyplot for two names that it needs for plotting. pyplot takes a third of a second to import, chooses a window
+system and keeps global state; this package makes its figures without it. If SciPy is installed, torchmetrics also imports
+scipy.signal, to add a name from older versions to it; this takes a second.
 """
 
 import importlib
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class LaterPyplot(ModuleType):
-    """Stands for pyplot until something of it is used."""
+    """A placeholder for pyplot, which is imported when an attribute is used."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return what pyplot has under this name."""
-        if name.startswith("__"):  # whoever looks through all modules
+        """Return the attribute of pyplot with this name."""
+        if name.startswith("__"):  # from code that inspects all loaded modules
             raise AttributeError(name)
         if name == "Figure":
             return importlib.import_module("matplotlib.figure").Figure
@@ -26,7 +26,7 @@ class LaterPyplot(ModuleType):
 
 
 class NoSignal(ModuleType):
-    """Stands for scipy.signal, with the one name that torchmetrics would add to it."""
+    """A placeholder for scipy.signal, with the one name that torchmetrics would add to it."""
 
     hamming = None
 
@@ -35,14 +35,14 @@ STAND_INS: dict[str, type[ModuleType]] = {"matplotlib.pyplot": LaterPyplot, "sci
 
 
 def import_torchmetrics() -> None:
-    """Import torchmetrics without these modules; those that are loaded already stay."""
+    """Import torchmetrics without these modules; modules that are already loaded stay."""
     added = {name: kind(name) for name, kind in STAND_INS.items() if name not in sys.modules}
     sys.modules.update(added)
     try:
         importlib.import_module("torchmetrics")
     finally:
         for name, stand_in in added.items():
-            if sys.modules.get(name) is stand_in:  # whoever imports it from here on gets the real one
+            if sys.modules.get(name) is stand_in:  # later imports get the real module
                 del sys.modules[name]
                 parent, _, child = name.rpartition(".")
                 if (package := sys.modules.get(parent)) and vars(package).get(child) is stand_in:

@@ -1,4 +1,4 @@
-"""Losses as pure functions: cross-entropy, its relatives for imbalanced classes, weighted sums."""
+"""Losses as pure functions: cross-entropy, its variants for imbalanced classes, and weighted sums."""
 
 import math
 from typing import Literal
@@ -8,9 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 Absent = Literal["mask", "one"]
-"""What a class without examples counts as: nothing, it leaves the softmax; or as one example."""
+"""How a class without examples is treated: it leaves the softmax (``mask``), or counts as one example (``one``)."""
 LEAST_TOTAL = 1e-12
-"""Weights with a smaller sum are not normalised: second derivatives hold 1 / sum^2, which overflows in float32 below 1e-19."""
+"""Weights with a smaller sum are not normalised.
+
+Second derivatives contain 1 / sum^2, which overflows in float32 below 1e-19.
+"""
 
 
 def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,11 +30,11 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def normalized_weights(raw: Tensor, total: Tensor | None = None) -> Tensor:
-    """Divide weights by their sum, or leave them as they are if it is 0 or nearly so (Shu et al., NeurIPS 2019, eq. 4).
+    """Divide weights by their sum, or return them unchanged if it is almost 0 (Shu et al., NeurIPS 2019, eq. 4).
 
     Args:
         raw: Non-negative weights V(l_i) of shape (B,).
-        total: The sum, where these are the weights of a part of a batch.
+        total: The sum over the whole batch, if ``raw`` holds the weights of a part of it.
 
     Returns:
         omega_i = V(l_i) / sum_j V(l_j), shape (B,); V(l_i) itself where the sum is below ``LEAST_TOTAL``.
@@ -50,7 +53,7 @@ def weighted_loss(losses: Tensor, raw: Tensor, total: Tensor | None = None) -> T
     Args:
         losses: l_i of shape (B,).
         raw: Weights V(l_i) before normalisation, shape (B,).
-        total: The sum of the weights, where this is a part of a batch; its part of the loss is returned.
+        total: The sum of the weights of the whole batch, if this is a part of it; the part's share of the loss is returned.
 
     Returns:
         A scalar.
@@ -59,7 +62,7 @@ def weighted_loss(losses: Tensor, raw: Tensor, total: Tensor | None = None) -> T
 
 
 def focal_losses(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Focal loss -(1 - p)^gamma log p of each example, p the probability of its class (Lin et al., ICCV 2017, eq. 4).
+    """Focal loss -(1 - p)^gamma log p of each example with probability p of its class (Lin et al., ICCV 2017, eq. 4).
 
     Args:
         logits: Scores of shape (B, C).
@@ -73,7 +76,9 @@ def focal_losses(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return losses
     wrong = -torch.expm1(-losses)  # 1 - p, without cancellation
-    return wrong.clamp(min=torch.finfo(losses.dtype).tiny) ** gamma * losses  # 0 ** gamma may have an infinite slope
+    return (
+        wrong.clamp(min=torch.finfo(losses.dtype).tiny) ** gamma * losses
+    )  # 0 ** gamma may have an infinite derivative
 
 
 def class_balanced_weights(counts: Tensor, beta: float) -> Tensor:
@@ -81,7 +86,7 @@ def class_balanced_weights(counts: Tensor, beta: float) -> Tensor:
 
     Args:
         counts: Examples n_c of each class, shape (C,).
-        beta: In [0, 1); 0 gives equal weights, towards 1 they become proportional to 1 / n_c.
+        beta: In [0, 1); 0 gives equal weights, and near 1 they become proportional to 1 / n_c.
 
     Returns:
         Weights of shape (C,); 0 for a class without examples.
@@ -99,9 +104,9 @@ def class_balanced_weights(counts: Tensor, beta: float) -> Tensor:
 
 
 def without_absent(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """Take classes without examples out of the softmax, so that their logits have no slope.
+    """Remove classes without examples from the softmax, so that their logits get no gradient.
 
-    A label's own class always stays, whatever the counts say.
+    The class of an example's label always stays, even if its count is 0.
 
     Args:
         logits: Scores of shape (B, C).
@@ -109,7 +114,7 @@ def without_absent(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         counts: Examples n_c of each class, shape (C,).
 
     Returns:
-        Scores of shape (B, C), -inf for the classes that leave.
+        Scores of shape (B, C), -inf for the classes that are removed.
 
     Example:
         >>> without_absent(torch.zeros(2, 3), torch.tensor([0, 2]), torch.tensor([5, 0, 0]))
@@ -126,7 +131,7 @@ def logit_adjusted_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: f
     Args:
         logits: Scores z of shape (B, C).
         labels: Classes of shape (B,).
-        counts: Examples n_c of each class, shape (C,), in the prior taken as at least 1; pi_c is its share.
+        counts: Examples n_c of each class, shape (C,), taken as at least 1 in the prior; pi_c is the share of class c.
         tau: 0 gives the cross-entropy.
         absent: Whether a class without examples counts as one example, or leaves the softmax (n_c = 0: pi_c = 0).
 
@@ -144,8 +149,8 @@ def calibrated_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float
     Args:
         logits: Scores z of shape (B, C).
         labels: Classes of shape (B,).
-        counts: Examples n_c of each class at the client, shape (C,), in the shift taken as at least 1.
-        tau: 0 gives the cross-entropy, of the classes that stay.
+        counts: Examples n_c of each class at the client, shape (C,), taken as at least 1 in the shift.
+        tau: 0 gives the cross-entropy over the classes that stay.
         absent: Whether a class without examples leaves the softmax (n_c -> 0: an infinite shift), or counts as one example.
 
     Returns:
@@ -162,7 +167,7 @@ def contrastive_losses(features: Tensor, positive: Tensor, negative: Tensor, tem
     s_n to those of the client's previous model.
 
     Args:
-        features: Features of the model in training, shape (B, D).
+        features: Features of the model being trained, shape (B, D).
         positive: Features of the global model, shape (B, D).
         negative: Features of the previous local model, shape (B, D).
         temperature: T, above 0.

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 ShotRule = Literal["counts", "share", "index"]
 GROUPS = ("many", "medium", "few")
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Types of classes."""
+"""Integer types that class indices may have."""
 
 
 def shot_groups(
@@ -19,13 +19,13 @@ def shot_groups(
 ) -> dict[str, list[int]]:
     """Assign each class to many, medium or few.
 
-    ``counts``: more than 100 training images many, fewer than 20 few, else medium (Kang et al.). ``share``: classes by
-    falling count (ties by index) with c the cumulative share of images up to and including the class: many if
+    ``counts``: many above 100 training images, few below 20, else medium (Kang et al.). ``share``: classes are sorted by
+    falling count (ties by index), and c is the cumulative share of images up to and including the class: many if
     c <= 0.75, medium if c <= 0.95, else few. ``index``: explicit ranges of class indices.
 
     Args:
         class_counts: Training images per class, by class index.
-        rule: Which rule.
+        rule: The rule to apply.
         ranges: For ``index``: group name -> first and last class index, both included.
 
     Returns:
@@ -74,23 +74,23 @@ def _index_groups(num_classes: int, ranges: Mapping[str, Sequence[int]] | None) 
 class ShotAccuracy(Metric):
     """Accuracy over all examples, per class, and averaged over the classes of each shot group.
 
-    ``compute`` returns the accuracy over all examples (micro average), a scalar: NaN before the first example.
-    :meth:`accuracies` returns by name ``acc``, the same number, ``acc_<group>`` (mean of the per-class accuracies of the
-    group) and ``acc_class_<c>``. A class that never occurred as a target is left out, not counted as 0; a group with only such classes has
-    no entry.
+    ``compute`` returns the accuracy over all examples (micro average), a scalar; it is NaN before the first example.
+    :meth:`accuracies` returns a dictionary with ``acc`` (the same number), ``acc_<group>`` (mean of the per-class accuracies of the
+    group) and ``acc_class_<c>``. A class that never occurred as a target is left out, not counted as 0; a group with only such
+    classes has no entry.
 
-    In a LightningModule, ``self.log("test/acc", metric)`` in a step logs the overall accuracy, and ``self.log_dict(metric.accuracies())``
-    at the end of an epoch logs all accuracies; after the latter, call ``metric.reset()``.
+    In a LightningModule, ``self.log("test/acc", metric)`` in a step logs the overall accuracy. At the end of an epoch,
+    ``self.log_dict(metric.accuracies())`` logs all accuracies; call ``metric.reset()`` afterwards.
 
     Args:
         num_classes: Number of classes C.
         groups: Group name -> class indices, for example from :func:`shot_groups`; by default no groups. A class may be in
             several groups.
-        options: Those of :class:`torchmetrics.Metric`.
+        options: Options of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: If ``num_classes`` is no number of classes, or a group has a name that is no text or that of a class, or
-            names something else than a class, or a class twice.
+        ValueError: If ``num_classes`` is not a number of classes, if the name of a group is not a text or begins with ``class_``,
+            or if a group contains something other than a class, or a class twice.
 
     Example:
         >>> metric = ShotAccuracy(3, {"many": [0], "few": [1, 2]})
@@ -122,13 +122,13 @@ class ShotAccuracy(Metric):
         """Count a batch.
 
         Args:
-            preds: Predicted classes of shape (N,), integers, or scores of shape (N, C), floating point. NaN counts as
-                the largest score, as it does for torch and torchmetrics: a test of a model that has diverged comes to its
-                end, where the loss is NaN.
+            preds: Predicted classes (integers of shape (N,)) or scores (floating point, shape (N, C)). NaN counts as the
+                largest score, as in torch and torchmetrics, so the test of a model that has diverged runs to its end and
+                reports a loss of NaN.
             target: True classes, integers of shape (N,).
 
         Raises:
-            ValueError: If shapes, types or classes are others.
+            ValueError: If shapes, types or classes are not as described.
         """
         target = self._classes("target", target)
         if not isinstance(preds, Tensor):
@@ -143,15 +143,15 @@ class ShotAccuracy(Metric):
             raise ValueError(f"Expected `preds` of shape (N, C) to be floating-point scores, got {preds.dtype}.")
         predicted = preds.argmax(1) if scores else self._classes("preds", preds)
         cells = torch.bincount(2 * target + (predicted == target), minlength=2 * self.num_classes)
-        # column 0 wrong, column 1 right; not in place: a test in inference mode leaves tensors that refuse it
+        # column 0: wrong, column 1: right; not in place, because tensors from a test in inference mode do not allow it
         self.counts = self.counts + cells.view(self.num_classes, 2)
 
     def compute(self) -> Tensor:
-        """Return the accuracy over all examples, a scalar; NaN if there was none."""
+        """Return the accuracy over all examples, a scalar; NaN if there were no examples."""
         return self.counts[:, 1].sum() / self.counts.sum()
 
     def accuracies(self) -> dict[str, Tensor]:
-        """Return the accuracies by name, see the class; over the examples of all processes, as ``compute`` does."""
+        """Return the accuracies by name (see the class) over the examples of all processes, as ``compute`` does."""
         with self.sync_context(
             dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
         ):
@@ -170,7 +170,7 @@ class ShotAccuracy(Metric):
         return result
 
     def _classes(self, name: str, labels: Tensor) -> Tensor:
-        """Check classes, and return them in a type in which twice a class is one too."""
+        """Check class indices, and return them in a type that can also hold twice their value."""
         if not isinstance(labels, Tensor) or labels.dtype not in WHOLE:
             found = labels.dtype if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
             raise ValueError(f"Expected `{name}` to be a tensor of classes, whole numbers, got {found}.")

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, round, client, step), derived here and nowhere else."""
+"""Seeds as a function of (seed, purpose, round, client, step). All randomness is derived here."""
 
 import random
 import zlib
@@ -11,7 +11,7 @@ import torch
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
 _spare: list[np.random.MT19937] = []
-"""For NumPy's global draws, put in its place and out again: to copy its state would take longer than all the rest."""
+"""Generators that temporarily replace NumPy's global one; copying its state would take longer than all other steps."""
 
 
 def derive_seed(seed: int, purpose: str, *keys: int) -> int:
@@ -20,8 +20,8 @@ def derive_seed(seed: int, purpose: str, *keys: int) -> int:
     Args:
         seed: The seed of the run, a non-negative integer.
         purpose: What the randomness is for, for example ``"sampling"``; each purpose has its own stream.
-        keys: Non-negative integers that tell the draws of one purpose apart: round, client, step. A purpose always has
-            the same number of them.
+        keys: Non-negative integers that distinguish the draws of one purpose: round, client, step. A purpose always has
+            the same number of keys.
 
     Returns:
         A seed for any generator. The same arguments give the same seed on every machine.
@@ -37,23 +37,23 @@ def derive_seed(seed: int, purpose: str, *keys: int) -> int:
 
 
 def numpy_generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """Return a NumPy generator for :func:`derive_seed` of the same arguments."""
+    """Return a NumPy generator with the seed that :func:`derive_seed` gives for the same arguments."""
     return np.random.default_rng(derive_seed(seed, purpose, *keys))
 
 
 def torch_generator(seed: int) -> torch.Generator:
-    """Return a CPU generator with this seed: draws made on the CPU are the same for every training device."""
+    """Return a CPU generator with this seed; draws made on the CPU are the same for every training device."""
     return torch.Generator().manual_seed(seed)
 
 
 def global_state(device: torch.device) -> tuple[Any, ...]:
-    """Return the state of all that a network may draw from: torch, on the device too, Python's ``random``, NumPy."""
+    """Return the state of all generators that a network may use: torch (CPU and device), Python's ``random``, NumPy."""
     on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return torch.get_rng_state(), on_device, random.getstate(), np.random.get_state()  # noqa: NPY002  a network may use it
 
 
 def set_global_state(state: tuple[Any, ...], device: torch.device) -> None:
-    """Set what :func:`global_state` has returned."""
+    """Set the state that :func:`global_state` has returned."""
     on_cpu, on_device, python, numpy = state
     torch.set_rng_state(on_cpu)
     if on_device is not None:
@@ -64,7 +64,7 @@ def set_global_state(state: tuple[Any, ...], device: torch.device) -> None:
 
 @contextmanager
 def drawing_as(state: tuple[Any, ...], device: torch.device) -> Iterator[None]:
-    """Draw once more what was drawn from a state; afterwards the global state is as it was."""
+    """Repeat the draws that were made from a state; the global state is restored afterwards."""
     before = global_state(device)
     set_global_state(state, device)
     try:
@@ -75,11 +75,11 @@ def drawing_as(state: tuple[Any, ...], device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Let dropout and the like, which draw from the global state, draw from a seed; afterwards it is as it was."""
+    """Seed the global state, which dropout and similar layers draw from; it is restored afterwards."""
     python, numpy = random.getstate(), get_bit_generator()
     own = _spare.pop() if _spare else np.random.MT19937()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # on a CPU not torch.manual_seed, which looks for every kind of GPU: for a small client that is a tenth of its time
+        # not torch.manual_seed on a CPU: it looks for every kind of GPU, which takes a tenth of a small client's time
         seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
         seed_all(seed)
         random.seed(seed)

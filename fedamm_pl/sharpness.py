@@ -1,6 +1,6 @@
-"""Sharpness-aware SGD (Foret et al., ICLR 2021), its adaptive form (Kwon et al., ICML 2021), as FedSAM and FedASAM take them.
+"""Sharpness-aware SGD (Foret et al., ICLR 2021) and its adaptive form (Kwon et al., ICML 2021), for FedSAM and FedASAM.
 
-Federated: Caldarola, Caputo, Ciccone, *Improving Generalization in Federated Learning by Seeking Flat Minima*, ECCV 2022.
+The federated methods: Caldarola, Caputo, Ciccone, *Improving Generalization in Federated Learning by Seeking Flat Minima*, ECCV 2022.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,21 +13,21 @@ from torch import Tensor
 from fedamm_pl.precision import at_least_float32
 
 ETA = 0.2
-"""Added to the absolute weights by which the adaptive form measures distances."""
+"""Added to the absolute weights that scale distances in the adaptive form."""
 
 
 def worst_point_nearby(
     weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rho: float, *, adaptive: bool
 ) -> dict[str, Tensor]:
-    """Return eps, the step from weights w to the worst point nearby, to first order.
+    """Return eps, the step from the weights w to the point nearby with the highest loss, to first order.
 
-    ``eps = rho G / |G|``, one Euclidean norm over all tensors; adaptive: ``eps = rho T^2 G / |T G|`` with ``T = |w| + 0.2`` for
-    tensors whose name ends in ``weight`` and T = 1 for the others. It is 0 where the gradient is.
+    ``eps = rho G / |G|`` with one Euclidean norm over all tensors. In the adaptive form ``eps = rho T^2 G / |T G|`` with
+    ``T = |w| + 0.2`` for tensors whose name ends in ``weight`` and T = 1 for the others. eps is 0 where the gradient is 0.
 
     Args:
         weights: w by name.
         gradients: G by the same names.
-        rho: How far it is.
+        rho: Length of the step.
         adaptive: Whether distances are relative to the weights.
 
     Returns:
@@ -49,19 +49,19 @@ def worst_point_nearby(
 
 
 class SharpnessAwareSGD(torch.optim.SGD):
-    """SGD that steps from w with the gradient at w + eps, on the same batch: two forward and backward passes per step.
+    """SGD that steps from w with the gradient at w + eps on the same batch; a step has two forward and backward passes.
 
-    Momentum and weight decay are at w. See :func:`worst_point_nearby`.
+    Momentum and weight decay are applied at w. See :func:`worst_point_nearby` for eps.
 
     Args:
         parameters: Parameters by name.
         lr: Learning rate.
-        momentum: Momentum, Nesterov's unless 0.
+        momentum: Nesterov momentum; 0 for none.
         weight_decay: Weight decay.
-        rho: How far eps goes; with 0 it is SGD, and there is one pass.
+        rho: Length of eps; 0 gives plain SGD with one pass per step.
         adaptive: Whether distances are relative to the weights.
-        first_pass: The context of the first of two passes.
-        second_pass: The context of the second.
+        first_pass: Returns the context of the first of two passes.
+        second_pass: Returns the context of the second pass.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class SharpnessAwareSGD(torch.optim.SGD):
         """Take a step.
 
         Args:
-            closure: Clears the gradients, computes the loss and its gradients, and returns it.
+            closure: Clears the gradients, computes the loss and its gradients, and returns the loss.
 
         Raises:
-            ValueError: If there is none; under the precision 16-mixed Lightning gives none.
+            ValueError: If there is no closure; with the precision 16-mixed, Lightning passes none.
         """
         if closure is None:
             raise ValueError("Expected a `closure` for sharpness-aware steps, got none: 16-mixed cannot train by them.")
@@ -101,7 +101,7 @@ class SharpnessAwareSGD(torch.optim.SGD):
             before = {name: value.detach().clone() for name, value in moved.items()}
             gradients = {name: value.grad for name, value in moved.items() if value.grad is not None}
             for name, eps in worst_point_nearby(before, gradients, self._rho, adaptive=self._adaptive).items():
-                moved[name].add_(eps)  # rounded once, where the weights are of half precision
+                moved[name].add_(eps)  # rounded once, if the weights have half precision
             try:
                 with self._second_pass(), torch.enable_grad():
                     closure()

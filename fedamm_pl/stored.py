@@ -1,4 +1,4 @@
-"""Lightning checkpoints of strangers: plain data and tensors are read, checked, and used; no name in a file is imported."""
+"""Lightning checkpoints from untrusted sources: tensors and plain data are read and checked; no name is imported."""
 
 import logging
 import pickletools
@@ -23,19 +23,19 @@ PLAIN = re.compile(
     r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor|parameter)\w*|torch\.nn\.parameter Parameter|"
     r"torch Size|torch(\.cuda)? \w+Storage|torch\.storage \w+|torch [a-z]\w*|torch\.serialization _get_layout|_codecs encode|(builtins|__builtin__) (set|complex)"
 )
-"""What tensors and plain data are made of in a pickle: module and name."""
+"""The names (module and name) that a pickle of tensors and plain data may refer to."""
 MAX_DEPTH, CHARACTERS = 30, 100
-"""How deep plain data may be nested, and how many characters of a text count as one value."""
+"""How deeply plain data may be nested, and how many characters of a text count as one value."""
 DataT = TypeVar("DataT", bound="StoredData")
 
 
 def file_name(file: StoredFile) -> str:
-    """Return what messages call a file."""
+    """Return the name of a file for messages."""
     return str(file if isinstance(file, str | Path) else getattr(file, "name", "the checkpoint"))
 
 
 def reason_of(error: Exception) -> str:
-    """Return in a line why a file cannot be read, without torch's advice to execute what it holds."""
+    """Return in one line why a file cannot be read, without torch's advice to execute its content."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "weights_only" not in text:
         return f"{type(error).__name__}: {text:.200}" if isinstance(error, LookupError) else f"{text:.200}"
@@ -45,12 +45,13 @@ def reason_of(error: Exception) -> str:
 
 
 def require_plain_archive(file: IO[bytes]) -> int:
-    """Check that a file is an archive as torch writes it, of tensors and plain data, and return its size.
+    """Check that a file is a torch archive of tensors and plain data, and return its size in bytes.
 
-    What torch reads without executing anything can still ask for memory that has nothing to do with the file's size.
+    Even a file that torch reads without executing anything can request far more memory than its size suggests.
 
     Raises:
-        ValueError: If it is none, unpacks to more than its size, or names what is no part of tensors and plain data.
+        ValueError: If it is not such an archive, unpacks to more than its size, or refers to anything other than tensors and
+            plain data.
     """
     start = file.tell()
     size = file.seek(0, 2)
@@ -62,7 +63,7 @@ def require_plain_archive(file: IO[bytes]) -> int:
         if (unpacked := sum(part.file_size for part in parts)) > size:
             raise ValueError(f"it has {size} bytes and would unpack to {unpacked}")
         for part in parts:
-            if part.filename.lower().endswith("data.pkl"):  # torch finds it in any case
+            if part.filename.lower().endswith("data.pkl"):  # torch finds it in upper and lower case
                 _require_plain(archive.read(part))
     file.seek(start)
     return size
@@ -77,17 +78,17 @@ def _require_plain(program: bytes) -> None:
 
 
 def require_bounded(content: Any, size: int) -> None:
-    """Check that plain data hold no more values than a file of their size has bytes.
+    """Check that plain data contain no more values than their file has bytes.
 
-    A list that holds the same list many times, and so on, takes little room in a file and in memory; printed, compared or
-    written out it never ends.
+    A list that contains the same list many times, at several levels, takes little space in a file and in memory, but printing,
+    comparing or writing it never ends.
 
     Args:
-        content: What was read; tensors count as one value.
-        size: Of the file.
+        content: The content of the file; a tensor counts as one value.
+        size: Size of the file in bytes.
 
     Raises:
-        ValueError: If they hold more, or are nested too deeply.
+        ValueError: If the data contain more values, or are nested too deeply.
     """
     level, values = [content], 1
     for _ in range(MAX_DEPTH):
@@ -104,18 +105,18 @@ def require_bounded(content: Any, size: int) -> None:
 
 
 def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool | None = None) -> Stored:
-    """Read a Lightning checkpoint; nothing in it is executed unless the caller says ``weights_only=False``.
+    """Read a Lightning checkpoint; nothing in it is executed unless the caller passes ``weights_only=False``.
 
     Args:
-        file: A path, a URL that fsspec knows, or an open file.
-        map_location: Where tensors go, as for ``torch.load``; by default where they were, if there is such a device.
-        weights_only: Whether to read nothing but tensors and plain data: yes unless False.
+        file: A path, a URL that fsspec supports, or an open file.
+        map_location: Where tensors go, as for ``torch.load``; by default to the device they were on, if it is available.
+        weights_only: Whether to read nothing but tensors and plain data; None means True.
 
     Returns:
-        What it holds, and the size in bytes of a file of tensors and plain data.
+        The content, and the size in bytes of a file of tensors and plain data.
 
     Raises:
-        ValueError: If it is damaged, holds something else, or is no checkpoint.
+        ValueError: If the file is damaged, holds something else, or is not a checkpoint.
         OSError: If there is no such file.
     """
     if isinstance(file, str | Path):
@@ -128,7 +129,7 @@ def _read(file: IO[bytes], name: str, map_location: Any, weights_only: bool | No
     try:
         size = require_plain_archive(file) if weights_only is not False else None
         content = torch.load(file, map_location=map_location or _available, weights_only=weights_only is not False)
-    except Exception as error:  # what is damaged may raise anything
+    except Exception as error:  # a damaged file may raise any error
         raise ValueError(
             f"Expected {name} to be a checkpoint of tensors and plain data, got a file that cannot be read as one: "
             f"{reason_of(error)}."
@@ -139,7 +140,7 @@ def _read(file: IO[bytes], name: str, map_location: Any, weights_only: bool | No
 
 
 def _available(storage: Any, location: str) -> Any:
-    """Leave a tensor where it was, if there is such a device here."""
+    """Leave a tensor on its device if that is available here; else move it to the CPU."""
     device = torch.device(location)
     return None if device.type == "cpu" or torch.get_device_module(device).is_available() else storage.cpu()
 
@@ -153,17 +154,17 @@ def stored_options(
 ) -> dict[str, Any]:
     """Return the options that a checkpoint holds for a class, checked against the types in its signature.
 
-    Lightning would also import and call what a file names beside them; that is left out.
+    Lightning would also import and call objects that the file names next to the options; this function does not.
 
     Args:
         kind: The class.
-        content: Of the checkpoint.
-        name: Of the file.
-        hparams_file: A YAML file whose options stand in their place.
-        given: What the caller gives; it stands in their place too.
+        content: Content of the checkpoint.
+        name: Name of the file.
+        hparams_file: A YAML file whose options replace those of the checkpoint.
+        given: Options from the caller, which override those of the file.
 
     Raises:
-        ValueError: If an option is not of the type of the class.
+        ValueError: If an option does not have the type in the class's signature.
         TypeError: If the caller gives an option that the class does not have.
     """
     types, takes_all = option_types(kind)
@@ -199,7 +200,7 @@ class StoredData(pl.LightningDataModule):
     """A data module whose options are checked when they come from a file.
 
     Attributes:
-        imported_options: Options that may hold an import path, known by its dots, which a file must not give.
+        imported_options: Options that may be an import path, recognised by its dots; a file must not give such a path.
     """
 
     imported_options: tuple[str, ...] = ()
@@ -213,17 +214,19 @@ class StoredData(pl.LightningDataModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> DataT:
-        """Make the data module of the options in a checkpoint; nothing in the file is executed, no name in it imported.
+        """Create the data module from the options in a checkpoint.
+
+        Nothing in the file is executed, and no name in it is imported.
 
         Args:
             checkpoint_path: The file.
-            map_location: Where tensors go; by default where they were.
-            hparams_file: A YAML file with options that stand in place of the checkpoint's.
-            weights_only: False executes what the file holds: for files of your own.
-            kwargs: Options that stand in their place.
+            map_location: Where tensors go; by default to the device they were on.
+            hparams_file: A YAML file whose options replace those of the checkpoint.
+            weights_only: False executes the content of the file; use it for your own files only.
+            kwargs: Options that override those of the file.
 
         Raises:
-            ValueError: If the file is damaged or holds options of wrong types, or they are out of range.
+            ValueError: If the file is damaged, or its options have wrong types or are out of range.
         """
         name = file_name(checkpoint_path)
         content, _ = read_stored(checkpoint_path, map_location, weights_only)
@@ -244,10 +247,10 @@ BuiltT = TypeVar("BuiltT")
 
 
 def built(kind: type[BuiltT], options: Mapping[str, Any], name: str) -> BuiltT:
-    """Make an instance of a class with what a file holds.
+    """Create an instance of a class with options from a file.
 
     Raises:
-        ValueError: If it does not take them, whatever it says.
+        ValueError: If the class rejects the options with any error.
     """
     try:
         return kind(**options)

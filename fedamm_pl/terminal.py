@@ -1,4 +1,4 @@
-"""What the program says: in characters that only show, and to whom is still there to read it."""
+"""Output of the program: only printable characters, and no errors if the reader has closed the stream."""
 
 import contextlib
 import io
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's categories of what moves a cursor, turns the direction of writing, breaks lines, or is not seen."""
+"""Unicode categories of characters that move the cursor, change the text direction, break lines, or are invisible."""
 
 MAX_LINE = 300
-"""Characters of a line about a client."""
+"""Maximum number of characters in a line about a client."""
 FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
-"""With these a spreadsheet begins a formula, also where they are as wide as Chinese characters."""
+"""Characters with which a formula in a spreadsheet may begin, including their full-width forms."""
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return a text with its control characters as codes; it may come from a file or from a client.
+    r"""Return a text with its control characters as escape codes; the text may come from a file or from a client.
 
     Args:
         text: The text.
@@ -40,11 +40,11 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def line(text: str, most: int = MAX_LINE) -> str:
-    r"""Return the beginning of a text as one line in characters that only show.
+    r"""Return the beginning of a text as one line of printable characters.
 
     Args:
         text: The text.
-        most: How many characters it may have.
+        most: Maximum number of characters.
 
     Example:
         >>> print(line("all\n is \x1b[1mwell" + 99 * "!", 20))
@@ -54,11 +54,11 @@ def line(text: str, most: int = MAX_LINE) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a text, at once. Who reads it may have gone: then nothing more is printed, and the program goes on.
+    """Print a text and flush it. If the stream is closed, nothing more is printed and the program continues.
 
     Args:
-        text: One or more lines; control characters in it are shown as codes.
-        stream: Where to; by default the standard output.
+        text: One or more lines; control characters are shown as escape codes.
+        stream: Where to print; by default to the standard output.
     """
     target = sys.stdout if stream is None else stream
     try:
@@ -68,7 +68,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Let what is written to a stream from here on go nowhere, also what it still holds when the interpreter ends."""
+    """Discard all further output of a stream, including what its buffer still holds when the interpreter exits."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -76,26 +76,26 @@ def silence(stream: TextIO) -> None:
 
 
 def prepare_streams() -> None:
-    """See that there is a standard output and a standard error, which show what they cannot encode as codes."""
+    """Ensure that standard output and standard error exist, and write characters that they cannot encode as codes."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed before the program has begun
+        if stream is None:  # closed before the program started
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats a record as one line of characters that only show."""
+    """Formats a record as one line of printable characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record; a traceback, which the package does not log, keeps its lines."""
+        """Format a record; a traceback (the package logs none) keeps its line breaks."""
         return printable(super().format(record), keep="\n" if record.exc_info else "")
 
 
 @contextlib.contextmanager
 def plain_log() -> Iterator[None]:
-    """Print what the package logs to the standard error, a line each."""
+    """Print the log messages of the package to the standard error, one line each."""
     logger, handler = logging.getLogger("fedamm_pl"), logging.StreamHandler()
     handler.setFormatter(PlainFormatter())
     logger.addHandler(handler)
@@ -106,7 +106,7 @@ def plain_log() -> Iterator[None]:
 
 
 def as_csv(value: Any) -> Any:
-    """Return a value as a field of a CSV file; a text that a spreadsheet would take for a formula gets a quote before it.
+    """Return a value as a field of a CSV file; a text that a spreadsheet would take for a formula gets a leading quote.
 
     Example:
         >>> as_csv("=SUM(A1)"), as_csv("FedAvg"), as_csv(-1.5)
