@@ -22,8 +22,8 @@ SPARE = 0.5
 def usable_cores(proc: Path = Path("/proc")) -> int:
     """Return how many cores this process may use: those in its affinity mask, or fewer if a control group limits it.
 
-    A limit of 2.7 cores counts as two cores: threads wait for each other, and if more of them run than the limit allows, the
-    system stops all of them for a while.
+    A limit of 2.7 cores counts as two cores: threads wait for each other, and if more of them run than the limit
+    allows, the system stops all of them for a while.
 
     Args:
         proc: The folder ``/proc`` of Linux; other systems have none, and no limits are found there.

@@ -137,8 +137,8 @@ def lock_folder(folder: Path) -> FolderLock:
     On a file system without ``flock`` the lock is a file, which remains if the process is killed.
 
     Raises:
-        ValueError: If the folder cannot be written, contains symbolic links, or is used by another run. The message names that
-            process, and says what to do about a lock that a dead process has left.
+        ValueError: If the folder cannot be written, contains symbolic links, or is used by another run. The message
+            names that process, and says what to do about a lock that a dead process has left.
     """
     path, holder = folder / LOCK, folder / HOLDER
     try:
@@ -180,8 +180,8 @@ def has_flock(descriptor: int) -> bool:
 def held_by(*paths: Path) -> str:
     """Return a text that says who holds a lock, from the first of the files that contains it, or an empty text.
 
-    The files are not trusted, since anyone may have written them. They are expected to come from :class:`FolderLock`, or from
-    filelock, which writes process, host and more on separate lines.
+    The files are not trusted, since anyone may have written them. They are expected to come from :class:`FolderLock`,
+    or from filelock, which writes process, host and more on separate lines.
     """
     for path in paths:
         content, changed = read_beginning(path)

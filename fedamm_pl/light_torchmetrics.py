@@ -1,8 +1,8 @@
 """Import torchmetrics without matplotlib's pyplot and scipy.signal, which it does not need during the import.
 
-torchmetrics imports pyplot for two names that it needs for plotting. pyplot takes a third of a second to import, chooses a window
-system and keeps global state; this package makes its figures without it. If SciPy is installed, torchmetrics also imports
-scipy.signal, to add a name from older versions to it; this takes a second.
+torchmetrics imports pyplot for two names that it needs for plotting. pyplot takes a third of a second to import,
+chooses a window system and keeps global state; this package makes its figures without it. If SciPy is installed,
+torchmetrics also imports scipy.signal, to add a name from older versions to it; this takes a second.
 """
 
 import importlib

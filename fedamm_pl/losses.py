@@ -53,7 +53,8 @@ def weighted_loss(losses: Tensor, raw: Tensor, total: Tensor | None = None) -> T
     Args:
         losses: l_i of shape (B,).
         raw: Weights V(l_i) before normalisation, shape (B,).
-        total: The sum of the weights of the whole batch, if this is a part of it; the part's share of the loss is returned.
+        total: The sum of the weights of the whole batch, if this is a part of it; the part's share of the loss is
+            returned.
 
     Returns:
         A scalar.
@@ -151,7 +152,8 @@ def calibrated_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float
         labels: Classes of shape (B,).
         counts: Examples n_c of each class at the client, shape (C,), taken as at least 1 in the shift.
         tau: 0 gives the cross-entropy over the classes that stay.
-        absent: Whether a class without examples leaves the softmax (n_c -> 0: an infinite shift), or counts as one example.
+        absent: Whether a class without examples leaves the softmax (n_c -> 0: an infinite shift), or counts as one
+            example.
 
     Returns:
         Losses of shape (B,).
@@ -163,8 +165,8 @@ def calibrated_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float
 def contrastive_losses(features: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
     """Model-contrastive loss of each example (MOON; Li et al., CVPR 2021, eq. 3).
 
-    ``-log(exp(s_p / T) / (exp(s_p / T) + exp(s_n / T)))`` with cosine similarities s_p to the global model's features and
-    s_n to those of the client's previous model.
+    ``-log(exp(s_p / T) / (exp(s_p / T) + exp(s_n / T)))`` with cosine similarities s_p to the global model's features
+    and s_n to those of the client's previous model.
 
     Args:
         features: Features of the model being trained, shape (B, D).

@@ -19,8 +19,8 @@ def shot_groups(
 ) -> dict[str, list[int]]:
     """Assign each class to many, medium or few.
 
-    ``counts``: many above 100 training images, few below 20, else medium (Kang et al.). ``share``: classes are sorted by
-    falling count (ties by index), and c is the cumulative share of images up to and including the class: many if
+    ``counts``: many above 100 training images, few below 20, else medium (Kang et al.). ``share``: classes are sorted
+    by falling count (ties by index), and c is the cumulative share of images up to and including the class: many if
     c <= 0.75, medium if c <= 0.95, else few. ``index``: explicit ranges of class indices.
 
     Args:
@@ -75,22 +75,22 @@ class ShotAccuracy(Metric):
     """Accuracy over all examples, per class, and averaged over the classes of each shot group.
 
     ``compute`` returns the accuracy over all examples (micro average), a scalar; it is NaN before the first example.
-    :meth:`accuracies` returns a dictionary with ``acc`` (the same number), ``acc_<group>`` (mean of the per-class accuracies of the
-    group) and ``acc_class_<c>``. A class that never occurred as a target is left out, not counted as 0; a group with only such
-    classes has no entry.
+    :meth:`accuracies` returns a dictionary with ``acc`` (the same number), ``acc_<group>`` (mean of the per-class
+    accuracies of the group) and ``acc_class_<c>``. A class that never occurred as a target is left out, not counted as
+    0; a group with only such classes has no entry.
 
     In a LightningModule, ``self.log("test/acc", metric)`` in a step logs the overall accuracy. At the end of an epoch,
     ``self.log_dict(metric.accuracies())`` logs all accuracies; call ``metric.reset()`` afterwards.
 
     Args:
         num_classes: Number of classes C.
-        groups: Group name -> class indices, for example from :func:`shot_groups`; by default no groups. A class may be in
-            several groups.
+        groups: Group name -> class indices, for example from :func:`shot_groups`; by default no groups. A class may be
+            in several groups.
         options: Options of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: If ``num_classes`` is not a number of classes, if the name of a group is not a text or begins with ``class_``,
-            or if a group contains something other than a class, or a class twice.
+        ValueError: If ``num_classes`` is not a number of classes, if the name of a group is not a text or begins with
+            ``class_``, or if a group contains something other than a class, or a class twice.
 
     Example:
         >>> metric = ShotAccuracy(3, {"many": [0], "few": [1, 2]})
@@ -122,9 +122,9 @@ class ShotAccuracy(Metric):
         """Count a batch.
 
         Args:
-            preds: Predicted classes (integers of shape (N,)) or scores (floating point, shape (N, C)). NaN counts as the
-                largest score, as in torch and torchmetrics, so the test of a model that has diverged runs to its end and
-                reports a loss of NaN.
+            preds: Predicted classes (integers of shape (N,)) or scores (floating point, shape (N, C)). NaN counts as
+                the largest score, as in torch and torchmetrics, so the test of a model that has diverged runs to its
+                end and reports a loss of NaN.
             target: True classes, integers of shape (N,).
 
         Raises:

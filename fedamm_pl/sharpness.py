@@ -1,6 +1,7 @@
 """Sharpness-aware SGD (Foret et al., ICLR 2021) and its adaptive form (Kwon et al., ICML 2021), for FedSAM and FedASAM.
 
-The federated methods: Caldarola, Caputo, Ciccone, *Improving Generalization in Federated Learning by Seeking Flat Minima*, ECCV 2022.
+The federated methods: Caldarola, Caputo, Ciccone, *Improving Generalization in Federated Learning by Seeking Flat
+Minima*, ECCV 2022.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +22,9 @@ def worst_point_nearby(
 ) -> dict[str, Tensor]:
     """Return eps, the step from the weights w to the point nearby with the highest loss, to first order.
 
-    ``eps = rho G / |G|`` with one Euclidean norm over all tensors. In the adaptive form ``eps = rho T^2 G / |T G|`` with
-    ``T = |w| + 0.2`` for tensors whose name ends in ``weight`` and T = 1 for the others. eps is 0 where the gradient is 0.
+    ``eps = rho G / |G|`` with one Euclidean norm over all tensors. In the adaptive form ``eps = rho T^2 G / |T G|``
+    with ``T = |w| + 0.2`` for tensors whose name ends in ``weight`` and T = 1 for the others. eps is 0 where the
+    gradient is 0.
 
     Args:
         weights: w by name.

@@ -50,8 +50,8 @@ def require_plain_archive(file: IO[bytes]) -> int:
     Even a file that torch reads without executing anything can request far more memory than its size suggests.
 
     Raises:
-        ValueError: If it is not such an archive, unpacks to more than its size, or refers to anything other than tensors and
-            plain data.
+        ValueError: If it is not such an archive, unpacks to more than its size, or refers to anything other than
+            tensors and plain data.
     """
     start = file.tell()
     size = file.seek(0, 2)
@@ -80,8 +80,8 @@ def _require_plain(program: bytes) -> None:
 def require_bounded(content: Any, size: int) -> None:
     """Check that plain data contain no more values than their file has bytes.
 
-    A list that contains the same list many times, at several levels, takes little space in a file and in memory, but printing,
-    comparing or writing it never ends.
+    A list that contains the same list many times, at several levels, takes little space in a file and in memory, but
+    printing, comparing or writing it never ends.
 
     Args:
         content: The content of the file; a tensor counts as one value.
@@ -109,7 +109,8 @@ def read_stored(file: StoredFile, map_location: Any = None, weights_only: bool |
 
     Args:
         file: A path, a URL that fsspec supports, or an open file.
-        map_location: Where tensors go, as for ``torch.load``; by default to the device they were on, if it is available.
+        map_location: Where tensors go, as for ``torch.load``; by default to the device they were on, if it is
+            available.
         weights_only: Whether to read nothing but tensors and plain data; None means True.
 
     Returns:

@@ -1,1 +1,1 @@
-"""All that the author of a method sees: messages, sessions, reductions, and the base class of methods."""
+"""The interface for authors of methods: messages, sessions, reductions, and the base class of methods."""

@@ -1,4 +1,4 @@
-"""``Classifier``: a network with its normalisation, loss, optimizer and measures, as a LightningModule."""
+"""``Classifier``: a network with its normalisation, loss, optimizer and metrics, as a LightningModule."""
 
 import reprlib
 from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ __all__ = ["Classifier", "LocalOptimizer", "require_range"]
 class Classifier(LocalDescent, RawFeatures, MeasuredModule):
     """A classifier that trains in a plain Trainer on batches (images, labels), and measures accuracy by groups of classes.
 
-    With an empty ``image_size`` in ``info``, its examples are rows of a table: raw features of shape (B, in_channels), which it
-    standardises itself wherever images are meant.
+    If ``image_size`` in ``info`` is empty, the examples are rows of a table. Raw features of shape (B, in_channels) then take the
+    place of images everywhere, and the module standardises them.
 
     Args:
         num_classes: Number of classes C.
@@ -41,12 +41,12 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
 
     Attributes:
-        memory_format: Layout of the images that the network gets: channels-last for networks that say
-            ``channels_last = True``, which compute faster in it; else contiguous. A federation's trainer may set another.
+        memory_format: Layout of the network's input images: channels-last for networks with ``channels_last = True``, which
+            are faster with it, else contiguous. A federation's trainer may set another layout.
         compiled: A compiled form of the network for plain forward passes, given as ``torch.compile(network)`` or set by a
-            federation's trainer; None: the network itself. What needs second or forward-mode derivatives, or the network's
-            features, calls ``model``.
-        compiles: Whether the network was given compiled; a federation then compiles its copies too, as torch does by default.
+            federation's trainer; None: the network itself. Code that needs second or forward-mode derivatives, or the
+            network's features, calls ``model``.
+        compiles: Whether the network was given compiled; a federation then compiles its copies too, with torch's defaults.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.
@@ -85,7 +85,7 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         network = build_model(model, num_classes, in_channels) if isinstance(model, str) else model
         if not isinstance(network, nn.Module):
             raise ValueError(f"Expected `model` to be a name, an import path or a Module, got {reprlib.repr(network)}.")
-        self.model: nn.Module = getattr(network, "_orig_mod", network)  # its state has the names of the network itself
+        self.model: nn.Module = getattr(network, "_orig_mod", network)  # without the prefix _orig_mod in state_dict
         self.compiles = self.model is not network
         self.compiled: Callable[[Tensor], Any] | None = partial(network) if self.compiles else None
         self.memory_format = (
@@ -104,7 +104,8 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         """Map images to logits.
 
         Args:
-            images: uint8 images (B, in_channels, H, W), or floating point ones normalised already; or raw features (B, in_channels).
+            images: uint8 images (B, in_channels, H, W), floating-point images that are already normalised, or raw
+                features (B, in_channels).
 
         Returns:
             Logits of shape (B, num_classes).
@@ -112,9 +113,10 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         return self.logits(self.prepare(images))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Move images to the module's device, normalise uint8 ones (others pass through), and lay them out for the network.
+        """Move images to the module's device, normalise them if they are uint8, and convert them to ``memory_format``.
 
-        Features are standardised, in float32 or better, and then take the type of the weights; never prepare them twice.
+        Features are standardised in float32 or better, and then converted to the type of the weights; never prepare
+        them twice.
         """
         images = images.to(self.mean.device)
         if self.takes_features:
@@ -124,23 +126,26 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         return images.to(memory_format=self.memory_format) if images.ndim == 4 else images
 
     def logits(self, prepared: Tensor) -> Tensor:
-        """Map prepared images to logits of shape (B, num_classes), by the compiled network if there is one."""
+        """Map prepared images to logits of shape (B, num_classes), with the compiled network if there is one."""
         return logits_of((self.compiled or self.model)(prepared))
 
     def classifier_name(self) -> str:
-        """Return the name within the network of the linear layer that gives its logits.
+        """Return the name, within the network, of the linear layer that returns its logits.
 
         Raises:
-            ValueError: If no linear layer does, or it is used elsewhere too; or if the images' size is not known and it is not
-                clear which one it is.
+            ValueError: If there is no such layer, or it is also used elsewhere, or if the image size is unknown and it
+                is not clear which layer it is.
         """
         return classifier_of(self.model, self._example(), self.hparams["num_classes"])
 
     def head_name(self) -> str:
-        """Return the ``state_dict`` name of that layer, without ``.weight`` and ``.bias``, for methods that replace its values.
+        """Return the ``state_dict`` name of the layer that returns the logits, without ``.weight`` and ``.bias``.
+
+        It is used by methods that replace the layer's values.
 
         Raises:
-            ValueError: If no linear layer gives the logits, nothing comes before it, or it is not a plain weight and a bias.
+            ValueError: If no linear layer returns the logits, no layer comes before it, or it does not consist of a
+                plain weight and a bias.
         """
         name = self.classifier_name()
         head = f"model.{name}"
@@ -152,16 +157,16 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         return head
 
     def replace_classifier(self, make: Callable[[nn.Linear], nn.Module]) -> str:
-        """Put another module in the place of that layer, for methods with a head of their own.
+        """Replace the layer that returns the logits by another module, for methods with a different head.
 
         Args:
-            make: The layer -> what takes its place: maps features (B, D) to logits (B, C).
+            make: The layer -> the module that replaces it, which maps features (B, D) to logits (B, C).
 
         Returns:
-            Its name within this module.
+            Name of the new module within this module.
 
         Raises:
-            ValueError: If no linear layer gives the logits.
+            ValueError: If no linear layer returns the logits.
         """
         name = self.classifier_name()
         replaced = self.model.get_submodule(name)
@@ -175,7 +180,7 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         return "model"
 
     def _example(self) -> Tensor | None:
-        """Return an image of zeros as the network takes it, or features, if the images' size is known."""
+        """Return an image (or features) of zeros as the network expects it, or None if the image size is unknown."""
         if "image_size" not in self.info:
             return None
         like = next((value for value in self.model.parameters() if not is_lazy(value)), torch.zeros(()))
@@ -183,14 +188,14 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
 
     @property
     def network_name(self) -> str:
-        """What the network is called in messages: the name that it was given by, or its class."""
+        """Name of the network in messages: the name by which it was given, or its class."""
         return str(self.hparams.get("model", type(self.model).__name__))
 
     def known_counts(self) -> Tensor:
         """Return the class counts in ``info``, shape (C,).
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If ``info`` has none.
         """
         if "class_counts" not in self.info:
             raise ValueError(f"Expected `info` of {type(self).__name__} to hold class_counts, got none.")
@@ -199,7 +204,7 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
     # Training
 
     def on_train_start(self) -> None:
-        """Start the sums of the epoch's means."""
+        """Reset the sums from which the epoch's means are computed."""
         self._sums: dict[str, Tensor] = {}
         self._num_seen = 0
 
@@ -211,14 +216,15 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         return loss
 
     def step_loss(self, logits: Tensor, labels: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what a step minimises, and the :meth:`objective` of its examples; the first is :meth:`batch_loss` of the second.
+        """Return the loss that a step minimises, and the :meth:`objective` of each example.
 
-        Override it only where the labels play a part in how the examples' losses are put together.
+        The first is the :meth:`batch_loss` of the second. Override this method only if the way in which the examples'
+        losses are combined depends on the labels.
 
         Args:
             logits: Scores of shape (B, C).
             labels: Classes of shape (B,).
-            present: Which of them count, shape (B,); None: all.
+            present: Which of the examples count, shape (B,); None: all.
         """
         losses = self.objective_of(logits, labels)
         return self.batch_loss(losses, present), losses
@@ -227,7 +233,7 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         """Return the :meth:`objective` of a batch.
 
         Raises:
-            ValueError: If it is not one loss per example, but their mean, say.
+            ValueError: If it is not one loss per example, but, for example, their mean.
         """
         losses = self.objective(logits, labels)
         if losses.shape != labels.shape:
@@ -238,7 +244,7 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         return losses
 
     def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return what training minimises on average, for each example; here the cross-entropy.
+        """Return the loss of each example, whose average is minimised in training; by default the cross-entropy.
 
         Args:
             logits: Scores of shape (B, C).
@@ -250,17 +256,17 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         return example_losses(logits, labels)
 
     def batch_loss(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        """Return what a step minimises, given the :meth:`objective` of a batch; here its mean.
+        """Return the loss that a step minimises, given the :meth:`objective` of a batch; by default its mean.
 
         Args:
-            losses: Of shape (B,).
-            present: Which of them count, shape (B,); None: all. The others are there because clients whose batches differ in
-                size train in parallel.
+            losses: Losses of shape (B,).
+            present: Which of the losses count, shape (B,); None: all. The others fill up smaller batches when clients
+                whose batches differ in size train in parallel.
         """
         return losses.mean() if present is None else losses.where(present, 0).sum() / present.sum()
 
     def track(self, num_examples: int, **sums: Tensor) -> None:
-        """Add to sums kept on the device; their means over the epoch are logged as ``train/...`` at its end.
+        """Add to sums that are kept on the device; at the end of the epoch their means are logged as ``train/...``.
 
         Args:
             num_examples: Number of examples B of the batch.
@@ -273,7 +279,7 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         self._num_seen += num_examples
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means, over all devices."""
+        """Log the epoch's means over all devices."""
         sums, num_seen = self._sums, float(self._num_seen)
         if self.trainer.world_size > 1:
             add = partial(self.trainer.strategy.reduce, reduce_op="sum")
@@ -283,16 +289,16 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         self._sums, self._num_seen = {}, 0
 
     def log_means(self, means: Mapping[str, Tensor]) -> None:
-        """Log means over an epoch, equal on all devices, as ``train/...``."""
+        """Log means over an epoch, which are equal on all devices, as ``train/...``."""
         self.log_dict({f"train/{name}": value for name, value in means.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Return the local optimizer over the parameters of the classifier alone."""
+        """Return the local optimizer for the parameters of the network only."""
         return self.local_sgd(self.model)
 
     # Other
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """Return class probabilities (B, C) for images or raw features, or for these and labels."""
+        """Return class probabilities (B, C) for a batch of images or raw features, with or without labels."""
         images = batch[0] if isinstance(batch, tuple | list) else batch
         return self.forward(images).softmax(1)

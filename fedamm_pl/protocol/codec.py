@@ -1,4 +1,4 @@
-"""Messages as bytes and back: tensors by safetensors, the rest as JSON. Reading them executes nothing."""
+"""Encode messages as bytes and decode them: tensors with safetensors, the rest as JSON. Decoding executes nothing."""
 
 import dataclasses
 import functools
@@ -25,10 +25,11 @@ TENSORS: dict[type, tuple[str, ...]] = {
 
 
 def encode(message: Message) -> bytes:
-    """Return a message as bytes; :func:`decode` gives an equal one, on the CPU.
+    """Return a message as bytes; :func:`decode` returns an equal message with its tensors on the CPU.
 
     Raises:
-        ValueError: If a tensor is of a kind that cannot be sent: sparse, without values, or of a type that safetensors lacks.
+        ValueError: If a tensor cannot be sent because it is sparse, has no values, or has a type that safetensors
+            lacks.
     """
     parts = TENSORS[type(message)]
     tensors = {f"{part}/{name}": value for part in parts for name, value in getattr(message, part).items()}
@@ -39,10 +40,10 @@ def encode(message: Message) -> bytes:
 
 
 def decode(content: bytes) -> Message:
-    """Read a message back.
+    """Return the message that was encoded as bytes.
 
     Raises:
-        ValueError: If the bytes are no message.
+        ValueError: If the bytes are not a message.
     """
     tensors, plain = unpack(content)
     kind = next((kind for kind in TENSORS if kind.__name__ == plain.get("kind")), None)
@@ -60,20 +61,20 @@ def decode(content: bytes) -> Message:
 
 
 def pack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None = None) -> bytes:
-    """Return tensors, and what JSON can hold beside them, as bytes in the format of safetensors.
+    """Return tensors, and additional values that JSON can hold, as bytes in the format of safetensors.
 
     Raises:
         ValueError: If a tensor cannot be written.
     """
-    # one entry: of several the format does not keep the order, and the same tensors would give other bytes
+    # a single entry: the format does not keep the order of several, so the same tensors could give different bytes
     header = {"message": json.dumps({"names": list(tensors), "plain": dict(plain or {})})}
     written: dict[str, Tensor] = {}
     seen: set[int] = set()
     try:
-        for place, value in enumerate(tensors.values()):  # by number: the format reserves a name
+        for place, value in enumerate(tensors.values()):  # named by number, because the format reserves a name
             value = value.detach().cpu().contiguous()
             storage = value.untyped_storage().data_ptr()
-            written[str(place)] = value.clone() if storage in seen else value  # the format shares no memory
+            written[str(place)] = value.clone() if storage in seen else value  # the format allows no shared memory
             seen.add(storage)
         return bytes(safetensors.torch.save(written, header))
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
@@ -82,7 +83,7 @@ def pack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None = None) 
 
 @functools.cache
 def sendable(dtype: torch.dtype) -> bool:
-    """Whether tensors of a type can be packed."""
+    """Whether tensors of this type can be packed."""
     try:
         pack({"": torch.empty(0, dtype=dtype)})
     except (ValueError, RuntimeError, NotImplementedError):
@@ -91,15 +92,15 @@ def sendable(dtype: torch.dtype) -> bool:
 
 
 def unpack(content: bytes) -> tuple[State, dict[str, Any]]:
-    """Read tensors, in the order in which they were packed, and what was beside them.
+    """Return the packed tensors, in their original order, and the additional values.
 
     Raises:
-        ValueError: If the bytes are damaged, or of something else.
+        ValueError: If the bytes are damaged, or are something else.
     """
     try:
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         header = json.loads(metadata["message"])
         tensors = safetensors.torch.load(content)
         return {name: tensors[str(place)] for place, name in enumerate(header["names"])}, dict(header["plain"])
-    except Exception as error:  # mangled bytes may raise anything
+    except Exception as error:  # damaged bytes may raise any error
         raise ValueError(f"Expected packed tensors, got bytes that cannot be read ({error!s:.100}).") from error

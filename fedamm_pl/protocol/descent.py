@@ -1,4 +1,4 @@
-"""``LocalDescent``: the steps of local training, SGD with momentum and weight decay, sharpness-aware on request."""
+"""``LocalDescent``: the optimizer of local training, SGD with momentum and weight decay, optionally sharpness-aware."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ RHO = {"sam": 0.1, "asam": 0.7}
 
 
 class LocalDescent(pl.LightningModule):
-    """The part of a classifier that makes its local optimizer.
+    """The part of a classifier that creates its local optimizer.
 
     Attributes:
         model: The network.
-        looks_ahead: Whether a sharpness-aware step sees its batch for the first time: this gradient only tells where the worst
-            point nearby is.
-        sees_again: Whether it sees its batch for the second time; with this gradient the step is taken.
+        looks_ahead: Whether this is the first of the two passes of a sharpness-aware step; its gradient only locates
+            the worst nearby point.
+        sees_again: Whether this is the second pass over the same batch; the step is taken with its gradient.
     """
 
     model: nn.Module
@@ -34,7 +34,7 @@ class LocalDescent(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients that a step is taken with, as a plain Trainer may say."""
+        """Clip the gradients with which a step is taken, if a plain Trainer is configured to do so."""
         if not self.looks_ahead:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -44,7 +44,7 @@ class LocalDescent(pl.LightningModule):
         return float(self.hparams["lr"])
 
     def local_sgd(self, module: nn.Module) -> torch.optim.SGD:
-        """Return SGD for local training, sharpness-aware if ``local_optimizer`` says so."""
+        """Return SGD for local training, sharpness-aware if ``local_optimizer`` is sam or asam."""
         kind, rho = self.hparams["local_optimizer"], self.hparams["rho"]
         if kind == "sgd":
             return self.sgd(module, self.local_lr)
@@ -61,10 +61,10 @@ class LocalDescent(pl.LightningModule):
 
     @contextmanager
     def _first_pass(self) -> Iterator[None]:
-        """Within it a gradient only tells where the worst point nearby is.
+        """Mark the first pass, whose gradient only locates the worst nearby point.
 
         Raises:
-            ValueError: In a plain Trainer that adds up the gradients of several batches.
+            ValueError: In a plain Trainer that accumulates the gradients of several batches.
         """
         batches = self.trainer.accumulate_grad_batches
         if batches != 1:  # the second pass's gradient would be added to the first's
@@ -79,7 +79,7 @@ class LocalDescent(pl.LightningModule):
 
     @contextmanager
     def _second_pass(self) -> Iterator[None]:
-        """Within it a batch is seen again: it is not tracked, and running statistics stay as the first pass has left them."""
+        """Mark the second pass over a batch, which is not tracked and does not change running statistics."""
         buffers = list(self.model.buffers())
         before = [value.clone() for value in buffers]
         self.sees_again = True

@@ -1,4 +1,4 @@
-"""``MeasuredModule``: a LightningModule that gives logits, and measures its accuracy by groups of classes."""
+"""``MeasuredModule``: a LightningModule that returns logits and measures its accuracy by groups of classes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,14 +11,14 @@ from fedamm_pl.metrics import ShotAccuracy
 from fedamm_pl.protocol.stored import StoredModule
 
 CONFUSION_CLASSES = 200
-"""Up to so many classes, a test counts which class is taken for which."""
+"""Maximum number of classes for which a test computes a confusion matrix."""
 
 
 class MeasuredModule(StoredModule):
-    """A module whose ``forward`` maps images to logits, and that measures them in validation and test."""
+    """A module whose ``forward`` maps images to logits, with metrics for validation and test."""
 
     def make_measures(self, num_classes: int, shot_groups: Mapping[str, Sequence[int]] | None) -> None:
-        """Make the metrics.
+        """Create the metrics.
 
         Args:
             num_classes: Number of classes C.
@@ -26,7 +26,7 @@ class MeasuredModule(StoredModule):
         """
         self.test_accuracy = ShotAccuracy(num_classes, shot_groups)
         self.val_accuracy = ShotAccuracy(num_classes, shot_groups)
-        # of the last test; quadratic in the classes
+        # of the last test; its size is quadratic in the number of classes
         self.test_confusion = (
             MulticlassConfusionMatrix(num_classes, validate_args=False)
             if 2 <= num_classes <= CONFUSION_CLASSES
@@ -34,11 +34,14 @@ class MeasuredModule(StoredModule):
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch; logs ``val/loss`` and the accuracies of :class:`ShotAccuracy`."""
+        """Measure a batch; this logs ``val/loss`` and the accuracies of :class:`ShotAccuracy`."""
         self._measure(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch; logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`, counts ``test_confusion``."""
+        """Measure a batch; this logs ``test/loss`` and the accuracies of :class:`ShotAccuracy`.
+
+        It also updates ``test_confusion``.
+        """
         logits = self._measure(batch, "test", self.test_accuracy)
         if self.test_confusion is not None:
             self.test_confusion.update(logits.argmax(1), batch[1])
@@ -57,7 +60,7 @@ class MeasuredModule(StoredModule):
         return logits
 
     def on_test_epoch_start(self) -> None:
-        """Forget the confusion matrix of an earlier test."""
+        """Reset the confusion matrix of an earlier test."""
         if self.test_confusion is not None:
             self.test_confusion.reset()
 

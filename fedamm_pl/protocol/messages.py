@@ -1,4 +1,4 @@
-"""What crosses the border between server and clients: frozen dataclasses with flat, detached tensors."""
+"""The messages between server and clients: frozen dataclasses with flat, detached tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from typing import Literal
 from torch import Tensor
 
 State = dict[str, Tensor]
-"""Tensors by the module's own ``state_dict`` keys."""
+"""Tensors by the keys of the module's ``state_dict``."""
 
 Stage = Literal["data", "training", "meta step", "lost", "update"]
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What the server sends to all clients of a round alike.
+    """The message that the server sends to all clients of a round.
 
     Attributes:
         round_num: The round, from 1.
-        local_epochs: Passes E of a client over its data.
-        payload: The shared state, and what else a method sends along.
-        lr_factor: What the clients' learning rate is multiplied by in this round.
+        local_epochs: Number E of passes of a client over its data.
+        payload: The shared state, and any other tensors that the method sends.
+        lr_factor: Factor by which the clients' learning rate is multiplied in this round.
     """
 
     round_num: int
@@ -31,11 +31,11 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class ClientTask:
-    """Which client is to train, beside the :class:`Broadcast` of the round.
+    """The task of one client in a round, in addition to the :class:`Broadcast` of the round.
 
     Attributes:
-        client_id: The client, 0..K - 1.
-        seed: Seed of all the client's draws in this round.
+        client_id: The client that trains, 0..K - 1.
+        seed: Seed of all draws of the client in this round.
     """
 
     client_id: int
@@ -44,19 +44,19 @@ class ClientTask:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client returns.
+    """The result that a client returns.
 
     Attributes:
         client_id: The client.
-        num_examples: The number n_k of its examples.
-        payload: Its trained state, and what else the method sends.
+        num_examples: Number n_k of its examples.
+        payload: Its trained state, and any other tensors that the method sends.
         metrics: Means over the last local epoch, for example ``loss``.
-        bytes_received: Tensor bytes that the client received in the round, answers included.
-        bytes_sent: Tensor bytes that it sent, questions included.
+        bytes_received: Tensor bytes that the client received in the round, including answers.
+        bytes_sent: Tensor bytes that it sent, including questions.
         train_seconds: Wall time of the fit without the meta steps.
-        meta_seconds: Wall time of the meta steps, the server's answers included.
-        kept: What the client keeps to itself for its next round; no part of the messages and of their bytes.
-        tallies: Sums that the server adds up over the clients of a round, for figures; no part of the update.
+        meta_seconds: Wall time of the meta steps, including the server's answers.
+        kept: State that stays at the client for its next round; it is not part of the messages or their bytes.
+        tallies: Sums that the server adds up over the clients of a round, for figures; they are not part of the update.
     """
 
     client_id: int
@@ -73,13 +73,13 @@ class ClientResult:
 
 @dataclass(frozen=True)
 class ClientFailure:
-    """What comes back in place of a result.
+    """The failure of a client, returned in place of a result.
 
     Attributes:
         client_id: The client.
-        stage: Where it failed: data, training, meta step; lost: its worker died or its time was over; or update: it returned
-            something, and the server refused it.
-        reason: Why, in one line.
+        stage: Where it failed: data, training or meta step; lost, if its worker died or its time was over; or update,
+            if the server refused what it returned.
+        reason: The reason, in one line.
     """
 
     client_id: int
@@ -90,7 +90,7 @@ class ClientFailure:
         return self.told_of(str(self.client_id))
 
     def told_of(self, name: str) -> str:
-        """Say what happened to a client, by its name."""
+        """Return a sentence about the failure that uses the given name of the client."""
         if self.stage == "update":
             return f"the update of client {name} is refused: {self.reason}"
         return f"client {name} failed ({self.stage}): {self.reason}"
@@ -98,13 +98,13 @@ class ClientFailure:
 
 @dataclass(frozen=True)
 class Question:
-    """What a client asks the server, before its fit or in the middle of it.
+    """A question that a client sends to the server, before or during its fit.
 
     Attributes:
         round_num: The round.
-        client_id: Who asks.
+        client_id: The client that asks.
         step: The local step at which it asks; 0 before the fit.
-        payload: For FedAMM the virtual weights w_hat.
+        payload: For FedAMM, the virtual weights w_hat.
     """
 
     round_num: int
@@ -115,10 +115,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server answers.
+    """The server's answer to a question.
 
     Attributes:
-        payload: For FedAMM the meta gradient g, by the keys of the question.
+        payload: For FedAMM, the meta gradient g, by the keys of the question.
         metrics: Scalars for the logs, for example ``meta_loss``; tensors of shape ().
     """
 
@@ -127,5 +127,5 @@ class Answer:
 
 
 def payload_bytes(payload: Mapping[str, Tensor]) -> int:
-    """Return the size of the tensors of a payload in bytes."""
+    """Return the size in bytes of the tensors of a payload."""
     return sum(value.nbytes for value in payload.values())

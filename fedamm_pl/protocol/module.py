@@ -1,4 +1,4 @@
-"""``FederatedModule``: a classifier that also knows both sides of a federated round; by itself, FedAvg."""
+"""``FederatedModule``: a classifier with hooks for both sides of a federated round; unchanged, it is FedAvg."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
@@ -13,15 +13,16 @@ from fedamm_pl.protocol.session import ClientSession, ServerSession
 from fedamm_pl.protocol.shared_state import SharedState
 
 CALIBRATED = "calibrated."
-"""Prefix of what :meth:`FederatedModule.calibrate` has made, in the server's state until the next round."""
+"""Prefix of the entries from :meth:`FederatedModule.calibrate`, kept in the server's state until the next round."""
 
 
 class FederatedModule(SharedState):
-    """A classifier that trains in a plain Trainer, or as client and server of a federation; by itself, FedAvg.
+    """A classifier that trains in a plain Trainer, or as client and server of a federation; unchanged, it is FedAvg.
 
-    A client's round is a fit on its own data: Lightning's hooks, with ``session`` at hand; ``train/...`` metrics that a
-    subclass logs per epoch arrive at the server as ``client/...``. The server's side are the hooks below "Server"; it has a
-    module of its own, so nothing passes from a client to the server but what they send.
+    A client's round is a fit on its own data, with Lightning's hooks; they can use ``session``. Metrics ``train/...``
+    that a subclass logs per epoch arrive at the server as ``client/...``. The server's side consists of the hooks below
+    "Server". The server has a separate module, so the only information that passes from a client to the server is in
+    their messages.
 
     Its arguments are those of :class:`~fedamm_pl.protocol.classifier.Classifier`.
 
@@ -30,49 +31,51 @@ class FederatedModule(SharedState):
     """
 
     returned: ClassVar[Mapping[str, Reduction]] = {}
-    """Prefix -> how the server reduces what clients send beside the shared entries."""
+    """Prefix -> how the server reduces the entries that clients send in addition to the shared ones."""
 
     uses_meta_set: bool = False
-    """Whether the method needs the server's balanced meta set; where an option decides, set it in the constructor."""
+    """Whether the method needs the server's balanced meta set; if this depends on an option, set it in the
+    constructor."""
 
     trains_on_meta_set: ClassVar[bool] = False
-    """Whether a plain Trainer must give it the meta set beside the training set."""
+    """Whether a plain Trainer must provide the meta set in addition to the training set."""
 
     uses_features: ClassVar[bool] = False
-    """Whether the method needs the features that enter the linear layer which gives the network's logits."""
+    """Whether the method needs the features, the input of the linear layer that returns the network's logits."""
 
     plain_steps: bool = True
-    """Whether a local step, as the hooks of this class stand, is one of SGD on ``step_loss`` alone. Clients then
-    can train in parallel. A subclass with a ``training_step`` or other fit hooks of its own that are no more than that says it
-    again. What differs between clients in it must be a buffer of the module, set in ``on_train_start``."""
+    """Whether a local step, with the hooks of this class, is only an SGD step on ``step_loss``, so that clients can
+    train in parallel. A subclass that overrides ``training_step`` or other fit hooks, but still takes only such steps,
+    must set this attribute again. Values that differ between clients must be buffers of the module, set in
+    ``on_train_start``."""
 
     optimizable: ClassVar[bool] = True
-    """Whether a server optimizer can take the place of the average: :meth:`server_step` calls that of this class."""
+    """Whether a server optimizer can replace the average; :meth:`server_step` must then call the base method."""
 
     session: ClientSession | None = None
-    """The round, for the time of a client's fit."""
+    """The client's session during its fit, else None."""
 
     @property
     def privileges(self) -> Privileges:
-        """What the method needs beyond FedAvg with its options; for the table of methods."""
+        """What the method, with its present options, needs beyond FedAvg; for the table of methods."""
         return Privileges(server="balanced labelled images" if self.uses_meta_set else NOTHING)
 
     def check(self, batch: Batch) -> None:
-        """Refuse or report what the method cannot do with the network; here nothing.
+        """Raise an error or report a problem if the method does not work with the network; by default does nothing.
 
         Called before the first round. It must not change the module or the random number generators.
 
         Args:
-            batch: A few training images, as the data hold them, and their labels.
+            batch: A few training images, in the form in which the data hold them, and their labels.
 
         Raises:
-            ValueError: If a step would fail, or be wrong without notice.
+            ValueError: If a step would fail, or would be wrong without an error.
         """
 
     # Client
 
     def log_means(self, means: Mapping[str, Tensor]) -> None:
-        """Log the epoch's means; in a federation the client's Trainer only keeps them, as it has no logger."""
+        """Log the means of an epoch; in a federation the client's Trainer, which has no logger, only stores them."""
         if self.session is None:
             super().log_means(means)
         else:
@@ -80,97 +83,105 @@ class FederatedModule(SharedState):
 
     @property
     def local_lr(self) -> float:
-        """Learning rate of the local SGD; in a federation, that of the round."""
+        """Learning rate of the local SGD; in a federation, the learning rate of the round."""
         return super().local_lr * (1.0 if self.session is None else self.session.broadcast.lr_factor)
 
     @property
     def asks_in_fit(self) -> bool:
-        """Whether clients ask questions in the middle of a fit, by ``session.ask``; some executors cannot answer then."""
+        """Whether clients ask questions during a fit, with ``session.ask``; some executors cannot answer these."""
         return False
 
     def question(self, session: ClientSession) -> State | None:
-        """Return what the client asks the server before its fit, or None; ``session.answer`` has the answer when it starts.
+        """Return the client's question to the server before its fit, or None.
 
-        The module holds the received state and is in training mode. Its draws are a function of the task: where a client
-        cannot wait for the answer, the question is computed again in another process.
+        The answer is in ``session.answer`` when the fit starts. The module holds the received state and is in training
+        mode. Its random draws are a function of the task: if a client cannot wait for the answer, the question is
+        computed again in another process.
         """
         return None
 
     def take_answer(self, answer: Answer) -> None:
-        """Process the answer before the fit, in the run's precision; here nothing: ``session.answer`` has it."""
+        """Process the answer before the fit, in the run's precision.
+
+        By default this does nothing; the answer is in ``session.answer``.
+        """
 
     def questions(self, sessions: Sequence[ClientSession]) -> list[State] | None:
-        """Return :meth:`question` of several clients, computed together; None, as here: they are computed one by one.
+        """Return the :meth:`question` of several clients, computed together, or None to compute each separately.
 
-        Called only of a class whose ``question``, ``answer`` and ``take_answer`` are those of the class that defines this, and
-        without personal state. With :meth:`answers` and :meth:`take_answers` it must come to the same but for rounding. Whatever
-        they raise, each client is asked by itself then.
+        The default is None. This method is only called for a class whose ``question``, ``answer`` and ``take_answer``
+        are those of the class that defines it, and only without personal state. Together with :meth:`answers` and
+        :meth:`take_answers`, it must give the same results up to rounding. If one of the three raises any error, the
+        clients are asked one by one.
         """
         return None
 
     def take_answers(self, sessions: Sequence[ClientSession], answers: Sequence[Answer]) -> Iterator[None]:
-        """Take up the answers to :meth:`questions`; each time it yields, it leaves what ``take_answer`` of the next client leaves."""
+        """Process the answers to :meth:`questions`.
+
+        Each time it yields, the module is as ``take_answer`` of the next client would leave it.
+        """
         raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing at once")
 
     def survey(self, session: ClientSession) -> State:
         """Return statistics of the received model on the client's data; they are sent with the result.
 
-        Called before the fit, in evaluation mode, without gradients, in the arithmetic of the run. ``returned`` says how the
-        server reduces them; ``session.surveyed`` has them during the fit.
+        Called before the fit, in evaluation mode, without gradients, in the run's precision. ``returned`` declares how
+        the server reduces the statistics; during the fit they are in ``session.surveyed``.
         """
         return {}
 
     def local_data(self, session: ClientSession) -> ClientData:
-        """Return the data on which the client trains; here its own data, unchanged.
+        """Return the data on which the client trains; by default its own data, unchanged.
 
-        Called before the fit, after the survey and the answer. The weight of a client depends on the examples that it holds, whatever this
-        returns.
+        Called before the fit, after the survey and the answer. The weight of a client depends on the examples that it
+        holds, not on the data returned here.
         """
         return session.data
 
     def observe(self, labels: Tensor, losses: Tensor) -> None:
-        """Record a batch of the last local epoch for :meth:`tallies` when clients train in parallel; here nothing.
+        """Record a batch of the last local epoch for :meth:`tallies`, when clients train in parallel. Default: nothing.
 
         Args:
-            labels: Of shape (B,).
-            losses: The :meth:`objective` of its examples before the step, shape (B,).
+            labels: Classes of shape (B,).
+            losses: The :meth:`objective` of the examples before the step, shape (B,).
         """
 
     def client_payload(self) -> State:
-        """Return what the client sends back after its fit, in addition to the survey."""
+        """Return the tensors that the client sends back after its fit, in addition to the survey."""
         return self.shared_state()
 
     def tallies(self) -> State:
-        """Return sums over the last local epoch that the server adds up over the clients, for figures; here none.
+        """Return sums over the last local epoch that the server adds up over the clients for figures; empty by default.
 
-        The server sees in them what it would not see in an average, class counts for example: a figure's price.
+        They can reveal to the server what an average would not reveal, for example class counts.
         """
         return {}
 
     def statistics(self, session: ClientSession) -> State:
         """Return statistics of the trained model on the client's data, for :meth:`calibrate`.
 
-        Called of all clients, in a round without training, in evaluation mode, without gradients, in the arithmetic of the
-        run; the module holds the trained state, and ``session.payload`` what :meth:`broadcast` sends with it. ``returned`` says
-        how the server reduces them.
+        Called for all clients, in a round without training, in evaluation mode, without gradients, in the run's
+        precision. The module holds the trained state, and ``session.payload`` holds the output of :meth:`broadcast`.
+        ``returned`` declares how the server reduces the statistics.
         """
         return {}
 
     # Server
 
     def broadcast(self, state: State, server: ServerSession) -> State:
-        """Return what is sent to the clients of a round, given the server's state: the shared entries, and more if needed.
+        """Return what is sent to the clients of a round: the shared entries of the server's state, and more if needed.
 
-        A client finds the rest in ``session.payload``.
+        A client finds the additional entries in ``session.payload``.
         """
         return {name: value for name, value in state.items() if name.startswith(self.shared)}
 
     def expected_payload(self, sent: State) -> State:
-        """Return what a client must send back, by name, shape and type; a payload that differs is refused.
+        """Return tensors with the names, shapes and types that a client must send back; a different payload is refused.
 
         Args:
-            sent: What was broadcast. Its shared values are those of a client that has learned nothing: lengths of updates
-                are measured from them.
+            sent: The broadcast payload. Its shared values are those of a client that has learned nothing; the lengths
+                of updates are measured from them.
         """
         return {name: value for name, value in sent.items() if name.startswith((*self.shared, *self.returned))}
 
@@ -178,35 +189,38 @@ class FederatedModule(SharedState):
         """Answer a client's question; the module holds the round's broadcast.
 
         Args:
-            question: What the client asks.
-            server: ``meta_for(question)`` is the meta set.
+            question: The client's question.
+            server: ``meta_for(question)`` returns the meta set.
         """
         raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing")
 
     def answers(self, questions: Sequence[Question], server: ServerSession) -> list[Answer]:
-        """Answer :meth:`questions` at once."""
+        """Answer the :meth:`questions` of several clients at once."""
         raise NotImplementedError(f"{type(self).__name__} clients ask the server nothing at once")
 
     def contribution(self, result: ClientResult, server: ServerSession) -> State:
         """Return the part of a client's result that is reduced, for example its payload scaled or converted.
 
         Args:
-            result: A result of the expected names, shapes and types, finite, its update shortened if it was too long.
-            server: ``state`` is the server's state at the start of the round, ``sent`` what was broadcast.
+            result: A finite result with the expected names, shapes and types; its update is shortened if it was too
+                long.
+            server: ``state`` is the server's state at the start of the round, ``sent`` the broadcast payload.
 
         Raises:
-            ValueError: If a number in it is out of its possible range; the result is refused.
+            ValueError: If a number in the result is out of its possible range; the result is then refused.
         """
         return result.payload
 
     def server_step(self, state: State, reduced: State, server: ServerSession) -> State:
-        """Return the server's next state from the reduced round: the average, or the step of the run's server optimizer along it.
+        """Return the server's next state: the average, or the result of the run's server optimizer for it.
 
-        A subclass that calls this one leaves that to the user; what it changes afterwards it changes in the optimizer's outcome.
+        A subclass that calls this method leaves that choice to the user; its own later changes apply to the optimizer's
+        result.
 
         Args:
-            state: The last state. The next one may hold more entries than the shared ones; they are kept, also when a run is resumed.
-            reduced: The contributions, reduced.
+            state: The last state. The next state may hold more entries than the shared ones; they are kept, also when a
+                run is resumed.
+            reduced: The reduced contributions.
             server: The meta set, generators for draws, the round.
         """
         average = {name: value for name, value in reduced.items() if name.startswith(self.shared)}
@@ -216,9 +230,9 @@ class FederatedModule(SharedState):
         """Return the server's next state; override it only if a reduction per prefix is not enough.
 
         Args:
-            state: The last one.
-            results: The results of a round with their contributions as payloads, taken one at a time.
-            server: How to reduce them.
+            state: The last state.
+            results: The results of a round, whose payloads are their contributions; they are read one at a time.
+            server: Provides the reduction.
 
         Raises:
             ValueError: If there is no result with a weight above 0.
@@ -226,41 +240,41 @@ class FederatedModule(SharedState):
         return self.server_step(state, server.reduce(results), server)
 
     def calibrates(self, last: bool) -> bool:
-        """Return whether :meth:`calibrate` is called before an evaluation; here not.
+        """Return whether :meth:`calibrate` is called before an evaluation; False by default.
 
         Args:
-            last: Whether it is the run's last one.
+            last: Whether it is the run's last evaluation.
         """
         return False
 
     def expected_statistics(self, sent: State) -> State:
-        """Return what a client's :meth:`statistics` must be, by name, shape and type; here nothing.
+        """Return tensors with the names, shapes and types that a client's :meth:`statistics` must have. Default: none.
 
         Args:
-            sent: What is broadcast.
+            sent: The broadcast payload.
         """
         return {}
 
     def accepted_statistics(self, result: ClientResult, server: ServerSession) -> State:
-        """Return what of a client's :meth:`statistics` is reduced, as :meth:`contribution` does of what it has trained.
+        """Return the part of a client's :meth:`statistics` that is reduced, as :meth:`contribution` after training.
 
         Args:
-            result: A result of the expected names, shapes and types, finite.
-            server: ``sent`` is what was broadcast.
+            result: A finite result with the expected names, shapes and types.
+            server: ``sent`` is the broadcast payload.
 
         Raises:
-            ValueError: If a number in it is out of the range that it can have; the statistics are refused.
+            ValueError: If a number in the result is out of its possible range; the statistics are then refused.
         """
         return result.payload
 
     def calibrate(self, state: State, statistics: State, server: ServerSession) -> State:
-        """Return shared entries that replace the trained ones in evaluation and delivery; training continues without them.
+        """Return shared entries that replace the trained ones in evaluation and in the delivered model.
 
-        The module holds the trained state, in evaluation mode.
+        Training continues without them. The module holds the trained state and is in evaluation mode.
 
         Args:
-            state: The server's, after the round.
-            statistics: The clients', reduced; empty if the class has no :meth:`statistics` of its own.
+            state: The server's state after the round.
+            statistics: The clients' reduced statistics; empty if the class does not override :meth:`statistics`.
             server: The meta set, generators for draws, the round.
 
         Raises:
@@ -274,23 +288,23 @@ class FederatedModule(SharedState):
         return {name: state.get(CALIBRATED + name, value) for name, value in shared.items()}
 
     def personal_logits(self, features: Tensor, logits: Tensor, class_counts: Tensor) -> Tensor:
-        """Return the logits of a client's personal model, for ``personal/acc``; methods with personal models override it.
+        """Return the logits of a client's personal model for ``personal/acc``; methods with such models override it.
 
-        Called at each evaluation for each client, in evaluation mode, without gradients, in the arithmetic of the run. The module
-        holds the deployed state and the client's personal one.
+        Called at each evaluation for each client, in evaluation mode, without gradients, in the run's precision. The
+        module holds the deployed state and the client's personal state.
 
         Args:
-            features: What enters the linear layer that gives the deployed model's logits, shape (N, D).
-            logits: Of the deployed model, shape (N, C).
-            class_counts: The client's examples of each class, shape (C,).
+            features: Input of the linear layer that returns the deployed model's logits, shape (N, D).
+            logits: Logits of the deployed model, shape (N, C).
+            class_counts: The client's number of examples of each class, shape (C,).
 
         Returns:
-            Shape (N, C).
+            Logits of shape (N, C).
         """
         raise NotImplementedError(f"{type(self).__name__} clients have no model of their own")
 
     def diagnostics(self, tallies: State) -> dict[str, list[float | None]]:
-        """Return what figures show about the method after a round, while the module holds the deployed state; here nothing.
+        """Return values for the method's figures after a round; the module holds the deployed state. Empty by default.
 
         Args:
             tallies: The clients' :meth:`tallies`, added up; empty at round 0 and after a failed round.

@@ -1,4 +1,4 @@
-"""Checks of what every module is made with: numbers in range, and what is known of the images or features."""
+"""Checks of the arguments of every module: numbers in range, and the description of the images or features."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from fedamm_pl.data.sources import ImageInfo
 
 
 def require_range(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
-    """Check a number.
+    """Check that a number is finite and in range.
 
     Raises:
-        ValueError: If it is not finite, or not above or at least the bound.
+        ValueError: If it is not finite, or not above ``above`` or not at least ``least``.
     """
     if above is not None and not above < value < float("inf"):
         raise ValueError(f"Expected `{name}` to be a number above {above}, got {value}.")
@@ -18,10 +18,10 @@ def require_range(name: str, value: float, *, above: float | None = None, least:
 
 
 def check_info(info: ImageInfo, num_classes: int, in_channels: int) -> None:
-    """Check that what is known of the images or features is of these classes and channels.
+    """Check that the description of the images or features fits the numbers of classes and channels.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it does not.
     """
     known: dict[str, Any] = dict(info)
     sizes = {"mean": in_channels, "std": in_channels, "class_names": num_classes, "class_counts": num_classes}
@@ -36,6 +36,6 @@ def check_info(info: ImageInfo, num_classes: int, in_channels: int) -> None:
             f"Expected `info` to hold an image_size of a height and a width of 1 or more, or of nothing for features, got {size}."
         )
     groups = known.get("shot_groups", {}).values()
-    # not so many that a small file, which can hold the same list many times, fills the memory
+    # limited, because a small file can hold the same list many times and would fill the memory
     if sum(map(len, groups)) > 100 * num_classes or not all(0 <= c < num_classes for group in groups for c in group):
         raise ValueError(f"Expected `info` to hold shot_groups of the classes 0 to {num_classes - 1}, got others.")

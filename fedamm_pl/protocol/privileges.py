@@ -1,4 +1,4 @@
-"""``Privileges``: what a method needs, and what it reveals and costs, beside what FedAvg does."""
+"""``Privileges``: what a method needs, reveals and costs beyond FedAvg."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class Privileges:
-    """What a method takes beside FedAvg, in a few words each, for the table of methods.
+    """The requirements of a method beyond FedAvg, in a few words each, for the table of methods.
 
     Attributes:
-        server: What the server must have, labelled images for example.
-        revealed: What leaves a client besides its model and the number of its examples.
-        client_state: What a client keeps from one of its rounds to the next.
-        server_state: What the server keeps besides the model.
-        work: What client and server compute more.
+        server: Data that the server must have, for example labelled images.
+        revealed: Information that leaves a client in addition to its model and its number of examples.
+        client_state: State that a client keeps from one of its rounds to the next.
+        server_state: State that the server keeps in addition to the model.
+        work: Additional computation by client and server.
     """
 
     server: str = NOTHING

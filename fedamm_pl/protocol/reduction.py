@@ -1,22 +1,22 @@
-"""How the server makes one tensor of what clients send, declared by prefix."""
+"""How the server reduces the tensors of its clients to one, declared by the prefixes of their names."""
 
 from collections.abc import Mapping
 from typing import Literal
 
 Reduction = Literal["average", "mean", "sum"]
-"""``average``: weighted as the models are (p_k = n_k / n, or as the run's aggregation says); ``mean``: over the clients
-without weights; ``sum``. A robust aggregation takes the place of the first two; sums it cannot protect."""
+"""``average``: weighted like the models (p_k = n_k / n, or as the run's aggregation defines it); ``mean``: unweighted
+over the clients; ``sum``. A robust aggregation replaces the first two, but it cannot protect sums."""
 
 
 def reduction_of(name: str, reductions: Mapping[str, Reduction]) -> Reduction:
-    """Return how an entry is reduced: as the longest prefix of its name says.
+    """Return the reduction of an entry, which is that of the longest matching prefix of its name.
 
     Args:
         name: Name of the entry.
         reductions: Prefix -> reduction.
 
     Raises:
-        ValueError: If no prefix fits.
+        ValueError: If no prefix matches.
 
     Example:
         >>> reduction_of("control.w", {"model.": "average", "control.": "mean"})

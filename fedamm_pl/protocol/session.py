@@ -1,4 +1,4 @@
-"""A round as seen by a module: ``ClientSession`` at a client, ``ServerSession`` at the server."""
+"""A round as a module sees it: ``ClientSession`` at a client, ``ServerSession`` at the server."""
 
 import time
 import weakref
@@ -17,20 +17,20 @@ ClientStage = Literal["data", "training", "meta step"]
 
 
 class ClientSession:
-    """What a client has in a round: broadcast, task, data, and a connection to the server that counts bytes.
+    """The round of one client: broadcast, task, data, and a connection to the server that counts bytes.
 
     It records the client's current stage and how long each stage takes.
 
     Args:
-        broadcast: What the server sent to all.
-        task: Which client this is.
+        broadcast: The message that the server sent to all clients.
+        task: The task, which names the client.
         client_data: Client id -> its data; called when the data are first used.
-        ask: Puts a question to the server.
+        ask: Sends a question to the server and returns the answer.
         kept: The client's private state from its last round.
 
     Attributes:
         payload: The received state; the client's own copy.
-        kept: The client's private state between its rounds, empty at first: assign to it during the fit.
+        kept: The client's private state between its rounds, empty at first; assign to it during the fit.
         surveyed: What :meth:`~fedamm_pl.protocol.module.FederatedModule.survey` returned before the fit.
         answer: The answer to the question before the fit; None if there was none.
         metrics: Means over the last local epoch, for the result.
@@ -47,7 +47,9 @@ class ClientSession:
     ) -> None:
         self.broadcast = broadcast
         self.task = task
-        self.payload: State = {name: value.clone() for name, value in broadcast.payload.items()}  # it may write on it
+        self.payload: State = {
+            name: value.clone() for name, value in broadcast.payload.items()
+        }  # the client may change it
         self.kept: State = dict(kept or {})
         self.surveyed: State = {}
         self.answer: Answer | None = None
@@ -62,7 +64,7 @@ class ClientSession:
 
     @contextmanager
     def during(self, stage: ClientStage) -> Iterator[None]:
-        """Time a stage. If it raises, the session stays at it, so that the failure can be named."""
+        """Time a stage. If the stage raises an error, the session stays in it, so that the failure can name it."""
         outer, self.stage, start = self.stage, stage, time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
@@ -78,13 +80,13 @@ class ClientSession:
         """Return the training batches of the round.
 
         Args:
-            data: What the client trains on.
+            data: The data on which the client trains.
         """
-        # a proxy: Lightning's dead Trainer holds the loader until it is collected, and would hold the models of this session
+        # a proxy: a finished Trainer keeps the loader until it is collected, and would keep the models of this session
         return WatchedLoader(data.train_loader(self.task.seed), weakref.proxy(self))
 
     def support(self) -> Batch:
-        """Draw the support batch of the round; the same each time."""
+        """Draw the support batch of the round; every call returns the same batch."""
         data = self.data
         with self.during("data"):
             return data.support(self.task.seed)
@@ -97,18 +99,18 @@ class ClientSession:
         return answer
 
     def question(self, step: int, payload: State) -> Question:
-        """Return what :meth:`ask` sends; to whoever sends the questions of several clients at once."""
+        """Return the question that :meth:`ask` sends; for callers that send those of several clients at once."""
         return Question(self.broadcast.round_num, self.task.client_id, step, payload)
 
     def count(self, question: Question, answer: Answer) -> None:
-        """Count the bytes of a question and of its answer."""
+        """Add the bytes of a question and of its answer to the session's counts."""
         self.bytes_sent += payload_bytes(question.payload)
         self.bytes_received += payload_bytes(answer.payload)
 
 
 @dataclass
 class ServerSession:
-    """What the server's hooks may use in one round.
+    """Data and functions for the server's hooks in one round.
 
     Attributes:
         round_num: The round.
@@ -117,12 +119,12 @@ class ServerSession:
         meta: Any number -> the entire meta set, with a draw of the training transform for that number.
         meta_for: A question -> the entire meta set, with a draw of the training transform for that question.
         generator: A purpose in words -> a generator for the server's draws, a function of (seed, round, purpose).
-        reduce: The results of a round -> their payloads reduced as ``shared`` and ``returned`` say.
-        optimize: The server's last state, and the averaged shared entries -> these after the step of the run's server optimizer,
-            with what it remembers; without one, as here, the average.
+        reduce: The results of a round -> their payloads, reduced as ``shared`` and ``returned`` declare.
+        optimize: The server's last state and the averaged shared entries -> the shared entries after the step of the
+            run's server optimizer, and the optimizer's state; the default, without an optimizer, returns the average.
         state: The server's state at the start of the round.
-        sent: What was broadcast in it.
-        num_results: How many results have been reduced.
+        sent: The payload broadcast in the round.
+        num_results: Number of results that have been reduced.
     """
 
     round_num: int
@@ -139,11 +141,11 @@ class ServerSession:
 
 
 class WatchedLoader:
-    """Batches whose making counts as the stage ``data`` of a session.
+    """Batches whose loading is timed as the stage ``data`` of a session.
 
     Args:
         loader: Iterable of batches with a length.
-        session: Whose stage it is.
+        session: The session.
     """
 
     def __init__(self, loader: Iterable[Batch], session: ClientSession) -> None:

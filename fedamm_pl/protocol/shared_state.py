@@ -1,18 +1,18 @@
-"""``SharedState``: what of a module travels between server and clients, and what stays at a client."""
+"""``SharedState``: the parts of a module that travel between server and clients, and those that stay at a client."""
 
 from fedamm_pl.protocol.classifier import Classifier
 from fedamm_pl.protocol.messages import State
 
 
 class SharedState(Classifier):
-    """A classifier whose state is in two parts: one that all share, and one of each client's own."""
+    """A classifier whose state has two parts: a shared one, and a personal one of each client."""
 
     shared: tuple[str, ...] = ("model.",)
-    """Prefixes of the ``state_dict`` entries that travel between server and clients; they are averaged. Where an option decides, set
-    it in the constructor."""
+    """Prefixes of the ``state_dict`` entries that travel between server and clients and are averaged. If they depend on
+    an option, set them in the constructor."""
 
     personal: tuple[str, ...] = ()
-    """Prefixes of the ``state_dict`` entries that stay at a client: kept between its rounds, never sent."""
+    """Prefixes of the ``state_dict`` entries that stay at a client; they are kept between its rounds and never sent."""
 
     def shared_state(self) -> State:
         """Return copies of the ``state_dict`` entries that travel."""
@@ -23,7 +23,7 @@ class SharedState(Classifier):
         return self._entries(self.personal)
 
     def load_shared_state(self, state: State) -> None:
-        """Copy the shared entries of a state into this module, in place; what else the state holds is left alone.
+        """Copy the shared entries of a state into this module, in place; other entries are ignored.
 
         Raises:
             ValueError: If an entry is missing, unknown or of another shape.
@@ -39,7 +39,7 @@ class SharedState(Classifier):
             )
 
     def load_personal_state(self, state: State) -> None:
-        """Copy the personal entries of a state into this module, in place; what else the state holds is left alone."""
+        """Copy the personal entries of a state into this module, in place; other entries are ignored."""
         self.load_state_dict(
             {name: value for name, value in state.items() if name.startswith(self.personal)}, strict=False
         )

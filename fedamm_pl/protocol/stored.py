@@ -1,4 +1,4 @@
-"""``StoredModule``: modules from checkpoints of strangers, built of registered networks, plain options and sound tensors."""
+"""``StoredModule``: load modules from untrusted files: only registered networks, plain options and finite tensors."""
 
 import copy
 import math
@@ -17,14 +17,16 @@ from fedamm_pl.stored import StoredFile, built, file_name, read_stored, stored_o
 
 ModuleT = TypeVar("ModuleT", bound="StoredModule")
 MAX_NUMBERS = 3 * 2**20
-"""Of an example that a stranger's file speaks of, a colour image of 1024 x 1024 say: a method may try its network on one. Examples of
-one's own may be of any size."""
+"""Maximum size of the examples described in an untrusted file, for example a colour image of 1024 x 1024.
+
+A method may run its network on such an example. Your own examples may have any size.
+"""
 SPARE_BYTES = 2**30
-"""What a module may hold beside four times what its file does: tensors that follow from the options."""
+"""Bytes that a module may need beyond four times the size of its file, for tensors that follow from the options."""
 
 
 class StoredModule(pl.LightningModule):
-    """A module that does not trust the file that it is loaded from."""
+    """A module that does not trust the file from which it is loaded."""
 
     @classmethod
     def load_from_checkpoint(
@@ -37,21 +39,22 @@ class StoredModule(pl.LightningModule):
         trust_model: bool = False,
         **kwargs: Any,
     ) -> ModuleT:
-        """Load a module; nothing in the file is executed, and of the networks that it names only registered ones are built.
+        """Load a module. Nothing in the file is executed, and a network named in it is built only if it is registered.
 
         Args:
-            checkpoint_path: The file: a path, a URL that fsspec knows, or an open file.
-            map_location: Where tensors go, as for ``torch.load``; by default where they were, if there is such a device.
-            hparams_file: A YAML file with options that stand in place of the checkpoint's.
+            checkpoint_path: The file: a path, a URL that fsspec supports, or an open file.
+            map_location: Where tensors go, as for ``torch.load``; by default to the device they were on, if it is
+                available.
+            hparams_file: A YAML file whose options replace those of the checkpoint.
             strict: Whether the file must hold the whole state and nothing else.
-            weights_only: False executes what the file holds: for files of your own.
-            trust_model: Whether a network that the file names by an import path is imported and called: for files that you
-                trust as you trust a program.
-            kwargs: Options that stand in place of the file's, for example ``model``.
+            weights_only: False executes the content of the file; use it for your own files only.
+            trust_model: Whether a network that the file names by an import path is imported and called; use it only for
+                files that you trust as much as a program.
+            kwargs: Options that override those of the file, for example ``model``.
 
         Raises:
-            ValueError: If the file is damaged or of another module, its options are of wrong types or out of range, it names
-                a network that is not registered, or its weights are not finite.
+            ValueError: If the file is damaged or belongs to another module, its options have wrong types or are out of
+                range, it names a network that is not registered, or its weights are not finite.
         """
         name = file_name(checkpoint_path)
         content, size = read_stored(checkpoint_path, map_location, weights_only)
@@ -103,10 +106,10 @@ def _tensors(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 
 
 def _require_size(kind: type[StoredModule], options: Mapping[str, Any], size: int, name: str) -> None:
-    """Build the module without memory, to see how much it would take.
+    """Build the module without allocating memory, to find out how much it would need.
 
     Raises:
-        ValueError: If that is far more than the file's size.
+        ValueError: If it needs far more than the file's size.
     """
     memo: dict[int, Any] = {}
     if isinstance(model := options.get("model"), nn.Module):
@@ -114,7 +117,7 @@ def _require_size(kind: type[StoredModule], options: Mapping[str, Any], size: in
     try:
         with torch.device("meta"):
             module = kind(**copy.deepcopy(dict(options), memo))
-    except Exception:  # a class of one's own that cannot be built so; what else is wrong is said when it is built
+    except Exception:  # a user's class may not support this; other errors are reported when the module is built
         return
     tensors = {
         id(value): value.nbytes
@@ -153,7 +156,7 @@ def _alike(own: Tensor, stored: Tensor) -> bool:
 
 
 def _sound(own: Tensor, stored: Tensor) -> bool:
-    """Whether a tensor is finite in the type that it will have, but where the module itself holds infinities, in a mask say."""
+    """Whether a tensor is finite in the module's type, except for infinities that the module also has, as in a mask."""
     stored = stored.detach().to(own)
     return bool((stored.isfinite() | (stored == own)).all())
 
