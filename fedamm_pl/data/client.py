@@ -17,25 +17,27 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class BatchLoader:
-    """An iterable of (images, labels) batches sliced from tensors, without per-image work.
+    """An iterable of (images, labels) batches that are sliced from tensors, without per-image work.
 
-    Each pass shuffles and augments again from one stream of random numbers; two loaders made with the same seed yield
-    the same batches. A last batch of one example, on which BatchNorm may be undefined, joins the batch before it.
+    Each pass shuffles and augments again from one stream of random numbers; two loaders with the same seed yield the
+    same batches. A last batch of one example, on which BatchNorm may be undefined, is added to the batch before it.
 
-    In a training in several processes each rank takes its part of every batch of ``num_ranks * batch_size`` examples, drawn
-    and augmented as one. All ranks have the same number of batches; with a seed also equally large ones, so that up to
-    ``num_ranks - 1`` examples, others in each pass, are left out. Without a seed each example is visited once.
+    When several processes train, each rank takes its part of every batch of ``num_ranks * batch_size`` examples, which
+    is drawn and augmented as a whole. All ranks have the same number of batches. With a seed the batches also have
+    equal sizes, so up to ``num_ranks - 1`` examples, different ones in each pass, are left out. Without a seed each
+    example is visited once.
 
     Attributes:
-        images: The examples, uint8 images (N, C, H, W) or float features (N, D), on any device; batches come from there.
+        images: The examples, uint8 images (N, C, H, W) or float features (N, D), on any device; the batches are on the
+            same device.
         labels: int64 labels (N,).
         indices: The examples to visit, shape (n,), on the CPU.
-        batch_size: Examples a batch.
-        augmentation: What to do to the images, see :mod:`fedamm_pl.data.transforms`.
-        seed: Seed of shuffling and augmentation; None visits the examples in order, unaugmented.
-        rank: Which of the processes this is.
-        num_ranks: How many there are.
-        balanced: Whether a pass draws its n examples with replacement, each class as often as any other.
+        batch_size: Number of examples per batch.
+        augmentation: The transform of the images, see :mod:`fedamm_pl.data.transforms`.
+        seed: Seed of shuffling and augmentation; None visits the examples in order, without augmentation.
+        rank: Rank of this process.
+        num_ranks: Number of processes.
+        balanced: Whether a pass draws its n examples with replacement, with the same probability for each class.
 
     Raises:
         ValueError: If there are fewer examples than ranks.
@@ -60,7 +62,7 @@ class BatchLoader:
 
     @property
     def left_out(self) -> int:
-        """Examples that no rank visits in a pass."""
+        """Number of examples that no rank visits in a pass."""
         return 0 if self.seed is None else len(self.indices) % self.num_ranks
 
     def __len__(self) -> int:
@@ -86,7 +88,7 @@ class BatchLoader:
             yield images if draws is None else augment(images, draws[part]), labels
 
     def _drawn(self, generator: torch.Generator) -> Tensor:
-        """Return the places in ``indices`` that a pass visits, in order."""
+        """Return the positions in ``indices`` that a pass visits, in order."""
         if not self.balanced:
             return torch.randperm(len(self.indices), generator=generator)
         labels = self.labels[self.indices.to(self.labels.device)].cpu()
@@ -96,11 +98,11 @@ class BatchLoader:
 
 @dataclass(frozen=True)
 class Passes:
-    """Pass after pass over the batches of a loader, up to a number of batches.
+    """Repeated passes over the batches of a loader, up to a number of batches.
 
     Attributes:
         loader: Yields the batches.
-        length: How many.
+        length: Number of batches.
     """
 
     loader: BatchLoader
@@ -115,16 +117,18 @@ class Passes:
 
 @dataclass(frozen=True)
 class ClientData:
-    """What one client holds.
+    """The data of one client.
 
     Attributes:
-        images: The examples that the client's indices point into, uint8 images (N, C, H, W) or float features (N, D).
+        images: The examples to which the client's indices refer, uint8 images (N, C, H, W) or float features (N, D).
         labels: Labels of shape (N,).
-        indices: The client's own examples, shape (n_k,).
-        batch_size: Examples a training batch.
+        indices: Indices of the client's examples, shape (n_k,).
+        batch_size: Number of examples per training batch.
         augmentation: The training transform.
-        support_size: Size m * C of the support batch of FedAMM's virtual step, before the client's own size bounds it.
-        balanced: Whether training draws n_k examples with replacement, each of the client's classes as often as any other.
+        support_size: Size m * C of the support batch of FedAMM's virtual step; a client with fewer examples uses all of
+            them.
+        balanced: Whether training draws n_k examples with replacement, with the same probability for each of the
+            client's classes.
     """
 
     images: Source
@@ -144,7 +148,7 @@ class ClientData:
         """Return the data with other labels.
 
         Args:
-            labels: Of the client's own examples, in their order, shape (n_k,).
+            labels: Labels of the client's examples, in the order of ``indices``, shape (n_k,).
         """
         changed = self.labels.clone()
         changed[self.indices.to(changed.device)] = labels.to(changed)
@@ -155,7 +159,7 @@ class ClientData:
         return self.labels[self.indices.to(self.labels.device)].bincount(minlength=num_classes)
 
     def train_loader(self, seed: int) -> BatchLoader:
-        """Return shuffled, augmented batches of all the client's examples."""
+        """Return shuffled, augmented batches of all examples of the client."""
         return BatchLoader(
             self.images,
             self.labels,
@@ -167,7 +171,7 @@ class ClientData:
         )
 
     def plain_batches(self, batch_size: int = 500) -> BatchLoader:
-        """Return batches of all the client's examples in order, without augmentation."""
+        """Return batches of all examples of the client in order, without augmentation."""
         return BatchLoader(self.images, self.labels, self.indices, batch_size)
 
     def support(self, seed: int) -> Batch:
@@ -184,11 +188,11 @@ def augmented_batch(
     """Return chosen examples with the training transform.
 
     Args:
-        images: The examples, on any device; the batch comes from there.
+        images: The examples, on any device; the batch is on the same device.
         labels: Labels (N,).
         chosen: Indices of the examples, shape (B,), on the CPU.
         augmentation: The training transform.
-        generator: Source of its draws.
+        generator: Source of the transform's draws.
     """
     draws = None if augmentation == "none" else draw_augmentation(len(chosen), generator, augmentation)
     chosen = chosen.to(images.device)

@@ -1,4 +1,4 @@
-"""``FederatedDataModule``: a long-tailed data set, its meta set and its clients as a LightningDataModule."""
+"""``FederatedDataModule``: a long-tailed data set with its meta set and its clients, as a LightningDataModule."""
 
 import inspect
 import logging
@@ -27,7 +27,7 @@ from fedamm_pl.seeding import torch_generator
 log = logging.getLogger(__name__)
 
 SET_UP = ("_images", "_split", "_train", "_meta", "_client_indices", "_info", "examples_hash", "partition_hash")
-"""Attributes that ``setup`` makes, or that follow from them."""
+"""Attributes that ``setup`` sets, or that are computed from them."""
 
 
 class FederatedDataModule(Holdings):
@@ -133,7 +133,7 @@ class FederatedDataModule(Holdings):
         if seed < 0:
             raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
         require_partition(partition, partition_file)
-        draw_augmentation(0, torch_generator(0), augmentation or "none")  # refuses an unknown one
+        draw_augmentation(0, torch_generator(0), augmentation or "none")  # raises an error if it is unknown
         if not 0 < test_fraction < 1:
             raise ValueError(f"Expected `test_fraction` to be between 0 and 1, got {test_fraction}.")
         if not 0 <= local_test_fraction < 1:
@@ -143,7 +143,7 @@ class FederatedDataModule(Holdings):
         self.save_hyperparameters()
         self._images: ImageData | None = None
 
-    def __str__(self) -> str:  # Lightning's own asks each loader for its length, and fails
+    def __str__(self) -> str:  # Lightning's version asks each loader for its length and fails
         return f"{type(self).__name__} of {self.dataset_name}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,7 +151,10 @@ class FederatedDataModule(Holdings):
         return {**kept, "_images": None, "trainer": None}
 
     def load_images(self) -> ImageData:
-        """Load the data; override it to bring your own, in any form that :func:`fedamm_pl.data.sources.image_data` takes."""
+        """Load the data; override this to load your own.
+
+        The data may have any form that :func:`fedamm_pl.data.sources.image_data` accepts.
+        """
         names = [field.name for field in fields(ReadOptions)]
         options = ReadOptions(**{name: self.hparams[name] for name in names})
         return load_images(self.hparams["dataset"], self.hparams["root"], options)
@@ -161,7 +164,7 @@ class FederatedDataModule(Holdings):
         self.setup()
 
     def setup(self, stage: str = "fit") -> None:
-        """Load the images, take out the meta set, cut the tail and split the rest over the clients; once only."""
+        """Load the images, take out the meta set, cut the tail and split the rest over the clients; only once."""
         if self._images is not None:
             return
         images = image_data(self.load_images())
@@ -191,7 +194,10 @@ class FederatedDataModule(Holdings):
 
     @property
     def dataset_name(self) -> str:
-        """What a run calls the data: the option ``dataset``, or the class if it loads data of its own and the option is not set."""
+        """Name of the data in a run: the option ``dataset``.
+
+        If a subclass loads its own data and the option has its default value, it is the name of the class.
+        """
         default = inspect.signature(FederatedDataModule).parameters["dataset"].default
         own = self._has_own_images and self.hparams["dataset"] == default
         return type(self).__name__ if own else str(self.hparams["dataset"])
@@ -210,7 +216,7 @@ class FederatedDataModule(Holdings):
 
     @property
     def in_channels(self) -> int:
-        """Number of image channels, 1 grey, 3 colour; or of features."""
+        """Number of image channels (1 grey, 3 colour) or of features."""
         return self.images.train_images.shape[1]
 
     @property
@@ -220,7 +226,7 @@ class FederatedDataModule(Holdings):
         return chosen or ("none" if is_features(self.images.train_images) else "crop_flip")
 
     def to(self, device: torch.device) -> None:
-        """Keep all images that are in memory on this device, where they fit into half of its free memory."""
+        """Keep all images that are in memory on this device, if they fit into half of its free memory."""
         images = self.images
         held = [part for part, _ in images.parts.values() if isinstance(part, Tensor)]
         needed = sum(part.nbytes for part in held)
@@ -243,7 +249,7 @@ class FederatedDataModule(Holdings):
         )
 
     def meta_batch(self, seed: int) -> Batch:
-        """Return the whole meta set, in fixed order, with the training transform drawn from this seed.
+        """Return the entire meta set, in fixed order, with the training transform drawn from this seed.
 
         Raises:
             ValueError: If ``num_meta_per_class`` is 0.

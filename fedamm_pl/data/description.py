@@ -1,4 +1,4 @@
-"""What is said of a data set: what a trained module must know of it, and a hash of its content."""
+"""The description of a data set: the information that a trained module needs, and a hash of its content."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ from fedamm_pl.data.transforms import channel_statistics, feature_statistics
 from fedamm_pl.metrics import shot_groups
 
 STATISTICS_OF = 5000
-"""Images whose mean and standard deviation are taken where each must be read from a file."""
+"""Number of images from which mean and standard deviation are computed if each must be read from a file."""
 log = logging.getLogger(__name__)
 
 
@@ -25,14 +25,14 @@ def describe(
     options: Mapping[str, Any],
     published: tuple[tuple[float, ...], tuple[float, ...]] | None,
 ) -> ImageInfo:
-    """Return what the trained module must know of the images, in primitive types.
+    """Return the information about the images that the trained module needs, in primitive types.
 
     Args:
         images: The data.
         train: Indices of the training examples of all clients together.
-        class_counts: How many of each class they are.
-        options: Those of the data module.
-        published: Channel means and standard deviations that are known for the data set; None: they are computed.
+        class_counts: Number of these examples in each class.
+        options: Options of the data module.
+        published: Published channel means and standard deviations of the data set; None: they are computed.
     """
     if is_features(images.train_images):
         mean, std = feature_statistics(images.train_images, train)
@@ -52,13 +52,13 @@ def describe(
 
 
 def grouped(class_counts: list[int], options: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the shot groups of class counts by the options of a data module."""
+    """Return the shot groups for class counts, according to the options of a data module."""
     ranges = options["shot_ranges"] and {name: list(pair) for name, pair in options["shot_ranges"].items()}
     return shot_groups(class_counts, options["shot_rule"], ranges)
 
 
 def _sample(indices: Tensor, images: Source) -> Tensor:
-    """Return the training images whose statistics are taken; of files that are read when needed, some that lie evenly."""
+    """Return the images from which statistics are computed; of files read when needed, an evenly spaced sample."""
     if isinstance(images, Tensor) or len(indices) <= STATISTICS_OF:
         return indices
     log.info("normalisation: mean and standard deviation of %d of %d training images", STATISTICS_OF, len(indices))
@@ -76,7 +76,7 @@ def examples_hash(images: ImageData) -> str:
 
 
 def content_hash(examples: str, clients: Sequence[str] | None) -> str:
-    """Return a short hash of examples, by their own hash, and of whose each is, where the data say so."""
+    """Return a short hash of examples, given their hash, and of the client of each example if the data name it."""
     if clients is None:
         return examples
     return hashlib.sha256("\0".join((examples, *clients)).encode()).hexdigest()[:16]

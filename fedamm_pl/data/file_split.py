@@ -1,4 +1,4 @@
-"""The split that a partition file says: its clients, and the meta and validation set that it names or leaves room for."""
+"""The split given by a partition file: its clients, and meta and validation sets that it names or that are drawn."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,20 +16,21 @@ from fedamm_pl.seeding import numpy_generator
 
 Labels = npt.NDArray[np.int64]
 SIZES = {"meta": "num_meta_per_class", "validation": "num_val_per_class"}
-"""Set of the server's -> the option that says how large it is."""
+"""Set of the server -> the option for its size per class."""
 
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Who holds which examples by a partition file.
+    """The division of a training set according to a partition file.
 
     Attributes:
-        names: Of the clients, in the order of the file.
+        names: Names of the clients, in the order of the file.
         clients: Sorted indices of each client.
         meta: Indices of the balanced meta set, grouped by class.
-        validation: The same of the validation set.
-        local_test: Sorted indices of what each client keeps for tests of its own; no lists if the file has none.
-        checked: Whether the file has said that it is of these data.
+        validation: Indices of the balanced validation set, grouped by class.
+        local_test: Sorted indices of the examples that each client keeps for local tests; no lists if the file has
+            none.
+        checked: Whether the file contains a hash of its data, so that they could be checked.
     """
 
     names: list[str]
@@ -43,16 +44,18 @@ class FileSplit:
 def split_of_file(
     labels: Labels, class_names: Sequence[str], options: Mapping[str, Any], content: Callable[[], str]
 ) -> FileSplit:
-    """Do as a partition file says. A set of the server's that it does not name is drawn from what no client holds.
+    """Split a training set as a partition file specifies.
+
+    If the file does not name the meta or validation set, the set is drawn from examples that no client holds.
 
     Args:
         labels: Labels of the whole training set, shape (N,).
         class_names: One name per class.
         options: ``partition_file``, ``num_meta_per_class``, ``num_val_per_class`` and ``seed`` are used.
-        content: Returns the hash of the data; called if the file says of which it is.
+        content: Returns the hash of the data; called if the file contains the hash of its data.
 
     Raises:
-        ValueError: If the file cannot be read, is of other data, or its sets are not as large as the options say.
+        ValueError: If the file cannot be read, belongs to other data, or its sets do not have the sizes in the options.
     """
     found = read_partition(Path(os.path.expanduser(options["partition_file"])))
     found.require_data(len(labels), "" if found.content is None else content())

@@ -1,4 +1,4 @@
-"""``Holdings``: who holds which examples, by the split that a data module has made."""
+"""``Holdings``: the clients and their examples, according to the split of a data module."""
 
 import hashlib
 from abc import abstractmethod
@@ -22,11 +22,11 @@ from fedamm_pl.data.split import FederatedSplit
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What a server has been told of a client whose examples lie on another machine.
+    """Information at the server about a client whose examples are on another machine.
 
     Attributes:
-        size: How many it trains on; 0 while it has not been heard of.
-        class_counts: How many of each class, by class index; None if it has not told.
+        size: Number of examples on which it trains; 0 until it has reported.
+        class_counts: Number of examples of each class, by class index; None if it has not reported them.
     """
 
     size: int
@@ -34,7 +34,7 @@ class Elsewhere:
 
 
 class Holdings(CentralLoaders):
-    """What is asked of a split: clients, their names and counts, the sets apart from theirs, and what nobody holds."""
+    """Properties of a split: clients, their names and counts, the separate sets, and the examples left over."""
 
     _images: ImageData | None
     _split: FederatedSplit
@@ -44,7 +44,7 @@ class Holdings(CentralLoaders):
 
     @abstractmethod
     def setup(self, stage: str = "fit") -> None:
-        """Load the examples and split them; once only."""
+        """Load the examples and split them; later calls do nothing."""
 
     @cached_property
     def examples_hash(self) -> str:
@@ -53,12 +53,12 @@ class Holdings(CentralLoaders):
 
     @property
     def content_hash(self) -> str:
-        """The same with whose each example is, where the data say so."""
+        """A short hash of all examples, and of the client of each example if the data name it."""
         return content_hash(self.examples_hash, self.images.clients)
 
     @property
     def info(self) -> ImageInfo:
-        """What the trained module must know of the images, in primitive types."""
+        """Information about the images that the trained module needs, in primitive types."""
         self.setup()
         return self._info
 
@@ -69,20 +69,20 @@ class Holdings(CentralLoaders):
 
     @property
     def client_names(self) -> list[str]:
-        """The name of each client; its number where nobody has named it."""
+        """The name of each client, or its number if it has no name."""
         self.setup()
         return self._split.client_names
 
     @property
     def partition_json(self) -> bytes:
-        """The content of a file by which another run, with from_file, shares out these data alike."""
+        """The content of a file with which another run, with partition from_file, splits these data in the same way."""
         images = self.images
         rows = {part: mine.numpy() for part, mine in (images.rows or {}).items()}
         return self._split.partition_json(len(images.train_labels), self.examples_hash, rows)
 
     @cached_property
     def partition_hash(self) -> str:
-        """A short hash of who holds what, where it does not follow from options and data alone; empty where it does."""
+        """A short hash of the partition, or an empty text if the partition follows from options and data alone."""
         if self.hparams["partition"] in SIMULATED:
             return ""
         return hashlib.sha256(self.partition_json).hexdigest()[:16]
@@ -95,13 +95,14 @@ class Holdings(CentralLoaders):
         return len(self._client_indices[client_id])
 
     def hold_elsewhere(self, clients: Mapping[str, Elsewhere]) -> None:
-        """Take it that all examples for training lie with clients on other machines; again when their sizes have changed.
+        """Declare that all training examples are on other machines, at clients; call it again when their sizes change.
 
-        Meta, validation and test set are what is here. The rest of the training examples here is used by nobody. Class counts and shot
-        groups become those of the clients together if all have told theirs, else they stay those of the examples here.
+        The meta, validation and test sets are those on this machine; its other training examples are not used. Class
+        counts and shot groups become those of all clients together if every client has reported its counts; otherwise
+        they remain those of the examples on this machine.
 
         Args:
-            clients: Name -> what is known of the client; all that the federation has, in its order.
+            clients: Name -> information about the client, for all clients of the federation, in its order.
         """
         self.setup()
         before, self._elsewhere, none = self._elsewhere, dict(clients), np.empty(0, dtype=np.int64)
@@ -123,25 +124,28 @@ class Holdings(CentralLoaders):
 
     @property
     def knows_class_counts(self) -> bool:
-        """Whether ``class_counts`` are those of the clients, not only of what lies here."""
+        """Whether ``class_counts`` are those of the clients, not of the examples on this machine."""
         return self._elsewhere is None or all(one.class_counts is not None for one in self._elsewhere.values())
 
     @property
     def imbalance_factor(self) -> float:
-        """Smallest over largest class among the images that clients hold; 0 where a class has none."""
+        """Smallest class size divided by the largest, among the images that clients hold; 0 if a class has none."""
         counts = self.info["class_counts"]
         return min(counts) / max(counts)
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is a validation set; the data are not loaded for it, so of data that bring one only after ``setup``."""
+        """Whether there is a validation set.
+
+        This does not load the data; a validation set that belongs to the data is therefore known only after ``setup``.
+        """
         return self.hparams["num_val_per_class"] > 0 or (
             self._images is not None and self._images.val_labels is not None
         )
 
     @property
     def validation(self) -> tuple[Source, Tensor, Tensor]:
-        """Examples, their labels, and the indices of those of the validation set, shape (V,); none where there is no such set."""
+        """Examples, their labels, and the indices of the validation set, shape (V,); no indices if there is none."""
         images = self.images
         if images.val_images is not None and images.val_labels is not None:
             return images.val_images, images.val_labels, torch.arange(len(images.val_labels))
@@ -149,25 +153,25 @@ class Holdings(CentralLoaders):
 
     @property
     def local_test(self) -> list[Tensor]:
-        """Indices of the training examples that each client has held out, K of shape (n_k,); empty where none does."""
+        """Indices of the training examples that each client has held out, K of shape (n_k,); empty if none has."""
         self.setup()
         return [torch.from_numpy(mine) for mine in self._split.local_test]
 
     @property
     def unused_images(self) -> int:
-        """Training images that the partition leaves over, so that nobody uses them."""
+        """Number of training images that the partition leaves over and that are not used."""
         self.setup()
         return sum(self._split.unused)
 
     @property
     def left_over(self) -> str:
-        """The same in words; empty where nothing is left over."""
+        """Description of the unused images; empty if there are none."""
         self.setup()
         return self._split.left_over
 
     @property
     def client_class_counts(self) -> npt.NDArray[np.int64]:
-        """Training examples of each class at each client, shape (K, C); (0, C) where clients have not told theirs."""
+        """Training examples of each class at each client, shape (K, C); (0, C) if clients have not reported theirs."""
         if self._elsewhere is not None:
             told = [one.class_counts for one in self._elsewhere.values()] if self.knows_class_counts else []
             return np.array(told, dtype=np.int64).reshape(len(told), len(self.images.class_names))

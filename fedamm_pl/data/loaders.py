@@ -1,4 +1,4 @@
-"""The loaders that a plain Lightning Trainer asks for, shared out where several processes train (DDP)."""
+"""The loaders for a plain Lightning Trainer; if several processes train (DDP), each gets its part of every batch."""
 
 import logging
 from abc import abstractmethod
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 class CentralLoaders(StoredData):
     """Loaders over the union of all clients, the meta set, the validation set and the test set.
 
-    While a Trainer of several processes runs, each process gets its part of every batch; called by hand, they hold all.
+    While a Trainer with several processes runs, each process gets its part of every batch. Otherwise the loaders return
+    entire batches.
     """
 
     _train: Tensor
@@ -33,7 +34,7 @@ class CentralLoaders(StoredData):
     @property
     @abstractmethod
     def images(self) -> ImageData:
-        """All images; makes the indices ``_train`` and ``_meta`` too."""
+        """All images; this also sets the indices ``_train`` and ``_meta``."""
 
     @property
     @abstractmethod
@@ -41,7 +42,7 @@ class CentralLoaders(StoredData):
         """The training transform."""
 
     def train_dataloader(self) -> BatchLoader | dict[str, BatchLoader | Passes]:
-        """Return the union of all clients; with the meta set beside it for a module that asks for one.
+        """Return the union of all clients, together with the meta set for a module that trains on it.
 
         With ``overfit_batches`` the batches are always the same, in order and unaugmented.
         """
@@ -61,12 +62,15 @@ class CentralLoaders(StoredData):
         self.require_meta_set()
         meta = loader(self._meta, "meta", len(self._meta))
         _say_left_out(meta, "meta")
-        return {"train": train, "meta": Passes(meta, len(train))}  # as long, so that a share is one of both
+        return {
+            "train": train,
+            "meta": Passes(meta, len(train)),
+        }  # equally long, so that a fraction of the batches is the same fraction of both
 
     @property
     @abstractmethod
     def validation(self) -> tuple[Source, Tensor, Tensor]:
-        """Examples, their labels, and the indices of those of the validation set."""
+        """Examples, their labels, and the indices of the examples in the validation set."""
 
     @property
     @abstractmethod
@@ -80,7 +84,7 @@ class CentralLoaders(StoredData):
 
     @property
     def val_dataloader(self) -> Callable[[], Any]:
-        """A function that returns the validation set in order; where there is none, Lightning's own, so that a fit goes without."""
+        """A function that returns the validation set in order; without one Lightning's own, so that a fit skips it."""
         return self._validation_loader if self.has_validation else super().val_dataloader
 
     def _validation_loader(self) -> BatchLoader:
@@ -89,7 +93,7 @@ class CentralLoaders(StoredData):
         return BatchLoader(examples, labels, indices, self.hparams["test_batch_size"], "none", None, *place)
 
     def local_test_dataloader(self) -> BatchLoader:
-        """Return what the clients have held out, client after client, in order."""
+        """Return the examples that the clients have held out, client by client, in order."""
         images, indices = self.images, torch.cat(self.local_test)
         return BatchLoader(images.train_images, images.train_labels, indices, self.hparams["test_batch_size"])
 
@@ -114,7 +118,7 @@ class CentralLoaders(StoredData):
 
 
 def place_among_ranks(trainer: pl.Trainer | None) -> tuple[int, int]:
-    """Return which process this is and how many there are; one alone where no Trainer runs that asks for batches."""
+    """Return the rank of this process and the number of processes; (0, 1) if no Trainer is running."""
     state = getattr(trainer, "state", None)
     if trainer is None or state is None or state.status is not TrainerStatus.RUNNING:
         return 0, 1
@@ -122,7 +126,7 @@ def place_among_ranks(trainer: pl.Trainer | None) -> tuple[int, int]:
 
 
 def _say_left_out(loader: BatchLoader, name: str) -> None:
-    """Say how many images a pass leaves out, so that all processes get the same number of images."""
+    """Log how many images a pass leaves out, so that all processes get the same number of images."""
     if loader.left_out:
         rank_zero_only(log.warning)(
             "%d of %d %s examples, others in each epoch, are left out, so that all %d processes get equally many",

@@ -1,4 +1,4 @@
-"""What each client holds out of training, to test on its own examples."""
+"""The examples that each client holds out of training, to test on its own data."""
 
 import logging
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ def hold_out(
     fraction: float,
     seed: int,
 ) -> tuple[list[Indices], list[Indices]]:
-    """Divide the examples of each client into those that it trains on and those of its local test.
+    """Divide the examples of each client into training examples and local test examples.
 
-    A client of n examples holds out the nearest whole number to ``fraction * n``, but 1 at least and n - 1 at most; one with a
-    single example holds out none. Each of its classes gives its share, rounded up or down, and every example is as likely to be
-    held out as any other. A client's draw depends on the seed and its own examples alone.
+    A client with n examples holds out the whole number nearest to ``fraction * n``, but at least 1 and at most n - 1; a
+    client with a single example holds out none. Each of its classes contributes its share, rounded up or down, and
+    every example is equally likely to be held out. The draw of a client depends only on the seed and its own examples.
 
     Args:
         clients: Indices of each client.
@@ -33,7 +33,8 @@ def hold_out(
         seed: Seed of the draws.
 
     Returns:
-        Sorted indices of each client for training, and for its local test; of the latter no list at all where the fraction is 0.
+        Sorted indices of each client for training, and for its local test; the second list is empty if the fraction is
+        0.
     """
     if not fraction:
         return list(clients), []
@@ -53,7 +54,7 @@ def hold_out(
 
 
 def _stratified(mine: Indices, labels: npt.NDArray[np.integer], fraction: float, rng: np.random.Generator) -> Indices:
-    """Draw every so many-th of the examples, sorted by class and in random order within each."""
+    """Draw examples at equal intervals from the list sorted by class, in random order within each class."""
     number = min(max(int(fraction * len(mine) + 0.5), 1), len(mine) - 1)
     if number < 1:
         return mine[:0]

@@ -1,4 +1,4 @@
-"""Long-tailed class profiles, and the balanced meta and validation sets (Cui et al., CVPR 2019; Qian et al., FedAMM)."""
+"""Long-tailed class profiles, balanced meta and validation sets (Cui et al., CVPR 2019; Qian et al., FedAMM)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LongTailSplit:
-    """Indices of the examples kept for training, of those held by the server, and of those kept for validation.
+    """Indices of the examples for training, of the server's meta set, and of the validation set.
 
     Attributes:
         train: Sorted indices of the long-tailed training set.
@@ -29,7 +29,7 @@ class LongTailSplit:
 
 
 def long_tail_counts(num_classes: int, largest: float, imbalance_factor: float, profile: Profile) -> list[int]:
-    """Return the number of examples that the class of each rank keeps.
+    """Return the number of examples that the class at each rank keeps.
 
     ``exponential``: ``int(largest * imbalance_factor ** (rank / (num_classes - 1)))``. ``step``: the first half of the
     ranks keep ``int(largest)``, the others ``int(largest * imbalance_factor)``. ``none``: no bound.
@@ -38,7 +38,8 @@ def long_tail_counts(num_classes: int, largest: float, imbalance_factor: float, 
         num_classes: Number of classes C.
         largest: Examples of the class of rank 0, ``(N - (m + v) * C) / C`` for a balanced set of N with m meta and v
             validation images per class.
-        imbalance_factor: Smallest over largest class, in (0, 1]; papers print its reciprocal as IF.
+        imbalance_factor: Size of the smallest class divided by that of the largest, in (0, 1]; papers give its
+            reciprocal as IF.
         profile: The shape of the tail.
 
     Returns:
@@ -79,7 +80,7 @@ def long_tail_split(
     largest_class: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> LongTailSplit:
-    """Take the meta set and the validation set out of a training set and give the rest a long tail.
+    """Take the meta set and the validation set out of a training set, and cut the rest to a long tail.
 
     Args:
         labels: Labels of the whole training set, shape (N,), in ``0..num_classes - 1``.
@@ -87,10 +88,10 @@ def long_tail_split(
         rng: Source of all draws.
         num_meta_per_class: Images m per class that the server keeps; 0 for none.
         num_val_per_class: Images v per class for validation; 0 for none.
-        imbalance_factor: Smallest over largest class, in (0, 1].
+        imbalance_factor: Size of the smallest class divided by that of the largest, in (0, 1].
         profile: The shape of the tail, see :func:`long_tail_counts`.
-        shuffle_ranks: Draw which class is how frequent; without it rank = class index.
-        ranks_by_size: Rank classes by their own sizes, largest first (ties by index).
+        shuffle_ranks: Assign ranks to classes at random; otherwise rank = class index.
+        ranks_by_size: Rank classes by their sizes in the data, largest first (ties by index).
         largest_class: Examples of the class of rank 0; None: (N - (m + v) * C) / C.
         class_names: Names for error messages.
 

@@ -1,4 +1,4 @@
-"""``OwnData``: what one client of a federation of several machines holds, read from files of its own."""
+"""``OwnData``: the data of one client in a federation of several machines, read from the client's files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,18 +14,21 @@ from fedamm_pl.data.transforms import Augmentation
 
 
 class OwnData:
-    """All training examples in a client's own files, with its classes numbered as the server numbers them.
+    """All training examples in a client's files, with the server's numbering of the classes.
 
-    The files may lack classes, and need no test set: nothing is held out. Where they mark examples for validation or testing, the
-    client does not train on them. Classes are matched by their names, features by their order.
+    The files may lack some classes. They need no test set, and nothing is held out. If they mark examples for
+    validation or testing, the client does not train on these. Classes are matched by their names, features by their
+    order.
 
     Args:
-        options: Those of :class:`~fedamm_pl.data.datamodule.FederatedDataModule`; they say what is read, and how batches are made.
+        options: Options of :class:`~fedamm_pl.data.datamodule.FederatedDataModule` for reading the data and for the
+            batches.
         class_names: The server's classes.
         shape: The server's shape of an example, (C, H, W) or (D,).
 
     Raises:
-        ValueError: If the files cannot be read, hold a class that the server does not know, or examples of another shape.
+        ValueError: If the files cannot be read, or hold a class that the server does not know or examples of another
+            shape.
     """
 
     def __init__(self, options: Mapping[str, Any], class_names: Sequence[str], shape: Sequence[int]) -> None:
@@ -45,7 +48,7 @@ class OwnData:
 
     @property
     def num_examples(self) -> int:
-        """Number n of its examples."""
+        """Number n of the client's examples."""
         return len(self._labels)
 
     def to(self, device: torch.device) -> None:
@@ -54,7 +57,7 @@ class OwnData:
             self._images, self._labels = self._images.to(device), self._labels.to(device)
 
     def client(self, client_id: int) -> ClientData:
-        """Return the data; it is one client's, whichever that is."""
+        """Return the data, which are the same for any client id."""
         default: Augmentation = "none" if is_features(self._images) else "crop_flip"
         return ClientData(
             self._images,

@@ -1,4 +1,4 @@
-"""The split of a training set: its meta and validation sets, its long tail, its clients, and what none of them holds."""
+"""The split of a training set: meta and validation sets, long tail, clients, and the examples that are left over."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ from fedamm_pl.data.partitions.natural import by_client, shown_name
 from fedamm_pl.seeding import numpy_generator
 
 BALANCED_UP_TO = 2
-"""Classes that differ in size by more are long-tailed already: cutting them again is worth a warning."""
+"""Classes whose sizes differ by a larger factor are already long-tailed; a warning is logged if they are cut again."""
 SILENT_UP_TO = 0.05
-"""Share of the images that a partition may leave over without a warning; it is reported in any case."""
+"""Share of the images that a partition may leave over without a warning; it is reported in either case."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FederatedSplit:
-    """Who holds which examples of a training set.
+    """The division of a training set among clients and server.
 
     Attributes:
         clients: Sorted indices of each client.
@@ -34,10 +34,10 @@ class FederatedSplit:
         meta: Indices of the balanced meta set, grouped by class.
         class_counts: Images per class that clients hold, by class index.
         unused: Images per class that the partition leaves over.
-        left_over: The same in words; empty where nothing is left over.
-        client_names: The name of each client; its number where nobody has named it.
+        left_over: Description of the unused images; empty if there are none.
+        client_names: The name of each client, or its number if it has no name.
         validation: Indices of the balanced validation set, grouped by class.
-        local_test: Sorted indices of what each client holds out of training for tests of its own; empty where none does.
+        local_test: Sorted indices of the examples that each client holds out for local tests; empty if no client does.
     """
 
     clients: list[Indices]
@@ -51,12 +51,12 @@ class FederatedSplit:
     local_test: list[Indices] = field(default_factory=list)
 
     def partition_json(self, num_examples: int, content: str, rows: Mapping[str, Indices]) -> bytes:
-        """Return the content of a partition file that makes this split.
+        """Return the content of a partition file that reproduces this split.
 
         Args:
-            num_examples: Of the whole training set.
+            num_examples: Size of the whole training set.
             content: Hash of the data.
-            rows: Name of a part -> which rows of the file its examples were; may be empty.
+            rows: Name of a part of the data -> the rows of the file that contain its examples; may be empty.
         """
         clients = dict(zip(self.client_names, self.clients, strict=True))
         local_test = dict(zip(self.client_names, self.local_test, strict=True)) if self.local_test else {}
@@ -72,17 +72,18 @@ def federated_split(
     owners: Sequence[str] | None = None,
     content: Callable[[], str] = str,
 ) -> FederatedSplit:
-    """Take out the meta set and the validation set, cut the tail, share the rest out to clients; each holds out its local test.
+    """Split a training set into the meta set, the validation set, and each client's training and local test examples.
 
-    Or do as a partition file says.
+    First the meta and validation sets are taken out. Then the tail is cut, the rest is divided among the clients, and
+    each client holds out its local test. With ``partition`` from_file, the split is read from a partition file instead.
 
-    What would surprise is logged: a tail that is cut a second time, a meta or validation set that takes most of a class, images
-    and classes that no client holds, clients without images.
+    Unexpected results are logged: a tail that is cut a second time, a meta or validation set that takes most of a
+    class, images and classes that no client holds, and clients without images.
 
     Args:
         labels: Labels of the whole training set, shape (N,).
         class_names: One name per class.
-        options: Those of :class:`~fedamm_pl.data.datamodule.FederatedDataModule`.
+        options: Options of :class:`~fedamm_pl.data.datamodule.FederatedDataModule`.
         owners: The name of each training example's client, length N, for by_client.
         content: Returns the hash of the data, for from_file.
 
@@ -229,5 +230,5 @@ def _warn_of_a_second_cut(
 
 
 def shortened(listed: Sequence[object], shown: int = 10) -> str:
-    """Format a list of which the first few are shown."""
+    """Format the first elements of a list."""
     return ", ".join(map(str, listed[:shown])) + (", ..." if len(listed) > shown else "")

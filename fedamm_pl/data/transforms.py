@@ -22,7 +22,7 @@ def draw_augmentation(num_images: int, generator: torch.Generator, augmentation:
         augmentation: ``crop_flip``, ``crop`` (never flipped) or ``none``.
 
     Returns:
-        Integers of shape (N, 3): row offset and column offset in 0..8, and 1 where the image is flipped.
+        Integers of shape (N, 3): row offset and column offset in 0..8, and 1 if the image is flipped.
     """
     offsets = torch.randint(2 * PADDING + 1, (num_images, 2), generator=generator)
     flips = torch.randint(2, (num_images, 1), generator=generator)
@@ -38,14 +38,14 @@ def draw_augmentation(num_images: int, generator: torch.Generator, augmentation:
 
 
 def augment(images: Tensor, draws: Tensor) -> Tensor:
-    """Crop each image at its offset out of its zero-padded self, and mirror it where drawn.
+    """Crop each image, padded with zeros, at its offset, and flip it horizontally if drawn.
 
     Args:
         images: Images of shape (N, C, H, W).
-        draws: What :func:`draw_augmentation` returned, on the device of the images.
+        draws: The result of :func:`draw_augmentation`, on the device of the images.
 
     Returns:
-        Images of the same shape and type. Offsets of 4 without a flip give the images themselves.
+        Images of the same shape and type. Offsets of 4 without a flip return the images unchanged.
     """
     num_images, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (PADDING,) * 4)
@@ -57,11 +57,11 @@ def augment(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn uint8 images into normalised floating point ones.
+    """Convert uint8 images to normalised floating-point images.
 
     Args:
         images: uint8 images of shape (N, C, H, W).
-        mean: Channel means in [0, 1], shape (C,); its type is that of the result.
+        mean: Channel means in [0, 1], shape (C,); the result has the same type.
         std: Channel standard deviations, shape (C,).
 
     Returns:
@@ -72,20 +72,21 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1] != len(mean):
         raise ValueError(f"Expected images of shape (B, {len(mean)}, H, W), got {tuple(images.shape)}.")
-    # in place, on a copy: a third of the time
+    # in place, on a copy: takes a third of the time
     return images.to(mean.dtype, copy=True).div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def standardize(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return features with the mean taken away, divided by the standard deviation, in float32 or better.
+    """Subtract the mean from features and divide by the standard deviation, in float32 or better.
 
     Args:
-        features: Raw ones of shape (B, D).
-        mean: Their means, shape (D,), in float32 or better: in less, a mean much larger than the deviation would swallow it.
+        features: Raw features of shape (B, D).
+        mean: Their means, shape (D,), in float32 or better; with less precision, small deviations from a large mean
+            would be lost.
         std: Their standard deviations, shape (D,).
 
     Raises:
-        ValueError: If there are other than D features.
+        ValueError: If the number of features is not D.
     """
     if features.shape[1:] != mean.shape:
         raise ValueError(f"Expected features of shape (B, {len(mean)}), got {tuple(features.shape)}.")
@@ -93,15 +94,15 @@ def standardize(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def require_suited(shape: Sequence[int], augmentation: Augmentation | None) -> None:
-    """Refuse a crop that can shift an image away whole, as it would the features of a table in the form of images.
+    """Check that a crop cannot shift an image out completely, as it could with table features in the form of images.
 
     Args:
-        shape: Of one example: (C, H, W), or (D,) for features.
+        shape: Shape of one example: (C, H, W), or (D,) for features.
         augmentation: The training transform; None: crop_flip for images, none for features.
 
     Raises:
-        ValueError: If ``augmentation`` crops, and the examples are features or an image is not larger than the padding, in
-            both directions.
+        ValueError: If ``augmentation`` crops, and the examples are features or an image is not larger than the padding,
+            in both directions.
     """
     if len(shape) == 1:
         if augmentation not in (None, "none"):
@@ -119,11 +120,11 @@ def require_suited(shape: Sequence[int], augmentation: Augmentation | None) -> N
 def channel_statistics(images: Source, indices: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to [0, 1].
 
-    A constant channel gets a standard deviation of 1, so that normalising it divides by no zero.
+    A constant channel gets a standard deviation of 1, so that normalisation does not divide by zero.
 
     Args:
         images: The images.
-        indices: Those that count, shape (n,); by default all.
+        indices: Indices of the images to use, shape (n,); by default all.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     indices = torch.arange(len(images)) if indices is None else indices
@@ -145,15 +146,15 @@ def channel_statistics(images: Source, indices: Tensor | None = None) -> tuple[t
 def feature_statistics(features: Source, indices: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each of the D features (N, D), computed in float64.
 
-    A constant feature gets a standard deviation of 1, so that standardising divides by no zero.
+    A constant feature gets a standard deviation of 1, so that standardisation does not divide by zero.
 
     Args:
         features: The features.
-        indices: Those that count, shape (n,).
+        indices: Indices of the examples to use, shape (n,).
     """
     parts = torch.split(indices, max(1, 2**22 // features.shape[1]))
     mean = sum(part.double().sum(0) for part in stream(features, parts)) / len(indices)
     square = sum((part.double() - mean).square().sum(0) for part in stream(features, parts)) / len(indices)
     std = torch.as_tensor(square).sqrt()
-    constant = (std <= 1e-12 * torch.as_tensor(mean).abs()) | (std.float() == 0)  # modules hold it in float32
+    constant = (std <= 1e-12 * torch.as_tensor(mean).abs()) | (std.float() == 0)  # modules store it in float32
     return tuple(torch.as_tensor(mean).tolist()), tuple(std.where(~constant, 1).tolist())

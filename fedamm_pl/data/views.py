@@ -1,4 +1,4 @@
-"""Two views of a batch of uint8 images, a weak and a strong one, as batched tensor operations on the device of the images."""
+"""A weak and a strong view of a batch of uint8 images, as batched tensor operations on the device of the images."""
 
 import torch
 from torch import Tensor
@@ -6,20 +6,20 @@ from torch import Tensor
 from fedamm_pl.data.transforms import Augmentation, augment, draw_augmentation
 
 STRONG_DEGREES = 30.0
-"""How far the strong view of images that are not in colour turns."""
+"""Maximum rotation in the strong view of images that are not in colour."""
 SHARING = 8
-"""Images that share a draw of the AutoAugment policy."""
+"""Number of images that share a draw of the AutoAugment policy."""
 
 
 def turn(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn each image about its centre; to the nearest pixel, black where it was beyond the edge.
+    """Rotate each image about its centre, with nearest-neighbour sampling and black where there is no image.
 
     Args:
         images: Images of shape (N, C, H, W).
-        degrees: Counter-clockwise, shape (N,).
+        degrees: Counter-clockwise angles, shape (N,).
 
     Returns:
-        Images of the same shape and type. 0 degrees give the images themselves.
+        Images of the same shape and type. 0 degrees return the images unchanged.
     """
     (number, channels, height, width), device = images.shape, images.device
     angles = torch.deg2rad(degrees.to(device, torch.float32))[:, None, None]
@@ -38,7 +38,7 @@ def cut_out(images: Tensor, centres: Tensor) -> Tensor:
 
     Args:
         images: Images of shape (N, C, H, W).
-        centres: Row and column of its middle, integers of shape (N, 2); what lies beyond the edge is not seen.
+        centres: Row and column of its centre, integers of shape (N, 2); parts beyond the edge of the image are ignored.
     """
     (height, width), device = images.shape[2:], images.device
     centres = centres.to(device)
@@ -51,12 +51,12 @@ def cut_out(images: Tensor, centres: Tensor) -> Tensor:
 
 
 def weak_view(images: Tensor, augmentation: Augmentation, degrees: float, generator: torch.Generator) -> Tensor:
-    """Return images with the training transform, turned at random.
+    """Return images with the training transform and a random rotation.
 
     Args:
         images: uint8 images (N, C, H, W).
-        augmentation: The training transform; none if they have it already.
-        degrees: How far they turn at most, to both sides; 0: not at all.
+        augmentation: The training transform; none if the images have it already.
+        degrees: Maximum rotation in both directions; 0: no rotation.
         generator: Source of the draws.
     """
     if augmentation != "none":
@@ -65,10 +65,10 @@ def weak_view(images: Tensor, augmentation: Augmentation, degrees: float, genera
 
 
 def strong_view(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return images with the training transform, changed much, and a hole of half their height and width.
+    """Return images with the training transform, strong changes, and a hole of half their height and width.
 
-    Colour images (three channels) are changed by AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019), redrawn for
-    every :data:`SHARING` images; others are turned by up to 30 degrees.
+    Colour images (three channels) are changed by AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019), with a
+    new draw for every :data:`SHARING` images; other images are rotated by up to 30 degrees.
 
     Args:
         images: uint8 images (N, C, H, W).
@@ -91,7 +91,7 @@ def _auto_augmented(parts: tuple[Tensor, ...], seed: int) -> list[Tensor]:
     from torchvision.transforms import v2  # takes a while to load
 
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
-    with torch.random.fork_rng(devices=[]):  # it draws from the global state, on the CPU
+    with torch.random.fork_rng(devices=[]):  # the policy draws from the global state, on the CPU
         torch.default_generator.manual_seed(seed)
         return [policy(part) for part in parts]
 
