@@ -1,4 +1,4 @@
-"""Partitions of a labelled training set over clients, by name: simulated ones, and functions of the user's own."""
+"""Partitions of a labelled training set over clients, by name: simulated ones, and user-defined functions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from fedamm_pl.hints import similar
 from fedamm_pl.seeding import numpy_generator
 
 NUM_CLIENTS = 20
-"""Clients of a simulated partition where nothing else is asked for."""
+"""Default number of clients of a simulated partition."""
 SIMULATED = (
     "by_num_classes",
     "by_dirichlet",
@@ -23,11 +23,11 @@ SIMULATED = (
     "iid",
 )
 EQUAL = ("by_num_classes", "by_dirichlet_balanced", "by_shards")
-"""Partitions that leave images over, since all clients hold the same number of images."""
+"""Partitions that leave images over, because all clients hold the same number of images."""
 MIN_SIZED = ("by_dirichlet", "by_local_long_tail")
-"""Partitions that heed ``min_client_size``."""
+"""Partitions that use ``min_client_size``."""
 NAMED = ("by_client", "from_file")
-"""Partitions that bring their clients."""
+"""Partitions with given clients."""
 EXPECTED = (
     f"Expected `partition` to be one of {', '.join((*SIMULATED, *NAMED))}, or the import path of a function "
     "f(labels, num_clients, rng)"
@@ -35,10 +35,10 @@ EXPECTED = (
 
 
 def require_partition(name: str, partition_file: str) -> None:
-    """Check the name of a partition, and that there is a file where it asks for one.
+    """Check the name of a partition, and that a file is given if and only if the partition needs one.
 
     Raises:
-        ValueError: If there is no such partition, or a file too many or too few.
+        ValueError: If there is no such partition, or a file is missing or not needed.
     """
     if name not in (*SIMULATED, *NAMED) and "." not in name:
         meant = similar(name, (*SIMULATED, *NAMED))
@@ -50,10 +50,10 @@ def require_partition(name: str, partition_file: str) -> None:
 
 
 def partition(labels: Labels, options: Mapping[str, Any]) -> list[Indices]:
-    """Share the examples out to clients, by the name of the partition that is asked for.
+    """Divide the examples among clients with the partition named in the options.
 
     Raises:
-        ValueError: If there is no such partition, or an option of it is out of range.
+        ValueError: If there is no such partition, or one of its options is out of range.
     """
     num_clients = NUM_CLIENTS if options["num_clients"] is None else options["num_clients"]
     name, alpha, smallest = options["partition"], options["dirichlet_alpha"], options["min_client_size"]

@@ -1,4 +1,4 @@
-"""Two further partitions by the Dirichlet distribution: in blocks of ten clients, and with clients of equal size."""
+"""Two further partitions with the Dirichlet distribution: in blocks of ten clients, and with clients of equal size."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,27 +7,30 @@ from fedamm_pl.data.long_tail import Indices
 from fedamm_pl.data.partitions.simulated import Labels, require_alpha, require_clients
 
 BLOCK = 10
-"""Clients that share out a block of the training set by themselves."""
+"""Number of clients among which a block of the training set is divided."""
 MAX_BLOCK_REDRAWS = 10_000
-"""How often a block is redrawn; with a long tail of 100 and alpha 0.1, one draw in a thousand is even enough."""
+"""Number of times that a block is drawn.
+
+With an imbalance of 100 and alpha 0.1, about one draw in a thousand is even enough.
+"""
 
 
 def by_dirichlet_blocks(
     labels: Labels, num_clients: int, rng: np.random.Generator, *, alpha: float = 0.5
 ) -> list[Indices]:
-    """Dirichlet shares in blocks of ten clients, none of which gets much more than its part (Lin et al., FedDF, 2020).
+    """Draw Dirichlet shares in blocks of ten clients, so that no client gets much more than its part (FedDF, 2020).
 
-    The rule of CReFF (Shang et al., 2022) and of methods that compare with it. The examples are shuffled and cut into
-    ceil(K / 10) blocks of floor(10 N / K), the last of what is left; each serves ten clients, the last the remaining ones.
-    In a block of n examples and m clients, for the classes in order: draw p ~ Dir_m(alpha), set p_j to 0 for every client
-    that already holds n / m or more, normalise, and cut the class at floor(cumsum(p) * n_c). A block is redrawn until
-    its smallest client holds floor(n / (2 m)) or more.
+    This partition of Lin et al. is also used by CReFF (Shang et al., 2022) and by methods that compare with it. The
+    examples are shuffled and cut into ceil(K / 10) blocks of floor(10 N / K) examples for ten clients each; the last
+    block has the remaining examples for the remaining clients. In a block of n examples and m clients, for the classes
+    in order: draw p ~ Dir_m(alpha), set p_j to 0 for every client that already holds n / m or more, normalise, and cut
+    the class at floor(cumsum(p) * n_c). A block is redrawn until its smallest client holds floor(n / (2 m)) or more.
 
     Args:
         labels: Labels of the training set, shape (N,).
         num_clients: Number of clients K.
         rng: Source of all draws.
-        alpha: Concentration; the smaller, the fewer classes a client holds.
+        alpha: Concentration; with smaller values a client holds fewer classes.
 
     Returns:
         K disjoint, sorted index arrays that hold every example.
@@ -50,7 +53,7 @@ def by_dirichlet_blocks(
 def _shared_out(
     labels: Labels, block: Indices, num_clients: int, rng: np.random.Generator, alpha: float
 ) -> list[Indices]:
-    """Share out one block; its examples are in random order."""
+    """Divide one block among its clients; its examples are in random order."""
     members = [block[labels[block] == label] for label in np.unique(labels[block])]
     smallest = len(block) // (2 * num_clients)
     for _ in range(MAX_BLOCK_REDRAWS):
@@ -78,18 +81,19 @@ def _shared_out(
 def by_dirichlet_balanced(
     labels: Labels, num_clients: int, rng: np.random.Generator, *, alpha: float = 0.5
 ) -> list[Indices]:
-    """Clients of equal size, each with class proportions q ~ Dir(alpha * p) of its own (Hsu et al., 2019).
+    """Create clients of equal size, each with separately drawn class proportions q ~ Dir(alpha * p) (Hsu et al., 2019).
 
-    N - K * floor(N / K) examples are left out first, at random, and stay unused. p are the proportions of the classes in the
-    others. In client order: draw q, then floor(N / K) examples one by one, their classes by q; a class that is used up gets
-    proportion 0 from then on, and the others are normalised. Where q has nothing left, classes are drawn by what is left of
-    them: the last clients take what the others leave.
+    First, N - K * floor(N / K) examples are left out at random and stay unused; p are the class proportions of the
+    others. For each client in order: draw q, and then floor(N / K) examples one by one, with classes drawn from q. A
+    class that is used up gets proportion 0 from then on, and the other proportions are normalised. If all classes with
+    a positive proportion are used up, classes are drawn in proportion to their remaining examples; the last clients
+    thus get the examples that the others left.
 
     Args:
         labels: Labels of the training set, shape (N,).
         num_clients: Number of clients K.
         rng: Source of all draws.
-        alpha: Concentration; the smaller, the fewer classes a client holds.
+        alpha: Concentration; with smaller values a client holds fewer classes.
 
     Returns:
         K disjoint, sorted index arrays of equal length.
@@ -100,7 +104,9 @@ def by_dirichlet_balanced(
     require_clients(labels, num_clients)
     require_alpha(alpha)
     size = len(labels) // num_clients
-    kept = rng.permutation(len(labels))[: num_clients * size]  # what is left at the end would be of the rarest classes
+    kept = rng.permutation(len(labels))[
+        : num_clients * size
+    ]  # examples left over at the end would come from the rarest classes
     members = [kept[labels[kept] == label] for label in np.unique(labels[kept])]
     sizes = np.array([len(mine) for mine in members])
     taken = np.zeros_like(sizes)
@@ -114,7 +120,7 @@ def by_dirichlet_balanced(
 
 
 def _proportions(prior: npt.NDArray[np.float64], alpha: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draw from Dir(alpha * prior), also where its arithmetic underflows or overflows: one class, or the prior itself."""
+    """Draw from Dir(alpha * prior); if its arithmetic underflows or overflows, return one class or the prior itself."""
     drawn = rng.dirichlet(alpha * prior) if (alpha * prior > 0).all() else np.full_like(prior, np.nan)
     if np.isfinite(drawn).all() and drawn.sum() > 0.5:
         return drawn
@@ -124,12 +130,12 @@ def _proportions(prior: npt.NDArray[np.float64], alpha: float, rng: np.random.Ge
 def _drawn_counts(
     proportions: npt.NDArray[np.float64], left: npt.NDArray[np.int64], size: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Draw classes one by one until there are ``size``, none more often than there is left of it; return the counts."""
+    """Draw ``size`` classes one by one, each at most as often as it has examples left, and return the counts."""
     counts = np.zeros_like(left)
     while (missing := size - int(counts.sum())) > 0:
         open_ = np.where(counts < left, proportions, 0)
         if not open_.sum() > 0:
             open_ = (left - counts).astype(np.float64)
-        # a draw of a class that is used up is drawn again in the next pass
+        # draws of a class that is used up are repeated in the next pass
         counts = np.minimum(counts + rng.multinomial(missing, open_ / open_.sum()), left)
     return counts

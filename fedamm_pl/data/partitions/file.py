@@ -1,4 +1,4 @@
-"""Partitions in JSON files: who holds which training examples, written by every run and read back as they are."""
+"""Partitions in JSON files: the training examples of each client; every run writes one, and runs can read them."""
 
 import json
 from collections import Counter
@@ -15,25 +15,25 @@ from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_m
 
 FORMAT = 1
 MAX_BYTES = 1_000_000_000
-"""Of a file: more than a hundred million examples have."""
+"""Maximum size of a file; a hundred million examples take less."""
 SETS = ("meta", "validation")
-"""Lists of examples beside the clients'."""
+"""Lists of examples in addition to those of the clients."""
 
 
 @dataclass(frozen=True)
 class PartitionFile:
-    """What a partition file says.
+    """The content of a partition file.
 
     Attributes:
         path: The file.
         clients: Name -> sorted indices of the client's training examples, in the order of the file.
-        meta: Indices of the meta set in the order of the file; None where it names none.
-        validation: The same of the validation set.
-        local_test: Name -> sorted indices of the examples that the client keeps for tests of its own; may be empty.
-        num_examples: Of the training set that it is of; None in a plain file.
-        content: Hash of the data that it is of; None in a plain file.
-        rows: Name of a part of the data (train, val, test) -> which rows of the file its examples were. It is written for other
-            programs, and not read.
+        meta: Indices of the meta set in the order of the file; None if the file names none.
+        validation: Indices of the validation set, likewise.
+        local_test: Name -> sorted indices of the examples that the client keeps for local tests; may be empty.
+        num_examples: Size of the training set to which the file belongs; None in a plain file.
+        content: Hash of the data to which the file belongs; None in a plain file.
+        rows: Name of a part of the data (train, val, test) -> the rows of the data file that contain its examples. This
+            is written for other programs, and not read.
     """
 
     path: Path
@@ -46,20 +46,20 @@ class PartitionFile:
     rows: Mapping[str, Indices] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[str, Indices]]:
-        """Yield every list of examples with what messages call it."""
+        """Yield every list of examples with its name in messages."""
         yield from ((f"client {name!r}", mine) for name, mine in self.clients.items())
         yield from ((f"the local test set of client {name!r}", mine) for name, mine in self.local_test.items())
         yield from ((f"the {name} set", mine) for name in SETS if (mine := getattr(self, name)) is not None)
 
     def require_data(self, num_examples: int, content: str) -> None:
-        """Check that the file is of these data.
+        """Check that the file belongs to these data.
 
         Args:
-            num_examples: Of the training set.
+            num_examples: Size of the training set.
             content: Hash of the data.
 
         Raises:
-            UnusableFileError: If it is of others, or names an example that does not exist.
+            UnusableFileError: If it belongs to other data, or contains an index that does not exist.
         """
         if self.num_examples not in (None, num_examples):
             self._refuse(
@@ -75,10 +75,10 @@ class PartitionFile:
                 self._refuse(f"to hold indices from 0 to {num_examples - 1}, got {outside[0]} for {part}")
 
     def require_disjoint(self) -> None:
-        """Check that nobody has an example twice, and no two have the same.
+        """Check that no example occurs twice, in one list or in two.
 
         Raises:
-            UnusableFileError: If one is there twice; the message names it, and who has it.
+            UnusableFileError: If an example occurs twice; the message names it and the lists that contain it.
         """
         parts = list(self.parts())
         everything = np.concatenate([mine for _, mine in parts])
@@ -96,16 +96,16 @@ class PartitionFile:
 
 
 def read_partition(path: Path) -> PartitionFile:
-    """Read a file of :func:`partition_json`, or a plain mapping of clients to lists of indices.
+    """Read a file written by :func:`partition_json`, or a plain mapping of clients to lists of indices.
 
     Args:
         path: The file.
 
     Returns:
-        What it says; no example is in it twice. Whether it is of the data at hand is another question.
+        The content, in which no example occurs twice. It is not checked whether it belongs to the present data.
 
     Raises:
-        UnusableFileError: If it is no such file; the message names file, client and index.
+        UnusableFileError: If it is not such a file; the message names file, client and index.
     """
     expected = "a file of JSON with the examples of each client, got one that cannot be read"
     with reading(path, expected):
@@ -119,10 +119,10 @@ def read_partition(path: Path) -> PartitionFile:
 
 
 def partition_json(partition: PartitionFile) -> bytes:
-    """Return the content of a file that :func:`read_partition` reads to the same partition.
+    """Return the content of a file from which :func:`read_partition` reads the same partition.
 
     Args:
-        partition: With everything that it has; its path does not matter.
+        partition: The partition; its path is not used.
     """
     plain = {
         "format": FORMAT,
@@ -215,7 +215,7 @@ _NAMED = {
 
 
 def _kind(value: Any) -> str:
-    """Return what messages call a value of JSON."""
+    """Return the description of a JSON value in messages."""
     if isinstance(value, dict | list) and not value:
         return "an empty " + _NAMED[type(value)].partition(" ")[2]
     return _NAMED.get(type(value), "nothing")

@@ -1,4 +1,4 @@
-"""A partition in which every client has a long tail of its own, in another order of the classes than the others'."""
+"""A partition in which every client has its own long tail, with the classes in a different order."""
 
 import numpy as np
 
@@ -14,22 +14,23 @@ def by_local_long_tail(
     local_imbalance_factor: float = 0.1,
     min_size: int = 10,
 ) -> list[Indices]:
-    """Share out each class so that every client prefers the classes in a random order of its own.
+    """Divide each class among the clients, where every client prefers the classes in a different random order.
 
-    Client k ranks the classes at random; the class of rank r has weight w = local_imbalance_factor^(r / (C - 1)) with it.
-    The examples of class c are shared out in proportion to the clients' weights w_kc, so that a class that is rare in all can
-    be the largest of a client. Whole numbers come from cutting the class at the rounded cumulative shares, with the clients
-    in a random order, another for each class. The rankings are redrawn until every client has at least ``min_size`` examples.
+    Each client k ranks the classes at random, and gives the class of rank r the weight
+    w = local_imbalance_factor^(r / (C - 1)). The examples of class c are divided in proportion to the clients' weights
+    w_kc, so that a globally rare class can be the largest class of a client. To get whole numbers, the class is cut at
+    the rounded cumulative shares, with the clients in a new random order for each class. The rankings are redrawn until
+    every client has at least ``min_size`` examples.
 
-    With a factor of 1 every client gets an equal part of each class. The smaller the factor, the nearer is each class to
-    belonging to those clients alone that rank it highest.
+    With a factor of 1 every client gets an equal part of each class. With smaller factors, each class belongs more and
+    more only to the clients that rank it highest.
 
     Args:
         labels: Labels of the training set, shape (N,).
         num_clients: Number of clients K.
         rng: Source of all draws.
-        local_imbalance_factor: Weight of the class that a client ranks last over that of its first, in (0, 1].
-        min_size: Fewest examples of a client; 0 allows clients without any.
+        local_imbalance_factor: Weight of a client's last-ranked class divided by that of its first, in (0, 1].
+        min_size: Minimum number of examples of a client; 0 allows clients without examples.
 
     Returns:
         K disjoint, sorted index arrays that hold every example.

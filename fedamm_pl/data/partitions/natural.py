@@ -1,4 +1,4 @@
-"""Clients with names: those that the data come with, who holds what of what is left, and names that can be shown."""
+"""Clients that are named in the data: their names, checks of these, and their examples in the training set."""
 
 import re
 import unicodedata
@@ -10,9 +10,9 @@ from fedamm_pl.data.long_tail import Indices
 from fedamm_pl.data.sources.reading import UnusableFileError
 
 MAX_NAME = 200
-"""Characters of a client's name."""
+"""Maximum number of characters in the name of a client."""
 SHOWN_NAME = 40
-"""Characters of it in a line about the client."""
+"""Maximum number of characters of the name that are shown in a line about the client."""
 
 
 def require_name(name: object, where: str) -> None:
@@ -20,10 +20,10 @@ def require_name(name: object, where: str) -> None:
 
     Args:
         name: The name.
-        where: Whose it is, for the message.
+        where: The owner of the name, for the message.
 
     Raises:
-        UnusableFileError: If it is no text, empty, or too long.
+        UnusableFileError: If it is not a text, is empty, or is too long.
     """
     if not isinstance(name, str):
         raise UnusableFileError(f"Expected the name of {where} to be a text, got {name!r:.80}.")
@@ -36,14 +36,14 @@ def require_name(name: object, where: str) -> None:
 
 
 def require_different(names: Iterable[str], where: str) -> None:
-    """Check that no two names look alike: an accented letter may be one character or two.
+    """Check that no two names look the same, since an accented letter can be encoded as one character or two.
 
     Args:
-        names: The names, no two of them equal.
-        where: Whose clients they are, for the message.
+        names: The names, all of them different.
+        where: The source of the clients, for the message.
 
     Raises:
-        UnusableFileError: If two are written otherwise and are the same to a reader.
+        UnusableFileError: If two names have different encodings but look the same.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -54,13 +54,14 @@ def require_different(names: Iterable[str], where: str) -> None:
 
 
 def client_order(owners: Sequence[str]) -> list[str]:
-    """Return the names of the clients that training examples belong to, numbers in them by their value.
+    """Return the names of the training examples' clients in order, with numbers in the names sorted by value.
 
     Args:
         owners: The name of each training example's client, length N.
 
     Raises:
-        UnusableFileError: If a name is no text, empty, or too long; the message says of which example. Or if two look alike.
+        UnusableFileError: If a name is not a text, is empty, or is too long (the message names the example), or if two
+            names look the same.
 
     Example:
         >>> client_order(["site 10", "site 2", "site 10", "a"])
@@ -81,18 +82,18 @@ def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def by_client(owners: Sequence[str], kept: Indices) -> tuple[list[str], list[Indices]]:
-    """Give each natural client what is left of its own examples.
+    """Assign the remaining examples to the clients that are named in the data.
 
     Args:
         owners: The name of each training example's client, length N.
-        kept: Sorted indices of the examples to share out, shape (n,).
+        kept: Sorted indices of the examples to assign, shape (n,).
 
     Returns:
-        The names of all K clients, also of those of which nothing is left, and for each the places in ``kept`` of what is
-        its own: K disjoint, sorted index arrays that hold every example.
+        The names of all K clients, including those without remaining examples, and for each client the positions of its
+        examples in ``kept``: K disjoint, sorted index arrays that hold every example.
 
     Raises:
-        UnusableFileError: If a client has no name that can be used.
+        UnusableFileError: If the name of a client cannot be used.
     """
     names = client_order(owners)
     numbers = {name: number for number, name in enumerate(names)}
@@ -103,7 +104,7 @@ def by_client(owners: Sequence[str], kept: Indices) -> tuple[list[str], list[Ind
 
 
 def shown_name(name: str) -> str:
-    """Return a client's name for a line about it, shortened where it is long; a number as it is.
+    """Return a client's name for a line about it, quoted and shortened if it is long; a number is returned unchanged.
 
     Example:
         >>> shown_name("3"), shown_name("hospital A"), len(shown_name(100 * "x"))
@@ -115,5 +116,5 @@ def shown_name(name: str) -> str:
 
 
 def shown_client(client: int, names: Sequence[str]) -> str:
-    """Return what a line calls a client: its name, or its number where it has none."""
+    """Return the name of a client for a line about it, or its number if it has no name."""
     return shown_name(names[client]) if client < len(names) else str(client)

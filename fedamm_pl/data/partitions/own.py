@@ -1,4 +1,4 @@
-"""A partition by a function of the user's own, found by its import path; what it returns is checked."""
+"""A partition by a user-defined function, which is imported by its path; its result is checked."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,22 +13,23 @@ from fedamm_pl.foreign import failure, imported
 def own_partition(
     name: str, expected: str, labels: Labels, num_clients: int, make_rng: Callable[[], np.random.Generator]
 ) -> list[Indices]:
-    """Call ``f(labels, num_clients, rng)`` of the user's own, and check what it returns.
+    """Call a user-defined function ``f(labels, num_clients, rng)`` and check its result.
 
-    It is called twice: a function that draws from anything but ``rng`` would share out otherwise in each process.
+    It is called twice and must return the same result: a function with other sources of randomness than ``rng`` would
+    return a different partition in each process.
 
     Args:
         name: The import path of f.
-        expected: The beginning of the message where there is no such function.
+        expected: The beginning of the error message if there is no such function.
         labels: Labels of the training set, shape (N,).
         num_clients: Number of clients K.
-        make_rng: Makes the source of all draws.
+        make_rng: Creates the source of all draws.
 
     Returns:
         K disjoint, sorted index arrays.
 
     Raises:
-        ValueError: If there is no such function, it raises, or returns anything else.
+        ValueError: If there is no such function, it raises an error, or it returns anything else.
     """
     require_clients(labels, num_clients)
     function = imported(name, expected)
@@ -48,7 +49,7 @@ def _called(
     try:
         returned = function(labels, num_clients, rng)
         clients = [np.asarray(mine) for mine in returned]
-    except Exception as error:  # whatever its author's code does
+    except Exception as error:  # the function may raise any error
         raise ValueError(
             f"Expected {name}(labels, num_clients, rng) to return the indices of each client, got {failure(error)}."
         ) from error

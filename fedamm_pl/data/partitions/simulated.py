@@ -11,11 +11,11 @@ Labels = npt.NDArray[np.integer]
 log = logging.getLogger(__name__)
 
 MAX_REDRAWS = 1000
-"""How often a partition is redrawn before an error."""
+"""Number of times that a partition is drawn before an error is raised."""
 
 
 def require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1) -> None:
-    """Refuse fewer than one client, or more than there are examples for.
+    """Check that there is at least one client, and that there are enough examples for all clients.
 
     Raises:
         ValueError: If ``num_clients`` is out of range.
@@ -30,7 +30,7 @@ def require_clients(labels: Labels, num_clients: int, parts_per_client: int = 1)
 
 
 def require_alpha(alpha: float) -> None:
-    """Refuse what is no concentration.
+    """Check the concentration of a Dirichlet distribution.
 
     Raises:
         ValueError: If ``alpha`` is not a finite number above 0.
@@ -40,7 +40,7 @@ def require_alpha(alpha: float) -> None:
 
 
 def require_min_size(min_size: int) -> None:
-    """Refuse a negative size of the smallest client.
+    """Check the minimum size of a client.
 
     Raises:
         ValueError: If ``min_size`` is below 0.
@@ -52,17 +52,17 @@ def require_min_size(min_size: int) -> None:
 def by_num_classes(
     labels: Labels, num_clients: int, rng: np.random.Generator, *, min_classes: int = 2
 ) -> list[Indices]:
-    """Clients of equal size that hold a random number of classes (the partition of the FedAMM paper).
+    """Create clients of equal size that hold a random number of classes (the partition of the FedAMM paper).
 
-    In client order: draw s from U{min_classes..C} and s distinct classes; while these hold fewer than
-    n = floor(N / K) unassigned examples, add a random further class; draw n of their unassigned examples without
-    replacement. The N - K * n examples left over stay unused. How many classes were added is logged (debug).
+    For each client in order: draw s from U{min_classes..C} and s distinct classes; while these hold fewer than
+    n = floor(N / K) unassigned examples, add another random class; draw n of their unassigned examples without
+    replacement. The remaining N - K * n examples stay unused. The number of added classes is logged (debug).
 
     Args:
         labels: Labels of the training set, shape (N,).
         num_clients: Number of clients K.
         rng: Source of all draws.
-        min_classes: Fewest classes drawn for a client.
+        min_classes: Minimum number of classes drawn for a client.
 
     Returns:
         K disjoint, sorted index arrays of length n.
@@ -101,16 +101,16 @@ def by_num_classes(
 def by_dirichlet(
     labels: Labels, num_clients: int, rng: np.random.Generator, *, alpha: float = 0.5, min_size: int = 10
 ) -> list[Indices]:
-    """Share out each class by proportions p ~ Dir_K(alpha) (Hsu et al., 2019).
+    """Divide each class among the clients in proportions p ~ Dir_K(alpha) (Hsu et al., 2019).
 
-    All classes are redrawn until every client has at least ``min_size`` examples.
+    The proportions of all classes are redrawn until every client has at least ``min_size`` examples.
 
     Args:
         labels: Labels of the training set, shape (N,).
         num_clients: Number of clients K.
         rng: Source of all draws.
-        alpha: Concentration; the smaller, the fewer classes a client holds.
-        min_size: Fewest examples of a client; 0 allows clients without any.
+        alpha: Concentration; with smaller values a client holds fewer classes.
+        min_size: Minimum number of examples of a client; 0 allows clients without examples.
 
     Returns:
         K disjoint, sorted index arrays that hold every example.
@@ -143,13 +143,13 @@ def by_dirichlet(
 def by_shards(
     labels: Labels, num_clients: int, rng: np.random.Generator, *, shards_per_client: int = 2
 ) -> list[Indices]:
-    """Sort by label, cut into equal shards, deal ``shards_per_client`` of them to each client (McMahan et al., 2017).
+    """Sort by label, cut into equal shards, and give each client ``shards_per_client`` of them (McMahan et al., 2017).
 
     Args:
         labels: Labels of the training set, shape (N,).
         num_clients: Number of clients K.
         rng: Source of all draws.
-        shards_per_client: Shards S a client; each holds floor(N / (K * S)) examples, the rest stay unused.
+        shards_per_client: Shards S per client; each holds floor(N / (K * S)) examples, and the rest stays unused.
 
     Returns:
         K disjoint, sorted index arrays of equal length.
@@ -169,7 +169,7 @@ def by_shards(
 
 
 def iid(labels: Labels, num_clients: int, rng: np.random.Generator) -> list[Indices]:
-    """Deal all examples at random; the sizes of two clients differ by at most one.
+    """Divide all examples at random; the sizes of two clients differ by at most one.
 
     Args:
         labels: Labels of the training set, shape (N,); only their number matters.
