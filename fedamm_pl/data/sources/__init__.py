@@ -1,4 +1,4 @@
-"""Data sets by name: images and tables."""
+"""Load data sets by name: images and tables."""
 
 import logging
 import os
@@ -45,24 +45,26 @@ log = logging.getLogger(__name__)
 def load_images(dataset: str, root: str | Path, options: ReadOptions | None = None) -> ImageData:
     """Load a data set by name.
 
-    A name that ends in .csv, .tsv or .parquet is that of a table in ``root``, one that ends in .txt that of a list of images. Of
-    other names, the first that exists is taken: ``fashion_mnist_mini`` and ``digits`` from the package; ``<root>/<dataset>.npz``
-    (or ``<root>/<dataset>`` where that ends so) with Keras or MedMNIST keys; the folder ``<root>/<dataset>`` or, for
-    ``dataset="image_folder"``, ``<root>`` itself, see :func:`read_image_folder`, or as Hugging Face's ``save_to_disk`` leaves
-    it; torchvision's files under ``root``, downloaded on first use.
+    A name that ends in .csv, .tsv or .parquet refers to a table in ``root``, and one that ends in .txt to a list of
+    images. For other names, the first of these that exists is used: ``fashion_mnist_mini`` and ``digits`` from the
+    package; ``<root>/<dataset>.npz`` (or ``<root>/<dataset>`` if the name ends in .npz) with Keras or MedMNIST keys;
+    the folder ``<root>/<dataset>`` or, for ``dataset="image_folder"``, ``<root>`` itself, with images (see
+    :func:`read_image_folder`) or written by Hugging Face's ``save_to_disk``; torchvision's files under ``root``,
+    downloaded on first use.
 
     Args:
-        dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``digits``, ``image_folder``, or the
-            name of an npz file, folder, list or table in ``root``.
-        root: The folder that holds the data; a leading ``~`` is the home of the user. Environment variables are left as they are.
-        options: How it is read.
+        dataset: ``cifar10``, ``cifar100``, ``fashion_mnist``, ``fashion_mnist_mini``, ``digits``, ``image_folder``, or
+            the name of an npz file, folder, list or table in ``root``.
+        root: The folder of the data; a leading ``~`` stands for the user's home directory. Environment variables are
+            not replaced.
+        options: Options for reading the data.
 
     Returns:
         The examples.
 
     Raises:
-        ValueError: If nothing of that name is found or can be downloaded, a file cannot be used, or an option is given that
-            this kind of data has no use for.
+        ValueError: If nothing with this name is found or can be downloaded, a file cannot be used, or an option is
+            given that does not apply to this kind of data.
     """
     if not dataset or not str(root):
         raise ValueError(f"Expected `dataset` and `root` to be names, got {dataset!r} and {str(root)!r}.")
@@ -99,18 +101,18 @@ def load_images(dataset: str, root: str | Path, options: ReadOptions | None = No
 
 @dataclass(frozen=True)
 class _Found:
-    """What there is under a name.
+    """The files and folders found under a name.
 
     Attributes:
         dataset: The name.
         root: The folder to look in.
-        place: Where a file or folder of this name would be.
-        npz: Where an npz file would be.
-        is_there: Whether something is at ``place``.
-        has_npz: Whether something is at ``npz``.
-        is_saved: Whether ``place`` is a folder as ``save_to_disk`` leaves it.
-        has_images: Whether it is a folder of images.
-        tables: Names of tables whose file has this name.
+        place: Path of a file or folder with this name.
+        npz: Path of an npz file with this name.
+        is_there: Whether ``place`` exists.
+        has_npz: Whether ``npz`` exists.
+        is_saved: Whether ``place`` is a folder written by ``save_to_disk``.
+        has_images: Whether ``place`` is a folder of images.
+        tables: Names of existing tables that consist of this name and a suffix.
     """
 
     dataset: str
@@ -131,11 +133,11 @@ def _look_for(dataset: str, root: str | Path) -> _Found:
         folder = Path(root).expanduser()
         npz = folder / (dataset if dataset.endswith(".npz") else f"{dataset}.npz")
         place = folder if dataset == "image_folder" else folder / dataset
-        # under the name of a download, torchvision may have a folder
+        # a folder with the name of a download may be torchvision's
         has_images = (place / "train").is_dir() or (place.is_dir() and dataset not in DOWNLOADABLE)
         tables = [f"{dataset}{suffix}" for suffix in SUFFIXES if Path(f"{place}{suffix}").exists()]
         there = place.exists(), npz.exists(), is_saved_dataset(place), has_images
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a character that no name may have, an unknown user
+    except (OSError, ValueError, RuntimeError) as error:  # too long, an invalid character, an unknown user
         raise ValueError(
             f"Expected `dataset` and `root` to be names of files, got {dataset!r:.60} in {str(root)!r:.60} "
             f"({one_line(error):.200})."
@@ -144,14 +146,14 @@ def _look_for(dataset: str, root: str | Path) -> _Found:
 
 
 def _kind(found: _Found) -> str:
-    """Return what is read of what there is: a table, npz, list, saved or folder; or a download."""
+    """Return the kind of the data that are read: table, npz, list, saved, folder or download."""
     dataset, place, folder = found.dataset, found.place, found.root
     variables = " (variables such as $HOME are not replaced)" if "$" in str(folder) else ""
     is_table, is_list = dataset.lower().endswith(SUFFIXES), dataset.lower().endswith(LIST)
     if (is_table or is_list) and not found.is_there and not found.has_npz:
         kind = "table" if is_table else "list"
         hint = ""
-        if (given := Path(dataset).expanduser()).is_file():  # from the working folder
+        if (given := Path(dataset).expanduser()).is_file():  # relative to the working directory
             hint = f": for {given}, give `dataset` {given.name} and `root` {given.parent}"
         raise ValueError(f"Expected `root` to hold the {kind} {place}, got no such file{variables}{hint or '.'}")
     if is_table:
@@ -175,9 +177,9 @@ def _kind(found: _Found) -> str:
 
 
 def _require_used(options: ReadOptions, dataset: str, used: Sequence[str]) -> None:
-    """Refuse options that this kind of data has no use for."""
+    """Raise an error for options that do not apply to this kind of data."""
     given = [name for name in (*ROLES, *OF_FILES) if getattr(options, name) != getattr(ReadOptions(), name)]
-    if options.in_memory:  # as the others are in any case
+    if options.in_memory:  # other data are always in memory
         given = [name for name in given if name != "in_memory"]
     if columns := [name for name in given if name in ROLES and name not in used]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""``DecodedImages``: images that are decoded when they are asked for, by one pool of threads for each process."""
+"""``DecodedImages``: images that are decoded on demand, by one pool of threads per process."""
 
 import logging
 import math
@@ -25,23 +25,26 @@ from fedamm_pl.data.sources.reading import UnusableFileError, amount, require_me
 from fedamm_pl.data.sources.source import Source
 
 IN_MEMORY_UP_TO = 2**30
-"""Bytes of decoded images that are kept in memory where nobody says; the same on every machine, like what follows from it."""
+"""Bytes of decoded images that are kept in memory by default.
+
+The value is the same on every machine, so the results that depend on it are the same, too.
+"""
 IMAGES, HEADERS = 8, 256
-"""How many of them a thread takes on at once."""
+"""Number of images, and of headers, in one task of a thread."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Form:
-    """What the images of a data set become.
+    """The form to which the images of a data set are converted.
 
     Attributes:
         mode: L (grey) or RGB.
         size: Height and width.
-        resized: Whether images are brought to that size; otherwise they must have it.
+        resized: Whether images are resized to that size; otherwise they must have it.
         first: The image whose size they must have, for messages.
-        most_pixels: Those of the largest image as stored.
-        where: Whose images they are, for messages.
+        most_pixels: Number of pixels of the largest image as stored.
+        where: The source of the images, for messages.
     """
 
     mode: str
@@ -64,7 +67,7 @@ class Form:
         image[:] = pixels.reshape(*self.size, len(image)).transpose(2, 0, 1)
 
     def of_another_size(self, path: Path | Content, size: tuple[int, ...]) -> UnusableFileError:
-        """Return what to raise for an image of another size."""
+        """Return the error to raise for an image of another size."""
         return UnusableFileError(
             f"Expected all images to be of one size, {self.size[1]} x {self.size[0]} like {self.first}, "
             f"got {size[1]} x {size[0]} for {path}: --data.image_size brings them to one."
@@ -73,13 +76,13 @@ class Form:
 
 @dataclass(frozen=True, eq=False)
 class DecodedImages(ABC):
-    """A :class:`~fedamm_pl.data.sources.source.Source` of uint8 images that threads decode when they are asked for.
+    """A :class:`~fedamm_pl.data.sources.source.Source` of uint8 images that threads decode on demand.
 
-    One pool of threads serves all sources of a process. What is returned does not depend on the number of threads.
+    One pool of threads serves all sources of a process. The result does not depend on the number of threads.
 
     Attributes:
-        rows: Which of the files are the examples of this source, int64 of shape (N,).
-        form: What the images become.
+        rows: Numbers of the files that are the examples of this source, int64 of shape (N,).
+        form: The form to which the images are converted.
     """
 
     rows: Tensor
@@ -92,7 +95,7 @@ class DecodedImages(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of what is known of the files without decoding them."""
+        """A hash of the information about the files that is known without decoding them."""
 
     @property
     def shape(self) -> torch.Size:
@@ -123,11 +126,11 @@ class DecodedImages(ABC):
         return images.view(*rows.shape, *images.shape[1:])
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each chunk of indices while the next two are decoded, or more where these are small."""
+        """Yield the images of each chunk of indices while the next two chunks (more if they are small) are decoded."""
         return self._decoded(self.rows[chunk] for chunk in chunks)
 
     def subset(self, indices: Tensor) -> "DecodedImages":
-        """Return the source of these examples alone; what is known of the files is shared."""
+        """Return a source with these examples only; it shares the information about the files."""
         return replace(self, rows=self.rows[indices])
 
     def _decoded(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -143,7 +146,7 @@ class DecodedImages(ABC):
                     yield _done(*waiting.popleft())
             while waiting:
                 yield _done(*waiting.popleft())
-        finally:  # also where nobody asks for the rest
+        finally:  # also if the remaining images are not requested
             for _, parts in waiting:
                 for part in parts:
                     part.cancel()
@@ -171,16 +174,16 @@ def _done(images: Tensor, parts: list["Future[None]"]) -> Tensor:
 
 
 def num_threads() -> int:
-    """Return how many threads decode: as many as torch computes with, so that what is said to it bounds both."""
+    """Return the number of decoding threads: as many as torch uses, so that one setting limits both."""
     return max(1, min(torch.get_num_threads(), usable_cores()))
 
 
 def thread_pool() -> ThreadPoolExecutor:
-    """Return the threads that decode images for this process; they start with the first image and outlive the clients' fits."""
+    """Return the threads that decode images for this process; they start with the first image and last for all fits."""
     return _thread_pool(os.getpid(), num_threads())
 
 
-@lru_cache(maxsize=1)  # of another process, after a fork, nothing but the name is left
+@lru_cache(maxsize=1)  # after a fork, the parent's threads do not exist in the child
 def _thread_pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, f"images-of-{process}")
 
@@ -188,19 +191,20 @@ def _thread_pool(process: int, threads: int) -> ThreadPoolExecutor:
 def read_headers(
     number: int, file: Callable[[int], Path | Content], image_size: int | tuple[int, int] | None, where: str
 ) -> tuple[Form, npt.NDArray[np.int64], list[int]]:
-    """Check the headers of all images, so that a file that cannot be used is named before any is decoded.
+    """Check the headers of all images, so that an unusable file is reported before any image is decoded.
 
     Args:
-        number: Of images, N.
+        number: Number of images N.
         file: Number of an image -> its file.
-        image_size: The size to which images are brought, see :class:`ReadOptions`; None: all have one size.
-        where: Whose images they are, for messages.
+        image_size: The size to which images are resized, see :class:`ReadOptions`; None: all have one size.
+        where: The source of the images, for messages.
 
     Returns:
-        What the images become, the sizes of the files in bytes (N,), and which images have further frames.
+        The form of the images, the sizes of the files in bytes (N,), and the numbers of the images with several frames.
 
     Raises:
-        ValueError: If a file is missing, is no image of a known format or has 16 bits a channel, or sizes differ.
+        ValueError: If a file is missing, is not an image of a known format, or has 16 bits per channel, or if sizes
+            differ.
     """
     if not number:
         raise UnusableFileError(f"Expected {where} to hold images, got none.")
@@ -235,17 +239,17 @@ def _headers(number: int, file: Callable[[int], Path | Content]) -> Iterator[Hea
 
 
 def kept(sources: Sequence[DecodedImages], options: ReadOptions) -> list[Source]:
-    """Decode all images now and keep them in memory, or leave them to be decoded when they are needed.
+    """Decode all images now and keep them in memory, or leave them to be decoded on demand.
 
     Args:
-        sources: The parts of a data set, of one form.
-        options: ``in_memory`` says which; None: they are kept if they take no more than :data:`IN_MEMORY_UP_TO`.
+        sources: The parts of a data set, all with the same form.
+        options: ``in_memory`` decides; None: images are kept if they take no more than :data:`IN_MEMORY_UP_TO`.
 
     Raises:
-        ValueError: If the images do not fit into memory, or one of those that are decoded now cannot be. The message names it.
+        ValueError: If the images do not fit into memory, or one of them cannot be decoded now. The message names it.
     """
     form, number = sources[0].form, sum(len(source) for source in sources)
-    each = math.prod(form.shape)  # an int of Python: of a size that is a mistake, torch's would overflow
+    each = math.prod(form.shape)  # a Python int: with a huge size given by mistake, torch's integers would overflow
     needed = number * each
     at_once = BYTES_PER_PIXEL * (form.most_pixels + (min(num_threads(), number) - 1) * min(form.most_pixels, LARGE))
     what = f"{number} images of {form.size[1]} x {form.size[0]} pixels in {form.where}"
@@ -263,7 +267,7 @@ def kept(sources: Sequence[DecodedImages], options: ReadOptions) -> list[Source]
 
 
 def kept_parts(data: ImageData, options: ReadOptions) -> ImageData:
-    """Do the same for all parts of a data set; of other data, nothing."""
+    """Apply :func:`kept` to all parts of a data set that are decoded images; other data are returned unchanged."""
     parts = [(name, images) for name, (images, _) in data.parts.items() if isinstance(images, DecodedImages)]
     if not parts:
         return data

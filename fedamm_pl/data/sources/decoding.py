@@ -1,4 +1,4 @@
-"""One image file: what its header says, and its pixels, upright, opaque and of the size that is asked for."""
+"""Read one image file: its header, and its pixels, upright, opaque and in the requested size."""
 
 import io
 import math
@@ -35,13 +35,13 @@ FORMATS = {
     "GIF": GifImagePlugin.GifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
-"""What may be opened, whatever the suffix: for other formats Pillow starts programs, such as Ghostscript for EPS."""
+"""The formats that may be opened, whatever the suffix; for others Pillow may start programs, as Ghostscript for EPS."""
 GREY = {"1", "L", "LA"}
 COLOURED = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 BYTES_PER_PIXEL = 16
-"""While one image is decoded: its channels, with alpha, in up to four copies."""
+"""Memory needed to decode one image: its channels, with alpha, in up to four copies."""
 LARGE = 2**24
-"""Pixels; of larger images one is decoded at a time, or several threads would need several times the memory."""
+"""Number of pixels above which images are decoded one at a time, since several threads would need more memory."""
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
 _one_large = Lock()
@@ -52,7 +52,7 @@ class Content:
     """An image file inside another file.
 
     Attributes:
-        name: How messages call it.
+        name: Its name in messages.
         content: Its bytes.
     """
 
@@ -65,12 +65,12 @@ class Content:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says.
+    """The information in the header of an image file.
 
     Attributes:
         coloured: Whether the image is in colour.
         size: Height and width as stored.
-        sideways: Whether a viewer exchanges them; None: that is seen when it is decoded.
+        sideways: Whether a viewer exchanges height and width; None: known only after decoding.
         frames: Number of frames or pages.
         num_bytes: Size of the file.
     """
@@ -83,19 +83,19 @@ class Header:
 
     @property
     def pixels(self) -> int:
-        """How many there are."""
+        """Number of pixels."""
         return math.prod(self.size)
 
 
 def read_header(path: Path | Content) -> Header:
-    """Read what is known of an image before it is decoded.
+    """Read the header of an image without decoding the image.
 
     Raises:
-        ValueError: If it is no image of a known format with 8 bits a channel. The message names the file.
+        ValueError: If it is not an image of a known format with 8 bits per channel. The message names the file.
     """
     with _opened(path) as image:
         _require_eight_bits(image, path)
-        # the orientation of a PNG may lie behind its pixels, and of a TIFF Pillow has the size as it is seen
+        # in a PNG the orientation may follow the pixels; for a TIFF, Pillow gives the size after rotation
         turned = image.format in ("JPEG", "MPO", "WEBP") and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
         sideways = None if image.format in ("PNG", "TIFF") else turned
         frames = getattr(image, "n_frames", 1)
@@ -104,18 +104,19 @@ def read_header(path: Path | Content) -> Header:
 
 
 def read_pixels(path: Path | Content, mode: str | None, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Return the pixels of an image as it is seen, (H, W) or (H, W, C).
+    """Return the pixels of an image as a viewer shows it, (H, W) or (H, W, C).
 
-    With a size, the image is scaled, by antialiased bilinear interpolation, until it just covers height and width, and what
-    stands out on both sides is cut off equally. A JPEG file of four times the size or more is decoded at 1/2, 1/4 or 1/8 of its own.
+    With a size, the image is scaled (antialiased bilinear interpolation) to just cover height and width, and cropped
+    equally on both sides. A JPEG file of at least four times the size is decoded at 1/2, 1/4 or 1/8 of its stored size.
 
     Args:
-        path: The file, or what it holds.
-        mode: L or RGB; None: as it is stored.
+        path: The file, or its content.
+        mode: L or RGB; None: as stored.
         size: Height and width, or None.
 
     Raises:
-        ValueError: If it cannot be decoded, has transparent pixels or 16 bits a channel. The message names the file.
+        ValueError: If it cannot be decoded, or has transparent pixels or 16 bits per channel. The message names the
+            file.
     """
     with _opened(path) as image:
         _require_eight_bits(image, path)
@@ -143,7 +144,7 @@ def _opened(path: Path | Content) -> Iterator[ImageFile.ImageFile]:
     with _file(path) as file:
         start = file.read(16)
         file.seek(0)
-        # not by Image.open, whose warning of large images no thread can silence for itself
+        # not with Image.open, whose warning about large images cannot be silenced for a single thread
         known = (name for name in FORMATS if (accepts := Image.OPEN[name][1]) and accepts(start))
         if (name := next(known, None)) is None:
             raise ValueError("none of these formats")
@@ -155,7 +156,7 @@ def _opened(path: Path | Content) -> Iterator[ImageFile.ImageFile]:
 
 
 def _require_eight_bits(image: ImageFile.ImageFile, path: Path | Content) -> None:
-    # the raw modes of files with 16 bits a channel, of which Pillow keeps 8; those of a BMP are 16 bits for three channels
+    # raw modes of files with 16 bits per channel, of which Pillow keeps 8; in a BMP the 16 bits are for three channels
     raw = [
         str(part)
         for tile in getattr(image, "tile", ())
@@ -170,7 +171,7 @@ def _require_eight_bits(image: ImageFile.ImageFile, path: Path | Content) -> Non
 
 
 def _draft(image: ImageFile.ImageFile, size: tuple[int, int]) -> None:
-    # twice the size that is asked for leaves the interpolation something to do; lying or standing is not known yet
+    # twice the requested size, for the interpolation that follows; landscape or portrait is not known yet
     scale = 2 * max(size) / min(image.size)
     image.draft(None, (math.ceil(scale * image.size[0]), math.ceil(scale * image.size[1])))
 

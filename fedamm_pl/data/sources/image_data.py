@@ -15,7 +15,7 @@ from fedamm_pl.data.sources.source import Source, is_features
 BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that reorder the text around them."""
 MAX_NAME = 1000
-"""Characters of a class's name; a report reads no longer ones."""
+"""Maximum number of characters in the name of a class; a report accepts no longer names."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class ImageData:
         train_images: uint8 images, shape (N, C, H, W), or float32 features, shape (N, D): a tensor or another
             :class:`~fedamm_pl.data.sources.source.Source`.
         train_labels: int64, shape (N,).
-        test_images: The same for testing, shape (M, ...).
+        test_images: Images or features for testing, shape (M, ...).
         test_labels: int64, shape (M,).
         class_names: One name per class, in the order of the labels.
         clients: The client of each training example, N names, for data with natural clients; None: not known.
         val_images: Validation examples of the data, of the same kind, or None.
         val_labels: Their labels, or None.
-        rows: Name of a part -> which row, from 0, each of its examples was in the file that lists them; of several files, one
-            after the other. None: no file lists them.
+        rows: Name of a part -> row of each of its examples, from 0, in the file that lists them; the rows of several
+            files are counted consecutively. None: no file lists them.
     """
 
     train_images: Source
@@ -48,14 +48,14 @@ class ImageData:
 
     @property
     def parts(self) -> dict[str, tuple[Source, Tensor]]:
-        """Name of a part (train, test, and val where there is one) -> its examples and labels."""
+        """Name of a part (train, test, and val if there is one) -> its examples and labels."""
         parts = {"train": (self.train_images, self.train_labels), "test": (self.test_images, self.test_labels)}
         if self.val_images is not None and self.val_labels is not None:
             parts["val"] = self.val_images, self.val_labels
         return parts
 
     def with_parts(self, change: Callable[[Source], Source], label_device: torch.device) -> "ImageData":
-        """Return the data with other examples, one for one, and the labels on a device."""
+        """Return the data with the examples of each part replaced one for one, and with the labels on a device."""
         changed: dict[str, Any] = {}
         for name, (images, labels) in self.parts.items():
             changed |= {f"{name}_images": change(images), f"{name}_labels": labels.to(label_device)}
@@ -63,15 +63,15 @@ class ImageData:
 
 
 class ImageInfo(TypedDict, total=False):
-    """What a trained module must know about its images or features, in primitive types, so that its checkpoint is self-contained.
+    """Information about the images or features, in primitive types, that makes a module's checkpoint self-contained.
 
     Attributes:
         image_size: Height and width in pixels; empty for features (B, D).
         mean: Channel means in [0, 1], or the D means of the features.
-        std: Standard deviations of the same.
+        std: Standard deviations of the channels or features.
         class_names: One name per class.
         class_counts: Training examples per class that clients hold.
-        shot_rule: The rule that made the shot groups.
+        shot_rule: The rule by which the shot groups were formed.
         shot_groups: Group name -> class indices.
     """
 
@@ -89,15 +89,15 @@ def check_images(data: ImageData, where: str = "") -> None:
 
     Args:
         data: The data set.
-        where: Where it comes from, for the messages, for example " of <file>".
+        where: The source of the data, for messages, for example " of <file>".
 
     Raises:
-        ValueError: If images are not uint8 of shape (N, C, H, W) or finite float32 features of shape (N, D), labels are not one
-            int64 an image in 0..C - 1, parts differ in shape, a class has no training image, or a name is empty, given twice
-            or cannot be printed.
+        ValueError: If images are not uint8 of shape (N, C, H, W) or finite float32 features of shape (N, D), labels are
+            not one int64 per image in 0..C - 1, parts differ in shape, a class has no training image, or a name is
+            empty, is given twice, or cannot be printed.
     """
     for part, (images, labels) in data.parts.items():
-        if part == "test" and not len(labels):  # of a client, who need not have any
+        if part == "test" and not len(labels):  # a single client need not have test examples
             continue
         if (images.dtype, len(images.shape)) not in ((torch.uint8, 4), (torch.float32, 2)) or 0 in images.shape:
             raise ValueError(
@@ -148,7 +148,7 @@ def _check_finite(features: Source, what: str) -> None:
 
 
 def check_names(names: Sequence[str], where: str = "") -> None:
-    """Check that names of classes can be told apart and printed.
+    """Check that the names of classes are different and can be printed.
 
     Raises:
         ValueError: If a name is empty, too long, given twice, or holds line breaks or other control characters.
@@ -171,10 +171,10 @@ def check_names(names: Sequence[str], where: str = "") -> None:
 
 
 def require_images(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
-    """Check that an array is uint8 images, (N, H, W) or (N, H, W, C).
+    """Check that an array contains uint8 images, (N, H, W) or (N, H, W, C).
 
     Raises:
-        ValueError: If it is another array; the message begins with ``what``.
+        ValueError: If it is a different array; the message names it as ``what``.
     """
     channels = shape[3] if len(shape) == 4 else 1
     if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape or channels not in (1, 3):
@@ -185,10 +185,10 @@ def require_images(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> N
 
 
 def image_tensor(array: npt.NDArray[Any], what: str) -> Tensor:
-    """Turn an array of uint8 images, (N, H, W) or (N, H, W, C), into a tensor (N, C, H, W), of the same memory where it can.
+    """Convert uint8 images, an array (N, H, W) or (N, H, W, C), to a tensor (N, C, H, W), without a copy if possible.
 
     Raises:
-        ValueError: If it is another array; the message begins with ``what``.
+        ValueError: If it is a different array; the message names it as ``what``.
     """
     require_images(array.shape, array.dtype, what)
     array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)

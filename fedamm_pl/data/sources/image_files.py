@@ -1,4 +1,4 @@
-"""``ImageFiles``: images in files of their own, and how they are read."""
+"""``ImageFiles``: images in separate files, and functions that read them."""
 
 import hashlib
 import os
@@ -20,12 +20,13 @@ from fedamm_pl.data.sources.source import Source
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles(DecodedImages):
-    """Images in files of their own, decoded when they are asked for.
+    """Images in separate files, decoded on demand.
 
     Attributes:
         root: The folder of the files.
-        names: Their paths below ``root``, one after the other, as bytes: a list of a million objects would take much more.
-        ends: Where each path ends in ``names``, int64.
+        names: Their paths below ``root``, concatenated as bytes; a list of a million objects would take much more
+            memory.
+        ends: End of each path in ``names``, int64.
         num_bytes: Size of each file, int64.
     """
 
@@ -36,9 +37,10 @@ class ImageFiles(DecodedImages):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files' paths below the root, of their sizes in bytes, and of what the images become.
+        """A hash of the files' paths below the root, of their sizes in bytes, and of the form of the images.
 
-        It is cheap, and the same on every machine. It does not see that a file was replaced by another one of as many bytes.
+        It is fast to compute and the same on every machine. It does not detect that a file was replaced by another one
+        of the same size.
         """
         digest = hashlib.sha256(f"{self.form.shape} {self.form.resized}".encode())
         for row in self.rows.tolist():
@@ -56,23 +58,26 @@ class ImageFiles(DecodedImages):
 def read_images(
     parts: Sequence[Sequence[str | Path]], *, root: Path, options: ReadOptions, passed: PassedOver | None = None
 ) -> list[Source]:
-    """Read image files, all headers first, so that a file that cannot be used is named before anything is decoded.
+    """Read image files, all headers first, so that an unusable file is reported before any image is decoded.
 
-    What only the pixels show (damage, transparency) is found at once for images in memory, for others when they are needed.
+    Faults in the pixels (damage, transparency) are found at once for images that are kept in memory, and for others
+    when they are decoded.
 
     Args:
         parts: Paths of the files of each part of the data set, below ``root``.
-        root: The folder, for messages, and so that equal data have the same fingerprint elsewhere.
-        options: ``image_size``: the size to which images are brought; None: all have one size. ``in_memory``: whether they
-            are all decoded now; None: if they take no more than 1 GiB.
-        passed: Where files with several frames are noted; None: they are logged.
+        root: The folder, used in messages; fingerprints use paths below it, so equal data elsewhere have the same
+            fingerprint.
+        options: ``image_size``: the size to which images are resized; None: all have one size. ``in_memory``: whether
+            they are all decoded now; None: if they take no more than 1 GiB.
+        passed: Records files with several frames; None: they are logged.
 
     Returns:
-        A source for each part: tensors (N, C, H, W) in memory, or :class:`ImageFiles`. Of one channel if all images are grey.
+        A source for each part: tensors (N, C, H, W) in memory, or :class:`ImageFiles`. There is one channel if all
+        images are grey.
 
     Raises:
-        ValueError: If there are no files, one is missing, is no image of a known format, is transparent or has 16 bits a channel,
-            sizes differ, or the images do not fit into memory. The message names the file.
+        ValueError: If there are no files, a file is missing, is not an image of a known format, is transparent or has
+            16 bits per channel, sizes differ, or the images do not fit into memory. The message names the file.
     """
     files = open_images([path for part in parts for path in part], root=root, options=options, passed=passed)
     ends = np.cumsum([len(part) for part in parts])[:-1]
@@ -82,7 +87,7 @@ def read_images(
 def open_images(
     paths: Sequence[str | Path], *, root: Path, options: ReadOptions, passed: PassedOver | None = None
 ) -> ImageFiles:
-    """Check the headers of image files, and decode none; see :func:`read_images`."""
+    """Check the headers of image files without decoding images; see :func:`read_images`."""
     form, num_bytes, several = read_headers(len(paths), lambda i: Path(paths[i]), options.image_size, str(root))
     noted = PassedOver(root) if passed is None else passed
     for i in several:
@@ -96,19 +101,19 @@ def open_images(
 
 
 def read_image_files(paths: Sequence[str | Path], image_size: Sequence[int], in_channels: int) -> Tensor:
-    """Read image files as the training reads them, for a model that is to predict their classes.
+    """Read image files in the same way as for training, to predict their classes with a model.
 
     Args:
-        paths: The files; a leading ``~`` is the home of the user.
+        paths: The files; a leading ``~`` stands for the user's home directory.
         image_size: Height and width, ``info["image_size"]`` of the module.
-        in_channels: 1 for grey, 3 for RGB; that of the module.
+        in_channels: 1 for grey, 3 for RGB, as in the module.
 
     Returns:
         uint8 images of shape (N, C, H, W).
 
     Raises:
-        ValueError: If there are none, or a file is missing, damaged, transparent, has 16 bits a channel or is no image. The message
-            names the file.
+        ValueError: If there are no files, or a file is missing, damaged, transparent, has 16 bits per channel or is not
+            an image. The message names the file.
     """
     if in_channels not in (1, 3) or len(image_size) != 2 or isinstance(paths, str | Path) or not len(paths):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Image folders: one file an image, one folder a class, and perhaps one folder a client."""
+"""Image folders: one file per image, one folder per class, and optionally one folder per client."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ from fedamm_pl.data.sources.options import ReadOptions, say_unused_share
 from fedamm_pl.data.sources.reading import UnusableFileError, some
 from fedamm_pl.terminal import printable
 
-LAYOUTS = {  # what the folders on the way to an image are -> where the client, the part and the class stand
+LAYOUTS = {  # folders on the way to an image -> positions of the client, the part and the class
     "<class>/*.png": (None, None, 0),
     "<client>/<class>/*.png": (0, None, 1),
     "{train,test}/<class>/*.png": (None, 0, 1),
@@ -36,30 +36,32 @@ log = logging.getLogger(__name__)
 
 
 def read_image_folder(folder: Path, options: ReadOptions | None = None) -> ImageData:
-    """Read a folder of images (.png, .jpg, .bmp, .gif, .tif or .webp) whose folders are classes, parts and clients.
+    """Read a folder of images (.png, .jpg, .bmp, .gif, .tif or .webp) whose subfolders are classes, parts and clients.
 
-    Read are ``{train,test}/<class>/*.png``; ``<class>/*.png``, of which a share is held out for testing; and folders of
-    clients: ``<client>/<class>/*.png``, the same, ``{train,test}/<client>/<class>/*.png`` and
-    ``<client>/{train,test}/<class>/*.png``. A folder ``val`` beside ``train`` holds validation images. Which it is follows from
-    the names of the folders and how deep the images lie; all must lie so. Clients may lack classes; test images of all of them
-    are one test set.
+    The layouts are ``{train,test}/<class>/*.png``, ``<class>/*.png``, and with clients ``<client>/<class>/*.png``,
+    ``{train,test}/<client>/<class>/*.png`` and ``<client>/{train,test}/<class>/*.png``. In layouts without ``test``, a
+    share of each class is held out for testing. A folder ``val`` beside ``train`` holds validation images. The layout
+    is found from the names of the folders and the depth of the images; all images must follow the same layout. Clients
+    may lack classes; the test images of all clients form one test set.
 
-    A file's suffix says that it is an image, its content which of these formats it has. Images are turned upright as their
-    EXIF orientation says. Palettes, 1-bit and CMYK images become grey levels or RGB (CMYK by the plain formula, without a
-    colour profile); of several frames or pages the first is taken. Hidden and system names, other files and further folders
-    are skipped; what is skipped is logged in one line. Links are followed, also out of the folder, which is logged too.
+    Files are recognised as images by their suffix; their content determines the format. Images are rotated according to
+    their EXIF orientation. Palette, 1-bit and CMYK images are converted to grey or RGB (CMYK with the simple formula,
+    without a colour profile). If there are several frames or pages, the first is used. Hidden and system names, other
+    files and further folders are skipped, which is logged in one line. Links are followed, even out of the folder,
+    which is also logged.
 
     Args:
         folder: The folder. If the images of all parts are grey they stay grey, else all become RGB.
-        options: How it is read, see :func:`~fedamm_pl.data.sources.image_files.read_images`.
+        options: Options for reading the images, see :func:`~fedamm_pl.data.sources.image_files.read_images`.
 
     Returns:
-        The images, classes in alphabetical order of their folders; names that are all integers, by size, where the layout is
-        not ``{train,test}/<class>``.
+        The images, with classes in alphabetical order of their folders. If all class names are integers and the layout
+        is not ``{train,test}/<class>``, they are sorted by value.
 
     Raises:
-        ValueError: If images lie otherwise, a folder is empty or missing, a file is no image of these formats, is transparent or
-            has 16 bits a channel, sizes differ, or the images do not fit into memory. The message names the file.
+        ValueError: If the images have another layout, a folder is empty or missing, a file is not an image of these
+            formats, is transparent or has 16 bits per channel, sizes differ, or the images do not fit into memory. The
+            message names the file.
     """
     options, passed, beside = options or ReadOptions(), PassedOver(folder), PassedOver(folder)
     parts = _part_folders(folder, beside)
@@ -97,7 +99,7 @@ def read_image_folder(folder: Path, options: ReadOptions | None = None) -> Image
 
 
 def _part_folders(folder: Path, beside: PassedOver) -> dict[str, str]:
-    """Return train, val and test -> the folder that is called so; note what else there is."""
+    """Return the folder of each part (train, val, test), and record other folders in ``beside``."""
     found: dict[str, str] = {}
     for name in (entry.name for entry in visible(folder, beside) if os.path.isdir(entry)):
         if (part := PARTS.get(name.lower())) is None:
@@ -124,13 +126,13 @@ def _layout(folder: Path, found: Sequence[ImageFolder], passed: PassedOver) -> s
 
 
 def _ways(found: Sequence[ImageFolder]) -> dict[str, ImageFolder]:
-    """Return the layouts of image folders, or for others what stands for one -> the first that is so."""
+    """Return each layout that occurs, or a description of an unknown one -> the first image folder with it."""
     ways: dict[str, ImageFolder] = {}
     for each in found:
         places = tuple(i for i, name in enumerate(each.names[:-1]) if name.lower() in PARTS)
         kinds = {(len(names.split("/")) - 1, spot): names for names, (_, spot, _) in LAYOUTS.items()}
         spot = places[0] if places else None
-        # a class that is called like a part, with no part above it, may be a part without classes
+        # a class with the name of a part, and no part above it, may be a part without class folders
         known = each.names[-1].lower() not in PARTS or spot is not None
         way = kinds.get((len(each.names), spot), "") if known else ""
         ways.setdefault(way or f"{len(each.names)} deep", each)
@@ -140,7 +142,7 @@ def _ways(found: Sequence[ImageFolder]) -> dict[str, ImageFolder]:
 def _read_parts(
     folder: Path, parts: dict[str, str], found: Sequence[ImageFolder], options: ReadOptions, passed: PassedOver
 ) -> ImageData:
-    """Read ``{train,test}/<class>``, every class with a folder in train."""
+    """Read the layout ``{train,test}/<class>``; every class must have a folder in train."""
     train = folder / parts["train"]
     classes = class_folders(train, PassedOver(folder))
     if not classes:

@@ -1,4 +1,4 @@
-"""Data sets with a name of their own: those in the package, and torchvision's."""
+"""Data sets with fixed names: those in the package, and those of torchvision."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ DOWNLOADABLE = {
     "fashion_mnist": torchvision.datasets.FashionMNIST,
 }
 SHIPPED = ("fashion_mnist_mini", "digits")
-"""In the package: images, and a table of features."""
+"""Data sets in the package: images, and a table of features."""
 NORMALIZATION = {  # channel means and standard deviations of the training sets, as commonly published
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -45,13 +45,13 @@ CLASS_NAMES = {"cifar10": CIFAR10_CLASSES, "fashion_mnist": FASHION_CLASSES, "fa
 
 
 def read_shipped(dataset: str) -> ImageData:
-    """Read a data set of :data:`SHIPPED`."""
+    """Read one of the data sets in :data:`SHIPPED`."""
     with resources.as_file(resources.files("fedamm_pl.data") / dataset / f"{dataset}.npz") as path:
         return read_npz(path, CLASS_NAMES.get(dataset))
 
 
 def read_torchvision(dataset: str, root: Path) -> ImageData:
-    """Read a data set by torchvision, which downloads it if it is not there.
+    """Read a data set with torchvision, which downloads it if it is missing.
 
     Args:
         dataset: A key of ``DOWNLOADABLE``.
@@ -61,7 +61,7 @@ def read_torchvision(dataset: str, root: Path) -> ImageData:
         The images in memory.
 
     Raises:
-        ValueError: If it is neither there whole nor can be downloaded.
+        ValueError: If the data set is missing or incomplete and cannot be downloaded.
     """
     loader: Any = DOWNLOADABLE[dataset]
     places = (
@@ -73,7 +73,7 @@ def read_torchvision(dataset: str, root: Path) -> ImageData:
     try:
         try:
             train, test = (loader(root, train=part, download=False) for part in (True, False))
-        except RuntimeError:  # not there, or damaged
+        except RuntimeError:  # missing or damaged
             train, test = (loader(root, train=part, download=True) for part in (True, False))
         return ImageData(
             image_tensor(np.asarray(train.data), "the training images"),
@@ -82,9 +82,9 @@ def read_torchvision(dataset: str, root: Path) -> ImageData:
             torch.as_tensor(test.targets),
             CLASS_NAMES.get(dataset, list(train.classes)),
         )
-    except Exception as error:  # no network, or damaged files, which may raise anything
+    except Exception as error:  # no network, or damaged files, which may raise any error
         for place in reversed(absent):
-            with suppress(OSError):  # not made, or with something in it
+            with suppress(OSError):  # it was not created, or is not empty
                 place.rmdir()
         raise ValueError(
             f"Expected {dataset} under `root` = {root} or a network to download it, got {_found(loader, root, error)} "

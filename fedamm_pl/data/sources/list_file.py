@@ -1,4 +1,4 @@
-"""List files: the path of an image and its label in each line, as long-tailed data sets are published."""
+"""List files with the path of an image and its label in each line, a common format of long-tailed data sets."""
 
 import logging
 import os
@@ -20,9 +20,9 @@ from fedamm_pl.data.sources.options import ReadOptions
 from fedamm_pl.data.sources.reading import UnusableFileError, reading, require_memory
 
 TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
-"""Where the name of a list says that it is for training."""
+"""The part of a list's name that marks it as the training list."""
 BYTES_PER_BYTE = 20
-"""While a list is read: text, lines, paths and labels as objects."""
+"""Memory per byte of a list while it is read: text, lines, paths and labels as objects."""
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ class ListFile:
         path: The file.
         images: Paths of the images below the root.
         labels: Their labels.
-        lines: The line of each, from 1.
+        lines: The line number of each, from 1.
     """
 
     path: Path
@@ -44,21 +44,22 @@ class ListFile:
 
 
 def read_list(path: Path, root: Path, options: ReadOptions | None = None) -> ImageData:
-    """Read a list file: ``<path> <label>`` in each line, the path below ``root``, the label a number or a name without space.
+    """Read a list file with ``<path> <label>`` in each line.
 
-    Blank lines and lines that begin with # are no examples. Where the name of the file has ``train`` in it as a word of its own,
-    the files that have ``test`` and ``val`` (or another of the usual names) there are the other parts, as ``test.txt`` beside
-    ``train.txt``, or ``ImageNet_LT_test.txt`` beside ``ImageNet_LT_train.txt``. Without a test list, a share of each class is
-    held out, see :func:`~fedamm_pl.data.sources.listed.data_set`, which numbers the classes too.
+    The path is below ``root``; the label is a number, or a name without spaces. Blank lines and lines that begin with #
+    are skipped. If the name of the file contains ``train`` as a separate word, the files with ``test`` and ``val`` (or
+    another usual name) in its place are the other parts, for example ``test.txt`` beside ``train.txt``, or
+    ``ImageNet_LT_test.txt`` beside ``ImageNet_LT_train.txt``. Without a test list, a share of each class is held out;
+    see :func:`~fedamm_pl.data.sources.listed.data_set`, which also numbers the classes.
 
     Args:
         path: The list of training images.
         root: The folder of the images.
-        options: How they are read, see :func:`~fedamm_pl.data.sources.image_files.read_images`.
+        options: Options for reading the images, see :func:`~fedamm_pl.data.sources.image_files.read_images`.
 
     Raises:
-        ValueError: If a list cannot be used: it is damaged, a line is something else, a path leads out of ``root`` or is listed
-            twice, also in two lists; or if an image cannot be used. The message names the file and the line.
+        ValueError: If a list is damaged, a line has another form, a path leads out of ``root`` or is listed twice (in
+            one list or in two), or if an image cannot be used. The message names the file and the line.
     """
     options = options or ReadOptions()
     lists = {part: _read(file) for part, file in _files(path).items()}
@@ -69,7 +70,7 @@ def read_list(path: Path, root: Path, options: ReadOptions | None = None) -> Ima
             f"Expected the paths in {path} to be those of files below {root}, got no {first} (line {train.lines[0]})."
         )
     passed = PassedOver(root)
-    # one after the other: a list of a million paths is there once
+    # all parts in one list, so that a list of a million paths exists only once
     images = open_images(
         [os.path.join(root, name) for each in lists.values() for name in each.images],
         root=root,
@@ -104,7 +105,7 @@ def read_list(path: Path, root: Path, options: ReadOptions | None = None) -> Ima
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """Return train, and val and test where there are such lists -> the file."""
+    """Return the file of each part: train, and val and test if there are such lists."""
     files, places = {"train": path}, [*TRAIN.finditer(path.name)]
     for part in ("val", "test") if places else ():
         start, end = places[-1].span()
@@ -149,7 +150,7 @@ def _read(path: Path) -> ListFile:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number of each line that is not blank, from 1, and the line without space around it."""
+    """Yield the number (from 1) and the stripped text of each line that is not blank."""
     with reading(path, "a list of images as UTF-8 text, got one that cannot be read"):
         require_memory(BYTES_PER_BYTE * path.stat().st_size, f"the list {path}")
         content = path.read_bytes()
@@ -167,7 +168,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _require_once(lists: dict[str, ListFile]) -> None:
-    """Check that no image is listed twice: in two parts it would be tested with what was trained on."""
+    """Check that no image is listed twice; an image in two parts could be used for training and testing."""
     names = [name for each in lists.values() for name in each.images]
     if len(set(names)) == len(names):
         return

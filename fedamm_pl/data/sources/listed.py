@@ -1,4 +1,4 @@
-"""``Listed``: examples as a file lists them, and how they become a data set: classes, parts, clients."""
+"""``Listed``: examples listed in a file, and their conversion to a data set with classes, parts and clients."""
 
 import logging
 import re
@@ -23,9 +23,9 @@ PARTS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""How files call the parts of a data set, in lower case -> our name."""
+"""Common name of a part of a data set, in lower case -> its name here."""
 WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
-"""A whole number as it is commonly written."""
+"""A whole number in the usual notation."""
 log = logging.getLogger(__name__)
 
 
@@ -34,12 +34,12 @@ class Listed:
     """Examples in the order of a file.
 
     Attributes:
-        images: All of them, N images or rows of features.
-        labels: What the file says of each: integers or texts.
-        parts: train, val or test for each, see :data:`PARTS`; None: the file does not say.
-        clients: Who holds each; None: the file does not say.
+        images: All examples, N images or rows of features.
+        labels: The label of each in the file: integers or texts.
+        parts: train, val or test for each, see :data:`PARTS`; None: not in the file.
+        clients: The client of each; None: not in the file.
         where: The file, for messages.
-        place: Number of an example, from 0 -> how messages name it, for example "row 3".
+        place: Number of an example, from 0 -> its name in messages, for example "row 3".
     """
 
     images: Source
@@ -51,16 +51,16 @@ class Listed:
 
 
 def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
-    """Number the classes and share the examples out to training, validation and test.
+    """Number the classes and divide the examples into training, validation and test parts.
 
-    The classes are the different labels of the training examples in order, integers by size and texts by alphabet, from
-    whatever number they start. Where no example is for testing, each class gives a share of its own, drawn by the seed.
-    Validation and test examples of a class without training examples are left out, which is logged.
+    The classes are the different labels of the training examples, integers sorted by value and texts alphabetically;
+    integers may start at any number. If there are no test examples, a share of each class is drawn for testing with the
+    seed. Validation and test examples of a class without training examples are left out, which is logged.
 
     Args:
         listed: The examples.
-        test_fraction: The share, in (0, 1); rounded, but each class keeps one example, and gives one if it has two or more. 0: there
-            need not be test examples.
+        test_fraction: The share, in (0, 1). The number is rounded, but each class keeps at least one example, and gives
+            at least one if it has two or more. 0: test examples are not required.
         seed: Seed of the draw.
 
     Raises:
@@ -132,7 +132,7 @@ def _parts(listed: Listed) -> Texts:
 
 
 def _as_numbers(labels: Sequence[int | str]) -> Sequence[int] | Sequence[str]:
-    """Return labels as integers, if all of them are, else as texts."""
+    """Return labels as integers if all of them are integers, else as texts."""
     texts = {label: str(label).strip() for label in set(labels)}
     if all(WHOLE.fullmatch(text) for text in texts.values()):  # 007 is a name, not the number 7
         numbers = {label: int(text) for label, text in texts.items()}
@@ -190,6 +190,6 @@ def _with_test_part(
 
 
 def _indices_by_class(classes: npt.NDArray[np.int64], num_classes: int) -> list[npt.NDArray[np.intp]]:
-    """Return where each class is, in order; classes below 0 are nowhere."""
+    """Return the indices of each class, in order; negative classes are ignored."""
     order = np.argsort(classes, kind="stable")
     return np.split(order, np.searchsorted(classes[order], np.arange(num_classes + 1)))[1:-1]

@@ -1,4 +1,4 @@
-"""Which files of an image folder are its images, and what is skipped."""
+"""Find the images in an image folder, and record the files and folders that are skipped."""
 
 import logging
 import os
@@ -14,33 +14,33 @@ SYSTEM_NAMES = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "lost+found"),
     *("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
 }
-"""What operating systems and storage devices leave in folders, in lower case; hidden names, with a dot, are left out too."""
+"""Files of operating systems and storage devices, in lower case; names that begin with a dot are skipped, too."""
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class PassedOver:
-    """What an image folder holds and nobody uses.
+    """Entries of an image folder that are reported, most of them because they are not used.
 
     Attributes:
         root: The folder.
-        found: Kind -> the places below ``root``.
+        found: Kind -> paths below ``root``.
     """
 
     root: Path
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, path: Path) -> None:
-        """Note a place."""
+        """Record a path."""
         self.found.setdefault(kind, []).append(printable(str(path.relative_to(self.root))))
 
     def extend(self, others: "PassedOver") -> None:
-        """Take over what another list of the same folder has."""
+        """Add the entries of another list for the same folder."""
         for kind, places in others.found.items():
             self.found.setdefault(kind, []).extend(places)
 
     def log(self) -> None:
-        """Log one line that counts all of them and names some; a warning where it may be more than what systems leave."""
+        """Log one line with counts and some names; a warning unless there are only system files and outside links."""
         kinds = "; ".join(f"{kind}: {len(places)} ({some(places)})" for kind, places in self.found.items())
         if kinds:
             level = logging.WARNING if set(self.found) - {HIDDEN, LINKS} else logging.INFO
@@ -76,7 +76,7 @@ class ImageFolder:
     Attributes:
         path: The folder.
         names: The folders on the way to it, its own name last.
-        images: Names of the files in it whose suffix says that they are images, in alphabetical order.
+        images: Names of the files in it with the suffix of an image, in alphabetical order.
     """
 
     path: Path
@@ -87,22 +87,22 @@ class ImageFolder:
 def image_folders(
     folder: Path, names: tuple[str, ...], depth: int, passed: PassedOver, top: bool = True
 ) -> Iterator[ImageFolder]:
-    """Find the folders that hold images, in alphabetical order, and none inside of these.
+    """Find the folders that hold images, in alphabetical order; folders inside them are not searched.
 
     Args:
-        folder: Where to look.
+        folder: The folder to search.
         names: The folders on the way to it.
-        depth: How many levels below it to look.
-        passed: Records what is skipped.
+        depth: How many levels below it to search.
+        passed: Records the entries that are skipped.
         top: Whether images in the folder itself are skipped.
 
     Raises:
-        ValueError: If a folder cannot be read, or a link in it leads nowhere.
+        ValueError: If a folder cannot be read, or contains a broken link.
     """
     found = entries(folder, passed)
     folders = [entry.name for entry in found if os.path.isdir(entry)]
     images = [entry.name for entry in found if Path(entry.name).suffix.lower() in SUFFIXES]
-    inside = bool(set(images) - set(folders)) and not top  # what ends so wants to be an image, whatever it is
+    inside = bool(set(images) - set(folders)) and not top  # anything with such a suffix is expected to be an image
     if inside:
         yield ImageFolder(folder, names, images)
     elif not top and not folders:
@@ -120,23 +120,23 @@ def image_folders(
 
 
 def entries(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
-    """Return what is in a folder, in alphabetical order, without hidden and system names.
+    """Return the entries of a folder in alphabetical order, without hidden and system names.
 
     Raises:
-        ValueError: If the folder cannot be read, or a link in it leads nowhere.
+        ValueError: If the folder cannot be read, or contains a broken link.
     """
     found = visible(folder, passed)
     for path in (folder / entry.name for entry in found if entry.is_symlink()):
         try:
             inside = path.resolve(strict=True).is_relative_to(passed.root.resolve())
-        except (OSError, RuntimeError) as error:  # it leads nowhere, or in a circle
+        except (OSError, RuntimeError) as error:  # the target does not exist, or the links form a circle
             raise UnusableFileError(f"Expected {path} to be a file or folder, got a broken link.") from error
         passed.add(INSIDE if inside else LINKS, path)
     return found
 
 
 def visible(folder: Path, passed: PassedOver) -> list["os.DirEntry[str]"]:
-    """Return what is in a folder, in alphabetical order, without hidden and system names, links unseen.
+    """Return the entries of a folder in alphabetical order, without hidden and system names and without checking links.
 
     Raises:
         ValueError: If the folder cannot be read.

@@ -1,4 +1,4 @@
-"""npz files: four arrays in a zip archive, of which the headers are judged before anything is unpacked."""
+"""npz files: four arrays in a zip archive, whose headers are checked before any array is unpacked."""
 
 import logging
 import math
@@ -23,19 +23,19 @@ KEYS = (  # Keras, MedMNIST
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 MAX_CLASSES = 100_000
-"""Labels beyond are taken for a mistake."""
+"""Larger labels are regarded as a mistake."""
 MAX_RATIO, RATIO_COUNTS_FROM = 500, 2**28
-"""A file of which more than 256 MiB come out, and more than so many times its size, holds nothing worth training on."""
+"""A file that unpacks to more than 256 MiB and to more than 500 times its size is refused as almost empty."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an array says of itself.
+    """The header of an array.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its type.
+        shape: The array's shape.
+        dtype: The array's type.
     """
 
     shape: tuple[int, ...]
@@ -43,26 +43,27 @@ class Header:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values."""
+        """Size of the array's values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_npz(path: Path, class_names: list[str] | None = None) -> ImageData:
     """Read images or features from an npz file with Keras keys (``x_train``...) or MedMNIST keys (``train_images``...).
 
-    Shapes, types and sizes are checked before a value is unpacked. Other arrays in the file are not used, which is logged.
+    Shapes, types and sizes are checked before any value is unpacked. Other arrays in the file are not used, which is
+    logged.
 
     Args:
-        path: The file. Images are uint8 of shape (N, H, W) or (N, H, W, C), features floats of shape (N, D); labels are integers
-            of shape (N,) or (N, 1). Objects pickled inside are refused.
+        path: The file. Images are uint8 of shape (N, H, W) or (N, H, W, C), features floats of shape (N, D); labels are
+            integers of shape (N,) or (N, 1). Pickled objects are refused.
         class_names: Names of the classes; by default their numbers.
 
     Returns:
         The examples in memory.
 
     Raises:
-        ValueError: If the file is damaged, lacks a key, holds arrays of another kind or more than fits into memory, or a class
-            has no training images. The message names file and key.
+        ValueError: If the file is damaged, lacks a key, holds arrays of another kind or does not fit into memory, or if
+            a class has no training images. The message names file and key.
     """
     with _opened(path) as archive:
         keys = _keys(archive, path)
@@ -111,12 +112,12 @@ def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
     info = archive.getinfo(f"{key}.npy")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
-        if version not in ((1, 0), (2, 0)):  # the third is for names of fields, which images do not have
+        if version not in ((1, 0), (2, 0)):  # version 3 is for field names, which images do not have
             raise ValueError(f"{key} is of the unknown npy version {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
             shape, _, dtype = read(member)
-        except Exception as error:  # the parser's own words are advice on options that are not here, or no words at all
+        except Exception as error:  # the parser's message is empty, or advice on options that do not exist here
             raise ValueError(f"{key} has a header that cannot be parsed") from error
         header = Header(shape, dtype)
         if dtype.hasobject:
@@ -136,7 +137,7 @@ def _require_room(path: Path, headers: list[Header]) -> None:
             f"Expected {path} to hold examples, got a file of {amount(packed)} that unpacks to {amount(unpacked)}, more than "
             f"{MAX_RATIO} times as much: its arrays are almost empty."
         )
-    # while channels are moved to the front, or numbers change their type, one part is there twice
+    # while channels are moved to the front or types are converted, one part exists twice
     require_memory(
         unpacked + max(header.nbytes for header in headers if len(header.shape) != 3), f"the examples of {path}"
     )
@@ -145,19 +146,19 @@ def _require_room(path: Path, headers: list[Header]) -> None:
 def _array(path: Path, key: str) -> npt.NDArray[Any]:
     with _opened(path) as archive, archive.open(f"{key}.npy") as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
-        member.read(1)  # at its end the checksum is compared
+        member.read(1)  # the checksum is verified at the end of the file
     return np.asarray(array)
 
 
 def _is_table(header: Header | npt.NDArray[Any]) -> bool:
-    """Whether an array is of features (N, D), of any floating point type."""
+    """Whether an array contains features (N, D) of any floating-point type."""
     return header.dtype.kind == "f" and len(header.shape) == 2 and 0 not in header.shape
 
 
 def _examples(array: npt.NDArray[Any], what: str) -> Tensor:
     if not _is_table(array):
         return image_tensor(array, what)
-    with np.errstate(over="ignore"):  # infinity is found later, and said
+    with np.errstate(over="ignore"):  # infinity is detected and reported later
         return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
 
 

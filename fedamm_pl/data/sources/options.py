@@ -1,4 +1,4 @@
-"""``ReadOptions``: how a data set is read."""
+"""``ReadOptions``: options for reading a data set."""
 
 import logging
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a data set is read, see :class:`~fedamm_pl.data.datamodule.FederatedDataModule`."""
+    """Options for reading a data set; see :class:`~fedamm_pl.data.datamodule.FederatedDataModule`."""
 
     label_column: str = "label"
     client_column: str = ""
@@ -21,6 +21,6 @@ class ReadOptions:
 
 
 def say_unused_share(test_fraction: float, where: str) -> None:
-    """Say that a share for testing, if one was asked for, is not held out, since the data bring their test set."""
+    """Warn if ``test_fraction`` is given for data with a test set, for which no examples are held out."""
     if test_fraction != ReadOptions.test_fraction:
         log.warning("%s: test_fraction %g is not used, since these data have a test set", where, test_fraction)

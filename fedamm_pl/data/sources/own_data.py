@@ -1,4 +1,4 @@
-"""What somebody's own code has loaded, as ``ImageData``: converted where it is clear what it is."""
+"""Convert data that a user's code has loaded to ``ImageData``, if their meaning is clear."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -16,21 +16,21 @@ log = logging.getLogger(__name__)
 
 
 def image_data(loaded: Any) -> ImageData:
-    """Take the images that somebody's own code has loaded, converted where it is clear what they are.
+    """Convert images that a user's code has loaded to ``ImageData``, if their meaning is clear.
 
-    Clear are: an :class:`ImageData` or its parts as a tuple in the same order, with or without the names; arrays or tensors of
-    uint8 images, also as (N, H, W), and as (N, H, W, C) with 1 or 3 channels, or of float features (N, D); any other
-    :class:`~fedamm_pl.data.sources.source.Source`; labels as any list, array or tensor of integers, also as a column; names
-    as any list of texts or integers, or None for the numbers of the classes.
+    Accepted are: an :class:`ImageData`, or its parts as a tuple in the same order, with or without the names; images as
+    arrays or tensors of uint8, also of shape (N, H, W), or (N, H, W, C) with 1 or 3 channels; float features (N, D);
+    any other :class:`~fedamm_pl.data.sources.source.Source`; labels as any list, array or tensor of integers, also as a
+    column; names as any list of texts or integers, or None to use the numbers of the classes.
 
     Args:
-        loaded: What the code returned.
+        loaded: The object that the code returned.
 
     Returns:
         The images, checked by :func:`check_images`.
 
     Raises:
-        ValueError: If it is something else. The message names the part, what it is and what is expected.
+        ValueError: If it is something else. The message names the part, its type, and the expected type.
     """
     names = [field.name for field in fields(ImageData)][:5]
     parts = [getattr(loaded, name) for name in names] if isinstance(loaded, ImageData) else loaded
@@ -84,7 +84,7 @@ def _images(value: Any, field: str) -> Source:
     if value.ndim == 3:
         return value[:, None]
     if value.shape[3] in (1, 3) and min(value.shape[1:3]) > 4:
-        if field == "train_images":  # the others are of the same kind
+        if field == "train_images":  # log it once; the other parts are of the same kind
             log.info("images of shape %s are interpreted as (N, H, W, C), channels last", tuple(value.shape))
         return value.permute(0, 3, 1, 2).contiguous()
     return value

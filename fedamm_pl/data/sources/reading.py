@@ -1,4 +1,4 @@
-"""Reading files of strangers: no waiting, no more memory than there is, and one line for whatever is wrong with them."""
+"""Read untrusted files without blocking, within the available memory, and with one-line errors for any fault."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from fedamm_pl.terminal import printable
 
 
 class UnusableFileError(ValueError):
-    """A file cannot be used; the message names it and says all, in one line whatever its name is.
+    """A file cannot be used; the message names the file and the fault, in one line whatever the file's name is.
 
     Args:
         message: The message.
@@ -21,15 +21,15 @@ class UnusableFileError(ValueError):
 
 @contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Reword whatever goes wrong while a file is read.
+    """Convert any error while a file is read to an ``UnusableFileError``.
 
     Args:
         path: The file.
-        expected: What it should be and is not, for example "a whole npz file, got one that cannot be read".
+        expected: What was expected and what was found, for example "a whole npz file, got one that cannot be read".
 
     Raises:
-        UnusableFileError: If the block fails, or there is something at ``path`` that is no regular file. Too little memory is
-            called so, not damage.
+        UnusableFileError: If the block fails, or ``path`` exists and is not a regular file. Too little memory is
+            reported as such, not as damage.
     """
     with reworded(path, expected):
         require_regular_file(path)
@@ -38,10 +38,10 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 @contextmanager
 def reworded(what: object, expected: str) -> Iterator[None]:
-    """Reword whatever goes wrong with a thing that need not be a file of its own.
+    """Convert any error while data are read to an ``UnusableFileError``; the data need not be a separate file.
 
     Args:
-        what: The thing.
+        what: The data, for the message.
         expected: As for :func:`reading`.
 
     Raises:
@@ -57,36 +57,36 @@ def reworded(what: object, expected: str) -> Iterator[None]:
         raise UnusableFileError(
             f"Expected {what} to be {expected.partition(', got ')[0]}, got no such file."
         ) from error
-    except Exception as error:  # a damaged file may raise anything
+    except Exception as error:  # a damaged file may raise any error
         raise UnusableFileError(f"Expected {what} to be {expected} ({one_line(error)}).") from error
 
 
 def require_regular_file(path: Path) -> None:
-    """Refuse a pipe, a device or a folder, which might keep a reader waiting for ever.
+    """Check that a path is not a pipe, a device or a folder, which might block a reader forever.
 
     Raises:
-        OSError: If there is something at ``path`` that is no regular file.
+        OSError: If ``path`` exists and is not a regular file.
     """
     if path.exists() and not path.is_file():
         raise OSError("it is not a regular file")
 
 
 def too_large(what: object) -> UnusableFileError:
-    """Return what to raise where the memory is used up."""
+    """Return the error to raise when memory is used up."""
     free = available_memory()
     there = "there is" if free is None else f"the {amount(free)} available"
     return UnusableFileError(f"Expected {what} to fit into memory, got more needed than {there}.")
 
 
 def require_memory(needed: int, what: str) -> None:
-    """Refuse data that do not fit, before any memory is taken for them.
+    """Check that data fit into memory before any memory is allocated for them.
 
     Args:
-        needed: Bytes.
-        what: What needs them, for the message.
+        needed: Number of bytes.
+        what: The data that need them, for the message.
 
     Raises:
-        UnusableFileError: If fewer are available.
+        UnusableFileError: If fewer bytes are available.
     """
     free = available_memory()
     if free is not None and needed > free:
@@ -96,14 +96,14 @@ def require_memory(needed: int, what: str) -> None:
 
 
 def available_memory() -> int | None:
-    """Return how many bytes this process may still take; None where the system does not say.
+    """Return how many bytes this process can still allocate, or None if the system does not report it.
 
-    The least of what the machine has free, what its control groups (containers, batch systems) leave, and the process's
-    own limit (``ulimit -v``).
+    This is the smallest of the machine's free memory, the rest of the limits of its control groups (containers, batch
+    systems), and the rest of the process's own limit (``ulimit -v``).
     """
     bounds = list(_left_by_control_groups())
     with suppress(ImportError, OSError, ValueError):
-        import resource  # there is none on Windows
+        import resource  # not available on Windows
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -121,7 +121,7 @@ def _left_by_control_groups() -> Iterator[int]:
         for group in {own, *(place for place in own.parents if place.is_relative_to(root))}:
             with suppress(OSError, ValueError, IndexError):
                 limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-                # files in the cache are given back when memory is needed
+                # memory for cached files is freed when it is needed
                 cached = int((group / "memory.stat").read_text().partition("inactive_file ")[2].split()[0])
                 yield limit - used + cached
 
@@ -137,12 +137,12 @@ def amount(num_bytes: int) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, without line breaks; its type if it says nothing."""
+    """Return the message of an error without line breaks, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def some(names: list[str], shown: int = 3) -> str:
-    """Format a list of which the first few are shown.
+    """Format the first elements of a list.
 
     Example:
         >>> some(["a", "b", "c", "d"])

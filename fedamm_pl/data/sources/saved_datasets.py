@@ -1,4 +1,4 @@
-"""Data sets of images that the package ``datasets`` of Hugging Face has saved by ``save_to_disk``, read by pyarrow alone."""
+"""Image data sets saved with ``save_to_disk`` of Hugging Face's package ``datasets``; only pyarrow is needed."""
 
 import hashlib
 import json
@@ -24,18 +24,18 @@ from fedamm_pl.terminal import printable
 
 SPLITS, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 MAX_BYTES = 2**24
-"""Of a JSON file; of a data set with a thousand classes it has some 20 kB."""
+"""Maximum size of a JSON file; for a data set with a thousand classes it has about 20 kB."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class SavedImages(DecodedImages):
-    """Images in Arrow files, decoded when they are asked for; the files are mapped into memory, not read.
+    """Images in Arrow files, decoded on demand; the files are mapped into memory, not read.
 
     Attributes:
         chunks: Arrow arrays of the images' bytes.
-        starts: The row in which each chunk begins, and their sum.
-        names: What messages call the rows of each chunk: the split and the row in which it begins there.
+        starts: The first row of each chunk, followed by the number of rows.
+        names: For messages about each chunk: the split, and the first row of the chunk in it.
     """
 
     chunks: Sequence[Any]
@@ -44,7 +44,7 @@ class SavedImages(DecodedImages):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the sizes of the images in bytes and of what they become; it does not see one that is as large."""
+        """A hash of the images' sizes in bytes and of their form; a replaced image of the same size is not detected."""
         sizes = [len(self.file(row).content) for row in self.rows.tolist()]
         digest = hashlib.sha256(f"{self.form.shape} {self.form.resized}".encode())
         digest.update(np.array(sizes, dtype="<i8").tobytes())
@@ -61,7 +61,7 @@ class SavedImages(DecodedImages):
         return Content(self.place(row), memoryview(value))
 
     def place(self, row: int) -> str:
-        """Return what messages call a row."""
+        """Return the name of a row in messages."""
         which = bisect_right(self.starts, row) - 1
         name, start = self.names[which]
         return f"row {start + row - self.starts[which]} of {name}"
@@ -69,13 +69,13 @@ class SavedImages(DecodedImages):
 
 @dataclass(frozen=True)
 class Split:
-    """A split as it was saved.
+    """A saved split.
 
     Attributes:
         folder: Its folder.
         table: An Arrow table.
         image_column: The column of the images.
-        class_names: Of the labels, if the data set has them.
+        class_names: Class names of the labels, if the data set has them.
     """
 
     folder: Path
@@ -85,25 +85,25 @@ class Split:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Return whether a folder looks as ``save_to_disk`` leaves it."""
+    """Return whether a folder contains the files that ``save_to_disk`` writes."""
     return (folder / SPLITS).is_file() or ((folder / STATE).is_file() and (folder / INFO).is_file())
 
 
 def read_saved_dataset(folder: Path, options: ReadOptions | None = None) -> ImageData:
-    """Read images that ``datasets`` has saved: one split, or train and perhaps validation and test.
+    """Read images saved by ``datasets``: one split, or train and optionally validation and test splits.
 
-    The images are those of the one column of the kind ``Image``, as bytes inside the files; labels are class labels, whole
-    numbers or texts. Rows whose class label is -1 (not known) are left out, which is logged. Nothing is downloaded, and no code
-    that comes with the data is run.
+    The images are those of the single column of type ``Image``, stored as bytes in the files; labels are class labels,
+    whole numbers or texts. Rows whose class label is -1 (unknown) are left out, which is logged. Nothing is downloaded,
+    and code that comes with the data is not run.
 
     Args:
         folder: The folder.
-        options: ``label_column`` and ``client_column``, and how images are read, see
+        options: ``label_column`` and ``client_column``, and options for reading images, see
             :func:`~fedamm_pl.data.sources.image_files.read_images`. Without a test split, a share is held out.
 
     Raises:
-        ValueError: If pyarrow is not installed, a file is damaged, a column is missing or of another kind, or an image cannot be
-            used. The message names the folder, and the row from 0.
+        ValueError: If pyarrow is not installed, a file is damaged, a column is missing or has another type, or an image
+            cannot be used. The message names the folder, and the row from 0.
     """
     options = options or ReadOptions()
     pa = _pyarrow(folder)
@@ -149,7 +149,7 @@ def _pyarrow(folder: Path) -> Any:
 
 
 def _folders(folder: Path) -> dict[str, Path]:
-    """Return train, val and test -> the folder of the split."""
+    """Return the folder of each split: train, val, test."""
     if not (folder / SPLITS).is_file():
         return {"train": folder}
     names = _json(folder / SPLITS).get("splits")
@@ -204,7 +204,7 @@ def _read_split(folder: Path, options: ReadOptions, part: str, pa: Any) -> Split
         table = table.select(
             [name for name in dict.fromkeys([*needed, options.client_column]) if name in table.column_names]
         )
-        table.validate(full=True)  # in a damaged or forged file, values lie outside of it
+        table.validate(full=True)  # in a damaged or forged file, values may lie outside the file
     label = kinds.get(options.label_column)
     names = label.get("names") if isinstance(label, dict) and label.get("_type") == "ClassLabel" else None
     if names is not None and (not isinstance(names, list) or not all(isinstance(name, str) for name in names)):
@@ -238,7 +238,7 @@ def _clients(splits: dict[str, Split], name: str, pa: Any) -> list[str] | None:
         return None
     found: list[str] = []
     for split in splits.values():
-        known = name in split.table.column_names  # who holds an example matters in training alone
+        known = name in split.table.column_names  # clients are needed for training only
         found += map(str, _values(split, name, pa)) if known else [""] * split.table.num_rows
     return found
 
@@ -266,7 +266,7 @@ def _images(splits: dict[str, Split], folder: Path, options: ReadOptions, pa: An
 
 
 def _known(labels: Sequence[int | str], number: int, images: SavedImages) -> list[int]:
-    """Return the rows whose class is known."""
+    """Return the rows with a known class."""
     if (bad := next((row for row, label in enumerate(labels) if not -1 <= int(label) < number), None)) is not None:
         raise UnusableFileError(
             f"Expected labels to be in 0..{number - 1}, or -1 for none, got {labels[bad]} in {images.place(bad)}."

@@ -1,4 +1,4 @@
-"""``Source``: examples by index, wherever they lie."""
+"""``Source``: examples by index, in memory or elsewhere."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 AT_ONCE = 500
-"""Examples of a source without a fingerprint that are read at once for a hash of all of them."""
+"""Number of examples that are read at once to hash a source without a fingerprint."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by index, as a tensor (N, ...) has them: uint8 images (N, C, H, W) or float features (N, D).
+    """Examples by index, like a tensor (N, ...): uint8 images (N, C, H, W) or float features (N, D).
 
-    A tensor is a source. Others, which hold more than fits into memory, make examples when they are asked for; they may have
+    A tensor is a source. Other sources, for data that do not fit into memory, load examples on demand. They may have
 
-    - ``stream(chunks)``, which yields ``source[chunk]`` for each chunk of indices and works ahead;
-    - ``subset(indices)``, the source of these examples alone;
-    - ``fingerprint``, a short text that differs where examples do, in place of a hash of all their bytes.
+    - ``stream(chunks)``, which yields ``source[chunk]`` for each chunk of indices and prepares the next chunks in
+    advance; - ``subset(indices)``, a source with these examples only;
+    - ``fingerprint``, a short text that differs if the examples differ, used instead of a hash of all their bytes.
     """
 
     @property
@@ -32,23 +32,23 @@ class Source(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the examples are when they have been taken."""
+        """The device of the examples that are returned."""
 
     def __len__(self) -> int:
         """Return the number N of examples."""
 
     def __getitem__(self, indices: Any) -> Tensor:
-        """Return examples (B, ...), by a tensor of indices (B,) on ``device`` or a slice."""
+        """Return the examples (B, ...) for a tensor of indices (B,) on ``device`` or for a slice."""
 
 
 def stream(source: Source, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the examples of each chunk of indices; a source that can works on the next ones meanwhile."""
+    """Yield the examples of each chunk of indices; a source with ``stream`` prepares the next chunks meanwhile."""
     own = getattr(source, "stream", None)
     return map(source.__getitem__, chunks) if own is None or isinstance(source, Tensor) else own(chunks)
 
 
 def subset(source: Source, indices: Tensor) -> Source:
-    """Return the source of these examples alone, indices of shape (n,) on the CPU."""
+    """Return a source with these examples only, given indices of shape (n,) on the CPU."""
     if isinstance(source, Tensor):
         return source[indices.to(source.device)]
     part: Source = source.subset(indices)  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def subset(source: Source, indices: Tensor) -> Source:
 
 
 def content(source: Source) -> bytes | memoryview:
-    """Return bytes that differ where the examples of two sources of one shape do."""
+    """Return bytes that differ if the examples of two sources with the same shape differ."""
     if isinstance(source, Tensor):
         return source.cpu().contiguous().numpy().data
     if (known := getattr(source, "fingerprint", None)) is not None:

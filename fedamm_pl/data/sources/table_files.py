@@ -1,4 +1,4 @@
-"""Rows of CSV and Parquet files: some columns as texts, as they stand, the others as numbers."""
+"""Read rows of CSV and Parquet files: some columns as texts, the others as numbers."""
 
 import csv
 import io
@@ -18,24 +18,24 @@ from fedamm_pl.data.sources.reading import UnusableFileError, one_line, reading,
 from fedamm_pl.terminal import printable
 
 BLOCK = 2**24
-"""Bytes that are looked through at once; no line is longer."""
-CELLS_AT_ONCE = 2**13  # more leave the caches, and take twice the time
+"""Number of bytes that are checked at once; lines must be shorter."""
+CELLS_AT_ONCE = 2**13  # more do not fit into the caches and take twice the time
 BYTES_PER_TEXT = 100
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 Choose = Callable[[list[str]], tuple[list[str], list[str]]]
-"""Columns of a file -> those that are read as texts, and those that are read as numbers."""
+"""A function: columns of a file -> those to read as texts, and those to read as numbers."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What has been read of a file.
+    """The rows that have been read from a file.
 
     Attributes:
-        texts: Column -> its cells, without space around them.
-        numbers: The other columns that were asked for, float32, shape (N, D).
-        place: Number of a row, from 0 -> how messages name it.
+        texts: Column -> its cells, stripped of surrounding space.
+        numbers: The requested numeric columns, float32, shape (N, D).
+        place: Number of a row, from 0 -> its name in messages.
     """
 
     texts: dict[str, list[str]]
@@ -44,18 +44,18 @@ class Rows:
 
 
 def read_rows(path: Path, choose: Choose) -> Rows:
-    """Read a CSV file (.csv with commas, .tsv with tabs; UTF-8, its first line names the columns) or a Parquet file.
+    """Read a CSV file (.csv with commas, .tsv with tabs; UTF-8, column names in the first line) or a Parquet file.
 
-    Blank lines are no rows. A number is written as 1, -2.5 or 3e-4; nothing else is taken for one.
+    Blank lines are skipped. Numbers must be written like 1, -2.5 or 3e-4; other notations are not accepted.
 
     Args:
-        path: The file; its suffix says what it is.
-        choose: Says which columns are wanted; it raises where they are not there.
+        path: The file; its suffix determines its type.
+        choose: Chooses the columns to read, and raises an error if they do not exist.
 
     Raises:
-        ValueError: If the file is damaged, is another kind of text, has no rows or rows of different length, or more than fits
-            into memory; or if a cell that should be a number is empty, something else, or beyond float32. The message names row,
-            line and column.
+        ValueError: If the file is damaged, is another kind of text, has no rows or rows of different length, or does
+            not fit into memory; or if a cell that should be a number is empty, something else, or beyond float32. The
+            message names row, line and column.
     """
     delimiter = DELIMITERS.get(path.suffix.lower())
     rows = _read_parquet(path, choose) if delimiter is None else _read_csv(path, delimiter, choose)
@@ -75,14 +75,14 @@ def _read_csv(path: Path, delimiter: str, choose: Choose) -> Rows:
                 f"{NAMES[delimiter]} and with points in its numbers."
             )
         text_names, number_names = choose(names)
-        # numbers are held here and in the parts of the data set
+        # numbers are stored twice: here and in the parts of the data set
         needed = lines * (2 * 4 * len(number_names) + BYTES_PER_TEXT * len(text_names))
         require_memory(needed, f"the {lines - 1} rows of {path}")
         position = {name: i for i, name in enumerate(names)}
         where = [position[name] for name in number_names]
         numbers = np.empty((lines, len(where)), dtype=np.float32)
         texts: dict[str, list[str]] = {name: [] for name in text_names}
-        once: dict[str, str] = {}  # most texts are there many times
+        once: dict[str, str] = {}  # most texts occur many times
 
         def place(row: int) -> str:
             return f"row {row + 1} (line {_line(path, delimiter, row)})"
@@ -106,7 +106,7 @@ def _read_csv(path: Path, delimiter: str, choose: Choose) -> Rows:
 
 @contextmanager
 def _opened(path: Path, delimiter: str) -> Iterator[tuple[int, Iterator[list[str]]]]:
-    """Open a CSV file; give a bound on its lines and its rows as cells, the names of the columns first."""
+    """Open a CSV file; yield an upper bound of its number of lines, and its rows as cells, column names first."""
     expected = "a table as text, got a file that cannot be read"
     with reading(path, expected), path.open("rb") as file:
         lines = _count_lines(path, file)
@@ -132,7 +132,7 @@ def _opened(path: Path, delimiter: str) -> Iterator[tuple[int, Iterator[list[str
 
 
 def _count_lines(path: Path, file: BinaryIO) -> int:
-    """Return no fewer lines than a file has, after a look for what no text has."""
+    """Return an upper bound of the number of lines, and check for null characters and overlong lines."""
     feeds = returns = 0
     while block := file.read(BLOCK):
         if b"\0" in block:
@@ -150,11 +150,11 @@ def _undecodable_line(path: Path) -> int:
                 line.decode()
             except UnicodeDecodeError:
                 return number
-    return 1  # characters cut in two by a line break
+    return 1  # a character is split by a line break
 
 
 def _line(path: Path, delimiter: str, row: int) -> int:
-    """Return the last line of a row, both counted as people do; the row from 0, without the names of the columns."""
+    """Return the last line, counted from 1, of a row, counted from 0 without the names of the columns."""
     with path.open(encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
         next(islice(filter(None, rows), row + 1, None))
@@ -164,10 +164,10 @@ def _line(path: Path, delimiter: str, row: int) -> int:
 def _numbers(
     cells: npt.NDArray[np.object_], names: list[str], path: Path, first_row: int, place: Callable[[int], str]
 ) -> npt.NDArray[np.float32]:
-    """Turn texts (n, D) into numbers; those of these rows, for messages."""
+    """Convert texts (n, D) to numbers; ``first_row`` and ``place`` are used in messages."""
     flat: list[str] = cells.ravel().tolist()
     joined = "".join(flat)
-    if joined.isascii() and "_" not in joined:  # Python takes 1_000 and digits of all scripts for numbers
+    if joined.isascii() and "_" not in joined:  # Python accepts 1_000 and digits of all scripts as numbers
         try:
             with np.errstate(over="ignore"):
                 values = cells.astype(np.float64).astype(np.float32)
@@ -186,7 +186,7 @@ def _is_word(cell: str) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a finite number that float32 can hold, as programs write it."""
+    """Return whether a text is a finite number in common notation that float32 can represent."""
     try:
         with np.errstate(over="ignore"):
             return text.isascii() and "_" not in text and bool(np.isfinite(np.float32(float(text))))
@@ -195,11 +195,11 @@ def is_number(text: str) -> bool:
 
 
 class NotANumberError(UnusableFileError):
-    """A cell is no number.
+    """A cell is not a number.
 
     Args:
         message: The message.
-        words: Columns that hold words alone, as far as has been read.
+        words: Columns that contain only words in the rows that have been checked.
     """
 
     def __init__(self, message: str, words: Sequence[str] = ()) -> None:
@@ -208,7 +208,7 @@ class NotANumberError(UnusableFileError):
 
 
 def not_a_number(path: Path, name: str, cell: str, place: str, words: Sequence[str] = ()) -> NotANumberError:
-    """Return what to raise for a cell that is no number."""
+    """Return the error to raise for a cell that is not a number."""
     got = f"{cell!r:.40}" if cell.strip() else "an empty cell"
     return NotANumberError(
         f"Expected the column {name!r:.60} of {path} to hold finite numbers (float32), got {got} in {place}: fill or mend "

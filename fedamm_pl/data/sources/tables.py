@@ -1,4 +1,4 @@
-"""Tables: a row for each example with its features or the path of its image, its label, and perhaps its client and part."""
+"""Tables with one row per example: features or the path of an image, a label, and optionally a client and a part."""
 
 import logging
 import os
@@ -27,27 +27,27 @@ log = logging.getLogger(__name__)
 
 
 def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
-    """Read a table: a CSV file (.csv with commas, .tsv with tabs) or a Parquet file, for which pyarrow must be installed.
+    """Read a table: a CSV file (.csv with commas, .tsv with tabs), or a Parquet file, which requires pyarrow.
 
-    Labels, clients, splits and paths are the texts that stand there. All other columns are features and must be numbers; with
-    a ``path_column`` they are not used, and an example is the image at this path below ``root``.
+    Labels, clients, splits and paths are read as texts. All other columns are features and must be numbers; with a
+    ``path_column`` they are not used, and each example is the image at its path below ``root``.
 
-    ``split_column`` says which rows are for training, validation and testing. Without one, files beside the table are its other
-    parts: ``test.csv`` and ``val.csv`` beside ``train.csv``, ``x_test.csv`` and ``x_val.csv`` beside ``x.csv`` and
-    ``x_train.csv``. Where nothing is for testing, a share of each class is held out, see
-    :func:`~fedamm_pl.data.sources.listed.data_set`, which numbers the classes too.
+    ``split_column`` gives the rows for training, validation and testing. Without it, files beside the table are its
+    other parts: ``test.csv`` and ``val.csv`` beside ``train.csv``, ``x_test.csv`` and ``x_val.csv`` beside ``x.csv`` or
+    ``x_train.csv``. If there are no test examples, a share of each class is held out; see
+    :func:`~fedamm_pl.data.sources.listed.data_set`, which also numbers the classes.
 
     Args:
         path: The file.
         root: The folder of the images.
-        options: Which columns are what, and the share that is held out.
+        options: The columns and their roles, and the share that is held out.
 
     Returns:
         The examples: float32 features (N, D), or images.
 
     Raises:
-        ValueError: If a file cannot be used, lacks a column or has it twice, or a cell is not what its column needs. The message
-            names file, row and column.
+        ValueError: If a file cannot be used, lacks a column or has it twice, or a cell does not fit its column. The
+            message names file, row and column.
     """
     roles = {role: name for role in ROLES if (name := getattr(options, role))}
     if len(set(roles.values())) < len(roles) or "label_column" not in roles:
@@ -72,7 +72,7 @@ def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
     parts = rows.texts.get(options.split_column)
     if len(tables) > 1:
         parts = [part for part, table in tables.items() for _ in range(len(table.numbers))]
-    del tables  # of which there is a copy
+    del tables  # their content has been copied
     examples: Source = rows.numbers
     if options.path_column:
         paths = _below(root, rows.texts[options.path_column], rows, path)
@@ -83,7 +83,7 @@ def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
 
 
 def _beside(path: Path) -> dict[str, Path]:
-    """Return the files beside a table that hold its other parts."""
+    """Return the files beside a table that contain its other parts."""
     written, first = path.stem[-5:], path.stem[:-5]
     if written not in ("train", "Train", "TRAIN"):
         written, first = "train", f"{path.stem}_"
@@ -93,10 +93,10 @@ def _beside(path: Path) -> dict[str, Path]:
 
 
 class _Header:
-    """Which columns are read: those that the first file has, and the others must have too.
+    """The columns that are read: those of the first file, which the other files must have, too.
 
     Args:
-        roles: Option -> the name of its column.
+        roles: Option -> name of its column.
     """
 
     def __init__(self, roles: dict[str, str]) -> None:
@@ -110,17 +110,17 @@ class _Header:
 
     @property
     def features(self) -> list[str]:
-        """Columns that are read as numbers."""
+        """Columns that are read as numeric features."""
         return [] if "path_column" in self.roles else self.others
 
     def chooser(self, path: Path) -> Choose:
-        """Return what says which columns of a file are read as texts, and which as numbers."""
+        """Return a function that chooses the columns of a file to read as texts and those to read as numbers."""
 
         def choose(names: list[str]) -> tuple[list[str], list[str]]:
             if not self.names:
                 self._require_roles(names, path)
                 self.names = names
-            # who holds an example matters in training alone
+            # clients are needed for training only
             missing = set(self.names) - set(names) - {self.roles.get("client_column")}
             more = set(names) - set(self.names)
             if missing or more:
@@ -131,7 +131,7 @@ class _Header:
         return choose
 
     def _require_roles(self, names: list[str], path: Path) -> None:
-        # the label is often the last
+        # the label is often the last column
         shown = some(names, 10) if len(names) <= 10 else f"{some(names)}, {names[-1]}"
         numeric = [name for name in names if is_number(name)]
         for role, name in self.roles.items():
@@ -143,7 +143,7 @@ class _Header:
                 raise UnusableFileError(
                     f"Expected `{role}` to be a column of {path}, got {name!r}; its columns are {shown}{hint}"
                 )
-        # tables without names of their own are written with the numbers from 0 as names
+        # tables without column names are often written with the numbers from 0 as names
         if len(numeric) == len(names) and names != [str(i) for i in range(len(names))]:
             raise UnusableFileError(f"Expected {path} to name its columns in its first line, got numbers: {shown}.")
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
@@ -157,7 +157,7 @@ class _Header:
 
 
 def _joined(tables: dict[str, Rows], files: dict[str, Path]) -> Rows:
-    """Return the rows of several files, one after the other."""
+    """Return the rows of several files, concatenated."""
     texts: dict[str, list[str]] = {name: [] for name in tables["train"].texts}
     for table in tables.values():
         for name, cells in texts.items():
@@ -175,7 +175,7 @@ def _joined(tables: dict[str, Rows], files: dict[str, Path]) -> Rows:
 
 
 def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) -> None:
-    """Log what is read and what is not, and warn of features that are likely to be something else."""
+    """Log which columns are used, and warn about features that are likely to be something else."""
     train, path = tables["train"].numbers, files["train"]
     used = f"{len(header.features)} features: {some(header.features)}"
     if "path_column" in header.roles:
@@ -185,7 +185,7 @@ def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) 
     log.info("%s", printable(f"{path}: {len(train)} rows, {used}{beside}"))
     least, most = train.aminmax(dim=0)
     step, extent = torch.maximum(least.abs(), most.abs()) * 2**-23, most.double() - least
-    # a constant of few digits is what it says; one of more may have been several numbers
+    # a constant with few digits is a true constant; with more digits, different numbers may have been rounded to it
     coarse = (step > 0.01 * extent) & ((extent > 0) | (step >= 2))
     for i, name in enumerate(header.features):
         column, role = train[:, i], f"{name.strip().lower()}_column"
@@ -209,7 +209,7 @@ def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) 
 
 
 def _below(root: Path, names: list[str], rows: Rows, where: Path) -> list[str]:
-    """Return the places of images, all of them below a folder."""
+    """Return the absolute paths of images, and check that all are below a folder and none occurs twice."""
     top = os.path.abspath(root)
     places = [os.path.abspath(os.path.join(top, name)) for name in names]
     start = os.path.join(top, "")
@@ -219,7 +219,7 @@ def _below(root: Path, names: list[str], rows: Rows, where: Path) -> list[str]:
         )
     first: dict[str, int] = {}
     if (bad := next((i for i, place in enumerate(places) if first.setdefault(place, i) != i), -1)) >= 0:
-        raise UnusableFileError(  # one could be trained on, the other tested with
+        raise UnusableFileError(  # one could be used for training, the other for testing
             f"Expected each image to be in {where} once, got {names[bad]!r} in {rows.place(first[places[bad]])} and in "
             f"{rows.place(bad)}."
         )
