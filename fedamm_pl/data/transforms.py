@@ -101,8 +101,8 @@ def require_suited(shape: Sequence[int], augmentation: Augmentation | None) -> N
         augmentation: The training transform; None: crop_flip for images, none for features.
 
     Raises:
-        ValueError: If ``augmentation`` crops, and the examples are features or an image is not larger than the padding,
-            in both directions.
+        ValueError: If ``augmentation`` crops, and the examples are features, or the height or width of an image is not
+            larger than the padding.
     """
     if len(shape) == 1:
         if augmentation not in (None, "none"):

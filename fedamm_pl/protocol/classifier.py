@@ -24,8 +24,8 @@ __all__ = ["Classifier", "LocalOptimizer", "require_range"]
 class Classifier(LocalDescent, RawFeatures, MeasuredModule):
     """A classifier that trains in a plain Trainer on batches (images, labels), and measures accuracy by groups of classes.
 
-    If ``image_size`` in ``info`` is empty, the examples are rows of a table. Raw features of shape (B, in_channels) then take the
-    place of images everywhere, and the module standardises them.
+    If ``image_size`` in ``info`` is empty, the examples are rows of a table. Raw features of shape (B, in_channels)
+    then take the place of images everywhere, and the module standardises them.
 
     Args:
         num_classes: Number of classes C.
@@ -41,12 +41,13 @@ class Classifier(LocalDescent, RawFeatures, MeasuredModule):
         rho: Radius of the neighbourhood of sam and asam; null: 0.1 for sam, 0.7 for asam.
 
     Attributes:
-        memory_format: Layout of the network's input images: channels-last for networks with ``channels_last = True``, which
-            are faster with it, else contiguous. A federation's trainer may set another layout.
-        compiled: A compiled form of the network for plain forward passes, given as ``torch.compile(network)`` or set by a
-            federation's trainer; None: the network itself. Code that needs second or forward-mode derivatives, or the
+        memory_format: Layout of the network's input images: channels-last for networks with ``channels_last = True``,
+            which are faster with it, else contiguous. A federation's trainer may set another layout.
+        compiled: A compiled form of the network for plain forward passes, given as ``torch.compile(network)`` or set by
+            a federation's trainer; None: the network itself. Code that needs second or forward-mode derivatives, or the
             network's features, calls ``model``.
-        compiles: Whether the network was given compiled; a federation then compiles its copies too, with torch's defaults.
+        compiles: Whether the network was given compiled; a federation then compiles its copies too, with torch's
+            defaults.
 
     Raises:
         ValueError: If an option is out of range or there is no such network.

@@ -23,7 +23,7 @@ KEYS = (  # Keras, MedMNIST
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 MAX_CLASSES = 100_000
-"""Larger labels are regarded as a mistake."""
+"""Labels must be smaller; others are regarded as a mistake."""
 MAX_RATIO, RATIO_COUNTS_FROM = 500, 2**28
 """A file that unpacks to more than 256 MiB and to more than 500 times its size is refused as almost empty."""
 log = logging.getLogger(__name__)
