@@ -156,7 +156,7 @@ def dump(parser: Parser, config: Namespace) -> str:
     """Return the configuration as YAML for ``--config``, without ``output.dir``."""
     shown = config.clone()
     shown.output.dir = None
-    content = with_texts(json.loads(parser.dump(shown, format="json")), shown)
+    content = with_texts(json.loads(parser.dump(shown, format="json", skip_unset=False)), shown)
     content["output"].pop("dir", None)
     content.pop("dry_run", None)  # not a part of the experiment
     return str(yaml.dump(content, Dumper=Dumper, sort_keys=False))
