@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import difflib
 import io
+import lzma
 import sys
 import tarfile
 import tempfile
@@ -57,6 +58,10 @@ def tables(record: Path, config: Path, budget: str = "rounds") -> str:
                 path = folder / entry.name.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(archive.extractfile(entry).read())  # type: ignore[union-attr]
+        if alone := sorted(
+            path.parent for path in folder.rglob("summary.json") if not path.with_name(KEPT[0]).exists()
+        ):
+            sys.exit(f"Expected {record} to hold {KEPT[0]} of each run, got none for {alone[0].relative_to(folder)}.")
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             fedamm(["compare", "--config", str(config), "--dir", str(folder), "--jobs", "0", "--budget", budget])
@@ -84,7 +89,7 @@ def main() -> None:
         return
     try:
         found, expected = tables(options.record, options.config, options.budget), options.table.read_text()
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         sys.exit(f"record.py: error: {error}")
     if found != expected:
         lines = difflib.unified_diff(

@@ -157,6 +157,21 @@ def test_a_record_that_is_not_there_or_no_record_is_one_line(
             checked(record, monkeypatch, tmp_path / name, *packed[1:])
 
 
+def test_a_record_that_is_cut_off_or_lacks_a_configuration_is_one_line(
+    packed: tuple[Path, Path, Path], record: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = packed[0].read_bytes()
+    (tmp_path / "half.tar.xz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit, match=r"^record.py: error: [^\n]*$"):
+        checked(record, monkeypatch, tmp_path / "half.tar.xz", *packed[1:])
+    with tarfile.open(packed[0]) as old, tarfile.open(tmp_path / "without.tar.xz", "w:xz") as new:
+        for entry in old:
+            if entry.name != "FedAvg/seed_0/config.yaml":
+                new.addfile(entry, old.extractfile(entry))
+    with pytest.raises(SystemExit, match=r"to hold config.yaml of each run, got none for FedAvg/seed_0"):
+        checked(record, monkeypatch, tmp_path / "without.tar.xz", *packed[1:])
+
+
 def test_files_that_lead_out_of_the_folder_are_refused(record: ModuleType, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "bad.tar.xz", "w:xz") as archive:
         archive.addfile(tarfile.TarInfo("../config.yaml"), io.BytesIO())

@@ -7,15 +7,15 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from fedamm_pl.cli.cluster_jobs import on_cluster
-from fedamm_pl.cli.config_files import check_config_files, check_values_given
+from fedamm_pl.cli.config_files import check_config_files, check_linked, check_values_given
 from fedamm_pl.cli.launching import Start, execute, start
 from fedamm_pl.cli.messages import one_line
 from fedamm_pl.cli.options import GROUPS, LINKED, OFFERED, parameters_of
@@ -23,7 +23,7 @@ from fedamm_pl.cli.parser import Parser, attribute_docstrings, build_parser, che
 from fedamm_pl.cli.shipped import expanded
 from fedamm_pl.cli.signals import StopSignal
 from fedamm_pl.files import lock_folder, refuse_links
-from fedamm_pl.results.comparison import PlannedRun, check_folders, plan
+from fedamm_pl.results.comparison import PlannedRun, check_folders, plan, require_different_runs
 from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
 from fedamm_pl.results.comparison_files import write_results, write_tuning
 from fedamm_pl.results.tuning import METRIC, Trial, Tuning, choose, chosen, options_text, plan_chosen, plan_trials
@@ -65,6 +65,9 @@ def _compare(words: Sequence[str]) -> None:
         values = {field.name: parsed[field.name] for field in dataclasses.fields(CompareConfig)}
         tuned = TuningConfig(**vars(parsed.tuning)) if parsed.tuning else None
         config, resolve = CompareConfig(**{**values, "tuning": tuned}), resolver()
+        check_linked(config.grid)
+        if "seed" in config.grid:
+            raise ValueError("Expected `seeds` to give the seeds of all settings, got `seed` in the grid.")
         folder = Path(os.path.expanduser(config.dir or Path("runs") / name))
         runs, trials = plan(config, folder, resolve), plan_trials(config, folder, resolve)
         check_before(folder, runs, trials)
@@ -76,6 +79,7 @@ def _compare(words: Sequence[str]) -> None:
             tuning, failed = tune(trials, config, folder, begin, jobs) if config.tuning else (None, [])
             if tuning:
                 runs = plan_chosen(config, folder, resolve, tuning)
+                require_different_runs(runs)
                 check_folders(runs)
             failed += execute(runs, jobs, begin=begin)
             say("\n" + write_results(folder, runs, config.reference, config.groups, tuning, config.budget))
@@ -102,11 +106,14 @@ def check_before(folder: Path, runs: Sequence[PlannedRun], trials: Sequence[Tria
         ValueError: If a folder holds something else, or there is tuning but the data have no validation set.
     """
     tuned = list(dict.fromkeys(trial.method for trial in trials))
-    check_folders([*(trial.run for trial in trials), *(run for run in runs if run.method not in tuned)])
+    first = [*(trial.run for trial in trials), *(run for run in runs if run.method not in tuned)]
+    require_different_runs(first)
+    check_folders(first)
     if trials:
         refuse_links(folder)
         check_validation([trial.run for trial in trials])
         say(f"{len(trials)} tuning runs, then {len(runs)} reported runs")
+    _loaded.cache_clear()  # each run loads them itself
 
 
 def check_validation(runs: Sequence[PlannedRun]) -> None:
@@ -117,23 +124,39 @@ def check_validation(runs: Sequence[PlannedRun]) -> None:
     Raises:
         ValueError: If a run has none.
     """
-
-    @cache
-    def check(class_path: str, options: str) -> None:
-        module, _, name = class_path.rpartition(".")
-        found = getattr(importlib.import_module(module), name)(**json.loads(options))
-        found.setup()
-        if not found.has_validation:
+    for run in runs:
+        data = yaml.safe_load(run.config)["data"]
+        if (
+            not data["init_args"].get("num_val_per_class")
+            and not loaded(data["class_path"], data["init_args"]).has_validation
+        ):
             raise ValueError(
                 "Expected `num_val_per_class` to be 1 or more, or data with a validation set, for `tuning`, got none."
             )
 
-    for run in runs:
-        data = yaml.safe_load(run.config)["data"]
-        options = {name: value for name, value in data["init_args"].items() if name not in LINKED["data"]}
-        if not options.get("num_val_per_class"):
-            with in_one_line():
-                check(data["class_path"], json.dumps(options))
+
+def loaded(class_path: str, options: Mapping[str, Any]) -> Any:
+    """Return a data module, set up; the same one for the same options.
+
+    Raises:
+        ValueError: If it cannot be made or loaded.
+    """
+    kept = {name: value for name, value in options.items() if name not in LINKED["data"]}
+    with in_one_line():
+        return _loaded(class_path, json.dumps(kept))
+
+
+@lru_cache(maxsize=1)
+def _loaded(class_path: str, options: str) -> Any:
+    data = class_at(class_path)(**json.loads(options))
+    data.setup()
+    return data
+
+
+def class_at(path: str) -> Any:
+    """Return the class at an import path."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def tune(
@@ -169,9 +192,8 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
 
     @cache
     def check_class(group: str, class_path: str, options: str) -> None:
-        # finds wrong options now, not hours later when the run starts; the data are not loaded
-        module, _, name = class_path.rpartition(".")
-        kind, values = getattr(importlib.import_module(module), name), json.loads(options)
+        # finds wrong options now, not hours later when the run starts
+        kind, values = class_at(class_path), json.loads(options)
         not_taken = STAND_INS.get(group, {}).keys() - parameters_of(kind)
         kind(**{name: value for name, value in values.items() if name not in not_taken})
 
@@ -199,8 +221,18 @@ def resolver() -> Callable[[dict[str, Any]], tuple[str, int]]:
                 text = json.dumps({**values, **STAND_INS.get(group, {})})
             except TypeError:  # options that are objects are made and checked in the process of the run
                 continue
-            with in_one_line():
-                check_class(group, config[group].class_path, text)
+            class_path = config[group].class_path
+            try:
+                with in_one_line():
+                    check_class(group, class_path, text)
+            except ValueError:
+                if group != "algorithm" or class_path.startswith("fedamm_pl."):
+                    raise
+                # a class of your own may need the real data or its own network
+                data = loaded(config.data.class_path, vars(config.data.init_args))
+                real = {"num_classes": data.num_classes, "in_channels": data.in_channels, "info": data.info}
+                with in_one_line():
+                    check_class(group, class_path, json.dumps({**real, **values}))
         return dump(parser, config), int(config.federation.num_rounds)
 
     return resolve

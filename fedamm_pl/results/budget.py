@@ -44,6 +44,26 @@ def at_equal_bytes(found: Summaries) -> Summaries:
     return cut
 
 
+def incomplete(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return the settings and seeds, as text, at which a run is not finished: their cheapest run is not known."""
+    return list(dict.fromkeys(run.place for run in runs if not run.finished))
+
+
+def budget_notes(runs: Sequence[PlannedRun], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return notes on the budget: the rounds of each method, what is left out, and runs that ended early.
+
+    Args:
+        runs: All planned runs.
+        rows: The rows of the runs that :func:`at_equal_bytes` returns.
+    """
+    notes = [rounds_note(rows)] if rows else []
+    if places := incomplete(runs):
+        notes.append(f"Left out at the same bytes, since a run is not finished there: {'; '.join(places)}.")
+    if ended := [str(run) for run in runs if (summary := run.summary) and summary["ended"]]:
+        notes.append(f"These runs ended early, which may lower the budget of their seed: {'; '.join(ended)}.")
+    return notes
+
+
 def rounds_note(rows: Sequence[dict[str, Any]]) -> str:
     """Return a note with the mean number of rounds in which each method exchanges the same bytes.
 

@@ -87,13 +87,20 @@ def plan(config: CompareConfig, folder: Path, resolve: Callable[[dict[str, Any]]
         for method, seed in itertools.product(methods, config.seeds):
             whole = merged(config.base, {"seed": seed})
             for name, value in setting.items():
+                group, _, option = name.partition(".")
+                if (
+                    option
+                    and "init_args" in (whole.get(group) or {})
+                    and not option.startswith(("init_args", "class_path"))
+                ):
+                    name = f"{group}.init_args.{option}"  # as the group is written in the configuration of a run
                 whole = merged(whole, nested(name, value))
             try:
                 shared = whole.pop("algorithm", None) or {}
                 arguments, own = flat(shared), flat(config.methods[method] or {})
                 if (
                     "init_args" in shared
-                ):  # copied from the configuration of a run: its class is not that of all methods
+                ):  # copied from the configuration of a run, whose class is not that of all methods
                     arguments.pop("class_path", None)
                 class_path = own.pop("class_path", method)
                 whole["algorithm"] = {"class_path": class_path, "init_args": {**arguments, **own}}
@@ -117,6 +124,21 @@ def require_own_folders(runs: Sequence[PlannedRun]) -> None:
         raise ValueError(
             f"Expected methods, seeds and values of the grid to give each run a folder of its own, got two in {twice[0]}."
         )
+
+
+def require_different_runs(runs: Sequence[PlannedRun]) -> None:
+    """Check that each setting and seed gives a method another run.
+
+    Raises:
+        ValueError: If two runs of a method have the same options; the message names them.
+    """
+    first: dict[tuple[str, str], PlannedRun] = {}
+    for run in runs:
+        if (other := first.setdefault((run.method, run.config), run)) is not run:
+            raise ValueError(
+                f"Expected the grid to give {run.method} other options in each setting, got the same for {other.place} and "
+                f"{run.place}: a method's own options override the grid, and some options follow from others."
+            )
 
 
 def settings_of(runs: Iterable[PlannedRun]) -> list[dict[str, Any]]:
@@ -201,9 +223,19 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
                 f"Expected {run.log} to be a file, into which the output of the run goes, got something else."
             )
         config = read_config(run.folder)
-        wanted = flatten(yaml.safe_load(run.config))
-        if config is not None and (differing := differences(flatten(config), wanted)):
+        wanted = yaml.safe_load(run.config)
+        differing = [] if config is None else differences(flatten(config), flatten(wanted))
+        differing += [] if config is None else differences(_own_classes(config), _own_classes(wanted))
+        if differing:
             raise ValueError(
                 f"Expected {run.folder} to hold the run {run}, got one with other options: {'; '.join(differing)}. "
                 "Choose another `dir`, or the old options."
             )
+
+
+def _own_classes(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return group -> import path of the classes that are not the package's: :func:`flatten` has their bare names only."""
+    paths = {
+        group: str(options.get("class_path", "")) for group, options in config.items() if isinstance(options, dict)
+    }
+    return {group: path for group, path in paths.items() if path and not path.startswith("fedamm_pl.")}

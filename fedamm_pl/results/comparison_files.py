@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedamm_pl.files import write_atomically
-from fedamm_pl.results.budget import Summaries, at_equal_bytes, byte_curves, rounds_note
+from fedamm_pl.results.budget import Summaries, at_equal_bytes, budget_notes, byte_curves, incomplete
 from fedamm_pl.results.comparison import PlannedRun, settings_of
 from fedamm_pl.results.comparison_config import Budget
 from fedamm_pl.results.figure_parts import rendered
@@ -54,7 +54,8 @@ def rows(
     """
     found = finished(runs)
     if equal := budget == "bytes":
-        found = at_equal_bytes(found)
+        unknown = incomplete(runs)
+        found = at_equal_bytes([(run, summary) for run, summary in found if run.place not in unknown])
     titles = {
         name: title for title, members in in_groups((run.method for run in runs), groups or {}) for name in members
     }
@@ -185,7 +186,7 @@ def write_results(
     notes = [note for note, applies in ((BOLD, found), (LEGEND, shown)) if applies]
     notes += ["† uses the server's balanced meta set."] if any(row["uses_meta_set"] for row in found) else []
     notes += group_notes(compared, groups or {}, ranks) if found else []
-    notes += [rounds_note(found)] if found and budget == "bytes" else []
+    notes += budget_notes(runs, found) if budget == "bytes" else []
     markdown += [line for note in notes for line in (markdown_text(note), "")]
     if tuning:
         cells, notes = tuning_cells(tuning), [tuning_legend(tuning), *tuning_notes(tuning)]

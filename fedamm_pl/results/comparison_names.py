@@ -53,6 +53,7 @@ def _named(folder: Path, text: str) -> dict[Path, str]:
     for row in rows:
         if len(row[place]) > MAX_NAME:
             continue
-        parts = [*(f"{columns[i].rpartition('.')[2]}_{row[i]}" for i in settings), row[place]]
+        # an empty cell is null, which names of folders call None
+        parts = [*(f"{columns[i].rpartition('.')[2]}_{row[i] or None}" for i in settings), row[place]]
         found[folder.joinpath(*map(file_name, parts))] = row[place]
     return found

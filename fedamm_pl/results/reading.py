@@ -17,6 +17,8 @@ from fedamm_pl.files import NO_FOLLOW
 from fedamm_pl.kinds import parse_json
 from fedamm_pl.results.content import check_diagnostics, check_history, check_options, check_summary
 
+TUNING = "tuning"
+"""Folder of the tuning runs in the folder of a comparison."""
 METRICS = "metrics.csv"
 MAX_BYTES = {METRICS: 64_000_000, "config.yaml": 200_000, "summary.json": 32_000_000, "diagnostics.json": 64_000_000}
 """Largest size of each file in bytes, more than a run needs; it bounds the memory that an unknown file can take."""

@@ -131,8 +131,8 @@ def rounds(run: Run) -> str:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """Return the configuration of a run as option -> value; empty if there is none."""
-    return flatten(run.config) if run.config else {}
+    """Return the configuration of a run as option -> value; a run made from Python has only its data set."""
+    return {**({"data.dataset": run.dataset} if run.dataset else {}), **flatten(run.config)}
 
 
 def percent(value: float | dict[str, float] | None) -> str:

@@ -186,7 +186,12 @@ def by_setting(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[str]
 
 def data_options(flats: Sequence[dict[str, Any]]) -> list[str]:
     """Return the options of the data that differ between runs."""
-    return [name for name in differing(flats) if name.startswith("data.")]
+    return [name for name in differing(flats) if concerns_data(name)]
+
+
+def concerns_data(name: str) -> bool:
+    """Return whether an option, or the class of a group, concerns the data."""
+    return name == "data" or name.startswith("data.")
 
 
 def paired(runs: Sequence[Run]) -> dict[str, Any]:
@@ -230,7 +235,7 @@ def pairs(runs: Sequence[Run]) -> list[Paired]:
     """
     flats = [options(run) for run in runs]
     names = differing(flats)
-    methods = named(runs, flats, [name for name in names if not name.startswith("data.")])
+    methods = named(runs, flats, [name for name in names if not concerns_data(name)])
     settings: dict[str, list[tuple[str, Run]]] = {}
     for run, flat, method in zip(runs, flats, methods, strict=True):
         setting = said(flat, data_options(flats))

@@ -1,5 +1,6 @@
 """Runs as loaded from their folders."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -10,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from fedamm_pl.federation.summary import num_averaged, summarize
 from fedamm_pl.results.content import check_together
-from fedamm_pl.results.reading import MAX_BYTES, METRICS, read_config, read_diagnostics, read_history, read_summary
+from fedamm_pl.results.reading import (
+    MAX_BYTES,
+    METRICS,
+    TUNING,
+    read_config,
+    read_diagnostics,
+    read_history,
+    read_summary,
+)
+from fedamm_pl.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+log = logging.getLogger(__name__)
 
 MAX_RUNS, MAX_SIZE = 2_000, 10**9
 """Largest number of runs below one folder, and largest total size in bytes of the files that are read."""
@@ -170,4 +182,10 @@ def _below(path: Path) -> Iterator[Path]:
                 )
             yield folder
         else:
-            waiting += [folder / name for name in sorted(inside, reverse=True) if inside[name]]
+            tried = {TUNING} if {TUNING, "results.csv"} <= inside.keys() else set()
+            if tried:
+                log.info(
+                    "the runs for tuning in %s are left out; give this folder to see them",
+                    printable(str(folder / TUNING)),
+                )
+            waiting += [folder / name for name in sorted(inside.keys() - tried, reverse=True) if inside[name]]

@@ -9,9 +9,8 @@ from typing import Any
 
 from fedamm_pl.results.comparison import PlannedRun, flat, plan, require_own_folders, settings_of
 from fedamm_pl.results.comparison_config import CompareConfig, TuningConfig
-from fedamm_pl.results.reading import read_summary
+from fedamm_pl.results.reading import TUNING, read_summary
 
-FOLDER = "tuning"
 METRIC = "val/acc"
 
 
@@ -117,7 +116,7 @@ def plan_trials(
             except ValueError as error:
                 raise ValueError(f"{method}: {error}") from error
             trying = CompareConfig(config.base, {f"{method}: {name}": options}, config.tuning.seeds, config.grid)
-            mine = [Trial(method, candidate, run) for run in plan(trying, folder / FOLDER, resolve)]
+            mine = [Trial(method, candidate, run) for run in plan(trying, folder / TUNING, resolve)]
             alike = [trial for trial in trials if (trial.method, trial.run.config) == (method, mine[0].run.config)]
             if alike:
                 raise ValueError(

@@ -21,6 +21,12 @@ from fedamm_pl import FedAvg
 class Fixed(FedAvg):
     def __init__(self, num_classes: int, model: str = "small_cnn"):
         super().__init__(num_classes, 1, model)
+class PerClass(FedAvg):
+    def __init__(self, num_classes: int, in_channels: int, weights: list[float], info=None, model: str = "mlp"):
+        super().__init__(num_classes, in_channels, model, info=info)
+        if len(weights) != len(info["class_names"]):
+            raise ValueError(f"Expected `weights` to be {len(info['class_names'])} numbers, got {len(weights)}.")
+        assert "Conv2d" not in str(self.model)
 class Open(FedAvg):
     def __init__(self, **others):
         super().__init__(**others)
@@ -69,6 +75,24 @@ def test_class_of_ones_own_need_not_take_what_the_data_say(planned: Planned, mon
     Path("own_method.py").write_text(OWN)
     monkeypatch.syspath_prepend(Path.cwd())
     assert len(planned(methods={"own_method.Fixed": None, "own_method.Open": {"lr": 0.1}}, seeds=[0])) == 2
+
+
+def test_class_of_ones_own_is_checked_with_the_real_data(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(".")
+    base = {**BASE, "algorithm": {}, "data": {"dataset": "digits", "num_clients": 2}}
+    assert len(planned(base=base, methods={"mine.PerClass": {"weights": [1.0] * 10}}, seeds=[0])) == 1
+    with pytest.raises(SystemExit):
+        planned(base=base, methods={"mine.PerClass": {"weights": [1.0] * 7}}, seeds=[0])
+    assert "Expected --algorithm.weights to be 10 numbers, got 7." in capsys.readouterr().err
+
+
+def test_an_explicit_null_reaches_the_run(planned: Planned) -> None:
+    methods = {"without a head": {"class_path": "Moon", "projection": None}, "Moon": None}
+    configs = [yaml.safe_load(run.config)["algorithm"]["init_args"] for run in planned(methods=methods, seeds=[0])]
+    assert [config["projection"] for config in configs] == [None, 256]
 
 
 def test_runs_follow_the_groups(planned: Planned) -> None:
@@ -178,6 +202,11 @@ def test_data_may_bring_the_validation_set(planned: Planned) -> None:
         ({"grid": {"trainer.devices": [3]}}, ["FedAvg: Expected --trainer.devices to be"]),
         ({"jobs": -1}, ["--jobs", "0 or more, got -1"]),
         ({"seed": [0]}, ["unknown option seed; did you mean --seeds?"]),
+        ({"grid": {"seed": [5, 6]}}, ["Expected --seeds to give the seeds of all settings, got --seed in the grid."]),
+        ({"grid": {"data.seed": [5, 6]}}, ["--seed in place of --data.seed"]),
+        ({"grid": {"algorithm.num_classes": [5, 6]}}, ["--algorithm.num_classes to be left to the data"]),
+        ({"grid": {"output.dir": ["a", "b"]}}, ["the grid to give FedAvg other options", "output.dir a, seed 0 and output.dir b, seed 0"]),
+        ({"grid": {"algorithm.lr": [0.1, 0.2]}, "methods": {"FedAvg": {"lr": 0.05}}}, ["the grid to give FedAvg other options in each"]),
         ({"groups": {"a": ["FedAvg"], "b": ["FedAvg"]}}, ["Expected --groups to hold each method once, got FedAvg twice."]),
         ({"groups": {"a": ["FedProx"]}}, ["Expected --groups to hold one of --methods, FedAvg, FedAMM, got FedProx."]),
         ({"groups": {"a": "FedAvg"}}, ["Expected --groups to be"]),

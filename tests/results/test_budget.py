@@ -106,6 +106,24 @@ def test_the_budget_is_that_of_the_same_seed(tmp_path: Path) -> None:
     assert found == {"FedAvg, seed 0": 12, "FedAvg, seed 1": 12, "FedAMM, seed 0": 6, "FedAMM, seed 1": 3}
 
 
+def test_a_seed_at_which_a_run_is_not_finished_is_left_out_and_named(tmp_path: Path) -> None:
+    runs = compared(tmp_path, {"FedAvg": 1e6, "FedAMM": 2e6, "Scaffold": 4e6})
+    (runs[1].folder / "summary.json").unlink()
+    text = write_results(tmp_path, runs, budget="bytes")
+    assert "Left out at the same bytes, since a run is not finished there: seed 1." in text
+    assert "Mean number of rounds until then: FedAvg 12.0, FedAMM 6.0, Scaffold 3.0." in text
+    for run in runs[::2]:
+        assert f"| {run.method} | 1 |" in text or f"| {run.method} † | 1 |" in text
+
+
+def test_a_run_that_ended_early_is_named(tmp_path: Path) -> None:
+    runs = compared(tmp_path, {"FedAvg": 1e6, "FedAMM": 2e6})
+    path = runs[2].folder / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ended": "no better for 5 evaluations"}))
+    text = write_results(tmp_path, runs, budget="bytes")
+    assert "These runs ended early, which may lower the budget of their seed: FedAMM, seed 0." in text
+
+
 def test_what_cannot_be_compared_at_the_same_bytes_is_refused(tmp_path: Path) -> None:
     runs = compared(tmp_path / "dear", {"FedAvg": 1e6, "Scaffold": 13e6})
     with pytest.raises(

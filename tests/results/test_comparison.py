@@ -283,6 +283,22 @@ def test_folders_with_other_options_are_refused(tmp_path: Path) -> None:
         check_folders(runs)
 
 
+def test_another_class_of_the_same_name_is_another_run(tmp_path: Path) -> None:
+    first, *_ = runs = a_plan(tmp_path, methods={"mine": {"class_path": "version1.Mine"}})
+    first.folder.mkdir(parents=True)
+    (first.folder / "config.yaml").write_text(first.config)
+    check_folders(runs)
+    (first.folder / "config.yaml").write_text(first.config.replace("version1", "version2"))
+    with pytest.raises(ValueError, match=r"algorithm is 'version1.Mine' but was 'version2.Mine'"):
+        check_folders(runs)
+
+
+def test_a_grid_goes_below_the_options_of_a_class_as_a_run_writes_them() -> None:
+    base = {"data": {"class_path": "fedamm_pl.FederatedDataModule", "init_args": {"num_clients": 3}}}
+    (run,) = planned(base=base, grid={"data.num_clients": [5]}, seeds=[0])
+    assert options_of(run)["data"]["init_args"] == {"num_clients": 5}
+
+
 # Names.
 
 

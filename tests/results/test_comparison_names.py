@@ -1,5 +1,6 @@
 """A report calls the methods of a comparison as the comparison does, where the files tell, and never two methods the same."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def compared(folder: Path, unfinished: tuple[str, ...] = (), **options: Any) -> 
     return runs
 
 
-@pytest.mark.parametrize("grid", [{}, {"data.x": [1, 2.5], "data.partition": ["by shards", "iid"]}])
+@pytest.mark.parametrize(
+    "grid", [{}, {"data.x": [1, 2.5], "data.partition": ["by shards", "iid"]}, {"data.y": [None, 2]}]
+)
 def test_names_are_those_of_the_comparison(grid: dict[str, Any], tmp_path: Path) -> None:
     runs = compared(tmp_path, unfinished=("a/b",), grid=grid)
     assert comparison_names([load(run.folder) for run in runs]) == [run.method for run in runs]
@@ -54,6 +57,17 @@ def test_pairs_have_these_names(tmp_path: Path) -> None:
     (paired,) = pairs([load(run.folder) for run in runs])
     assert paired.reference == "FedAvg"
     assert set(paired.differences["mean_last_10/all"]) == {"Momentum 0.5", "a/b"}
+
+
+def test_runs_for_tuning_are_left_out_unless_they_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = compared(tmp_path)
+    a_run(tmp_path / "tuning" / "FedAvg_lr_0.1" / "seed_100", seed=100)
+    with caplog.at_level(logging.INFO):
+        assert len(load_all([tmp_path])) == len(runs)
+    assert "tuning are left out" in caplog.text
+    assert [run.seed for run in load_all([tmp_path / "tuning"])] == [100]
+    (paired,) = pairs(load_all([tmp_path]))
+    assert paired.differences
 
 
 def test_a_run_is_named_by_its_own_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

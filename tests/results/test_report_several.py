@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedamm_pl.results.report import report
-from fedamm_pl.results.report_several import labels
+from fedamm_pl.results.report_several import labels, pairs
 from fedamm_pl.results.runs import Run, load_all
 from tests.results.handmade import a_run
 from tests.results.pages import SOURCE, Page, change, page, summary
@@ -79,6 +79,18 @@ def test_methods_on_other_data_are_not_compared(tmp_path: Path) -> None:
         "dirichlet_alpha 1",
     ]
     assert not [text for text in found.texts["strong"] if "±" in text]
+
+
+@pytest.mark.parametrize("config", ["", "data:\n  class_path: mine.Hospital\n"])
+def test_methods_on_other_data_sets_are_not_compared(config: str, tmp_path: Path) -> None:
+    """Runs made from Python have no configuration, and data of one's own have a class."""
+    for dataset, method in (("cifar10", "FedAvg"), ("letter", "FedProx")):
+        for seed in range(3):
+            folder = a_run(tmp_path / f"{method}_{seed}", method=method, seed=seed, dataset=dataset)
+            (folder / "config.yaml").unlink()
+            if config and dataset == "letter":
+                (folder / "config.yaml").write_text(f"seed: {seed}\n{config}")
+    assert [found.differences for found in pairs(load_all([tmp_path]))] == [{}, {}]
 
 
 def test_the_folder_of_runs_is_said_once_where_they_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
