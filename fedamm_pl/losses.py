@@ -140,7 +140,7 @@ def logit_adjusted_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: f
         Losses of shape (B,).
     """
     shown = logits if absent == "one" else without_absent(logits, labels, counts)
-    counts = counts.to(logits.dtype).clamp(min=1)
+    counts = counts.to(torch.promote_types(logits.dtype, torch.float32)).clamp(min=1)  # a sum in float16 ends at 65,504
     return example_losses(shown + tau * (counts / counts.sum()).log(), labels)
 
 
@@ -159,7 +159,9 @@ def calibrated_losses(logits: Tensor, labels: Tensor, counts: Tensor, tau: float
         Losses of shape (B,).
     """
     shown = logits if absent == "one" else without_absent(logits, labels, counts)
-    return example_losses(shown - tau * counts.to(logits.dtype).clamp(min=1) ** -0.25, labels)
+    return example_losses(
+        shown - tau * counts.to(torch.promote_types(logits.dtype, torch.float32)).clamp(min=1) ** -0.25, labels
+    )
 
 
 def contrastive_losses(features: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:

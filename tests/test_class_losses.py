@@ -152,6 +152,17 @@ def test_equal_counts_change_nothing(function: Any) -> None:
 
 
 @pytest.mark.parametrize("function", [logit_adjusted_losses, calibrated_losses])
+def test_counts_beyond_the_range_of_float16(function: Any) -> None:
+    logits, counts = scores().half(), torch.tensor([140_000, 70_000, 800, 30])
+    torch.testing.assert_close(
+        function(logits, LABELS, counts, 1.0).double(),
+        function(logits.double(), LABELS, counts, 1.0),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("function", [logit_adjusted_losses, calibrated_losses])
 def test_rare_classes_lose_more_at_equal_scores(function: Any) -> None:
     losses = function(torch.zeros(4, 4), torch.arange(4), torch.tensor([50, 7, 3, 1]), 1.0)
     assert (losses[1:] > losses[:-1]).all()

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,7 +13,7 @@ from fedamm_pl.data.client import Batch, ClientData, augmented_batch
 from fedamm_pl.data.description import describe, examples_hash
 from fedamm_pl.data.holdings import Holdings
 from fedamm_pl.data.long_tail import Profile
-from fedamm_pl.data.partitions import require_partition
+from fedamm_pl.data.partitions import USED_BY, require_partition
 from fedamm_pl.data.sources import NORMALIZATION, ImageData, ReadOptions, image_data, load_images
 from fedamm_pl.data.sources.source import is_features
 from fedamm_pl.data.split import federated_split
@@ -133,6 +134,8 @@ class FederatedDataModule(Holdings):
         if seed < 0:
             raise ValueError(f"Expected `seed` to be 0 or more, got {seed}.")
         require_partition(partition, partition_file)
+        if shot_ranges and shot_rule != "index":
+            raise ValueError(f"Expected `shot_rule` to be index for `shot_ranges`, got {shot_rule}.")
         draw_augmentation(0, torch_generator(0), augmentation or "none")  # raises an error if it is unknown
         if not 0 < test_fraction < 1:
             raise ValueError(f"Expected `test_fraction` to be between 0 and 1, got {test_fraction}.")
@@ -174,6 +177,7 @@ class FederatedDataModule(Holdings):
                 f"Expected `num_val_per_class` to be 0 for data that bring {len(images.val_labels)} validation examples, got "
                 f"{self.hparams['num_val_per_class']}."
             )
+        _warn_of_unused(self.hparams)
         split = federated_split(
             images.train_labels.numpy(),
             images.class_names,
@@ -259,3 +263,11 @@ class FederatedDataModule(Holdings):
         return augmented_batch(
             images.train_images, images.train_labels, self._meta, self.augmentation, torch_generator(seed)
         )
+
+
+def _warn_of_unused(options: Mapping[str, Any]) -> None:
+    """Warn of options that are set and that the partition does not use."""
+    defaults = inspect.signature(FederatedDataModule).parameters
+    for name, partitions in USED_BY.items():
+        if options["partition"] not in partitions and options[name] != defaults[name].default:
+            log.warning("%s %s is not used by partition %s", name, options[name], options["partition"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedamm_pl.data import FederatedDataModule, ImageData
 from fedamm_pl.data.client import BatchLoader
-from fedamm_pl.data.partitions import EQUAL, SIMULATED
+from fedamm_pl.data.partitions import EQUAL, MIN_SIZED, SIMULATED
 from fedamm_pl.metrics import shot_groups
 from tests.data.numbered import labels_of, numbered, numbers, same
 
@@ -55,9 +55,10 @@ def module(root: Path, **options: Any) -> FederatedDataModule:
         "imbalance_factor": 0.1,
         "num_meta_per_class": NUM_META,
         "batch_size": 16,
-        "min_client_size": 1,
         "augmentation": "none",
     }
+    if options.get("partition") in MIN_SIZED:
+        defaults["min_client_size"] = 1
     return FederatedDataModule(root=str(root), **{**defaults, **options})
 
 
@@ -364,6 +365,7 @@ def test_images_can_be_put_on_a_device(root: Path) -> None:
         ({"imbalance_factor": 100.0}, r"Expected `imbalance_factor` to be in \(0, 1\], got 100.0"),
         ({"imbalance_factor": float("nan")}, r"Expected `imbalance_factor` to be in \(0, 1\], got nan"),
         ({"seed": -1}, "Expected `seed` to be 0 or more, got -1"),
+        ({"shot_ranges": {"many": (0, 4)}}, "Expected `shot_rule` to be index for `shot_ranges`, got share"),
     ],
 )
 def test_option_out_of_range_is_refused_at_once(root: Path, options: dict[str, Any], message: str) -> None:
@@ -395,6 +397,24 @@ def test_option_out_of_range_is_refused_at_once(root: Path, options: dict[str, A
 def test_option_that_needs_the_data_is_refused_at_setup(root: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         module(root, **options).setup()
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ({"dirichlet_alpha": 0.1}, "dirichlet_alpha 0.1 is not used by partition by_num_classes"),
+        ({"partition": "iid", "shards_per_client": 3}, "shards_per_client 3 is not used by partition iid"),
+        ({"partition": "by_dirichlet", "dirichlet_alpha": 1.0}, ""),
+        ({"min_classes_per_client": 3}, ""),
+    ],
+)
+def test_an_option_that_is_not_used_is_a_warning(
+    root: Path, options: dict[str, Any], unused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    FederatedDataModule("tiny", str(root), imbalance_factor=0.1, num_clients=4, **options).setup()
+    found = [line for line in caplog.messages if "not used by" in line]
+    assert len(found) == bool(unused)
+    assert unused in "".join(found)
 
 
 def test_unknown_augmentation_is_refused_before_training(root: Path) -> None:

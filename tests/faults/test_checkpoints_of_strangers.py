@@ -228,7 +228,9 @@ def test_what_lightning_would_call_is_not_called(content: Content, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["_instantiator", "datamodule_hparams_type", "datamodule_hparams_name"])
 def test_a_data_module_calls_nothing_either(name: str, tmp_path: Path) -> None:
-    content = saved(FedAvg(10, 1, "small_cnn"), FederatedDataModule(num_clients=7, shot_ranges={"all": (0, 9)}))
+    content = saved(
+        FedAvg(10, 1, "small_cnn"), FederatedDataModule(num_clients=7, shot_rule="index", shot_ranges={"all": (0, 9)})
+    )
     options = {**content["datamodule_hyper_parameters"], "_instantiator": "os.mkdir"}
     file = packed({**content, "datamodule_hyper_parameters": options, name: "os.mkdir"})
     data = FederatedDataModule.load_from_checkpoint(file, batch_size=5)

@@ -26,6 +26,14 @@ EQUAL = ("by_num_classes", "by_dirichlet_balanced", "by_shards")
 """Partitions that leave images over, because all clients hold the same number of images."""
 MIN_SIZED = ("by_dirichlet", "by_local_long_tail")
 """Partitions that use ``min_client_size``."""
+USED_BY = {
+    "min_classes_per_client": ("by_num_classes",),
+    "dirichlet_alpha": ("by_dirichlet", "by_dirichlet_blocks", "by_dirichlet_balanced"),
+    "local_imbalance_factor": ("by_local_long_tail",),
+    "min_client_size": MIN_SIZED,
+    "shards_per_client": ("by_shards",),
+}
+"""Option -> the partitions that use it."""
 NAMED = ("by_client", "from_file")
 """Partitions with given clients."""
 EXPECTED = (

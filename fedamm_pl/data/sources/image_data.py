@@ -34,6 +34,7 @@ class ImageData:
         val_labels: Their labels, or None.
         rows: Name of a part -> row of each of its examples, from 0, in the file that lists them; the rows of several
             files are counted consecutively. None: no file lists them.
+        feature_names: One name per feature, in the order of the columns of a table; None: not known.
     """
 
     train_images: Source
@@ -45,6 +46,7 @@ class ImageData:
     val_images: Source | None = None
     val_labels: Tensor | None = None
     rows: Mapping[str, Tensor] | None = None
+    feature_names: list[str] | None = None
 
     @property
     def parts(self) -> dict[str, tuple[Source, Tensor]]:

@@ -72,8 +72,7 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
     _require_filled("label", listed.labels, np.arange(len(parts)), listed)
     if listed.clients is not None:
         _require_filled("client of a training example", listed.clients, np.flatnonzero(parts == "train"), listed)
-    labels = _as_numbers(listed.labels)
-    known = sorted({labels[i] for i in np.flatnonzero(parts == "train").tolist()})
+    labels, known = _as_numbers(listed.labels, np.flatnonzero(parts == "train").tolist())
     number = {label: position for position, label in enumerate(known)}
     names = [str(label) for label in known]
     check_names(names, f" of {listed.where}")
@@ -89,7 +88,7 @@ def data_set(listed: Listed, test_fraction: float, seed: int) -> ImageData:
     if "test" in parts:
         say_unused_share(test_fraction, listed.where)
     elif test_fraction:
-        parts = _with_test_part(classes, parts, names, test_fraction, seed)
+        parts = _with_test_part(classes, parts, names, test_fraction, seed, listed.clients)
     chosen = {part: torch.from_numpy(np.flatnonzero((parts == part) & (classes >= 0))) for part in np.unique(parts)}
     if empty := [part for part in ("train", "test")[: 2 if test_fraction else 1] if not len(chosen.get(part, ()))]:
         known_none = " of a class that has training examples" if empty[0] in parts else ""
@@ -131,25 +130,26 @@ def _parts(listed: Listed) -> Texts:
     return np.array(parts)
 
 
-def _as_numbers(labels: Sequence[int | str]) -> Sequence[int] | Sequence[str]:
-    """Return labels as integers if all of them are integers, else as texts."""
-    texts = {label: str(label).strip() for label in set(labels)}
-    if all(WHOLE.fullmatch(text) for text in texts.values()):  # 007 is a name, not the number 7
-        numbers = {label: int(text) for label, text in texts.items()}
-        return [numbers[label] for label in labels]
-    return [texts[label] for label in labels]
+def _as_numbers(labels: Sequence[int | str], train: list[int]) -> tuple[list[int | str], list[int | str]]:
+    """Return all labels and the distinct ones of the training examples, sorted: integers if all of these are, else texts."""
+    names: dict[int | str, int | str] = {label: str(label).strip() for label in set(labels)}
+    known = {str(names[labels[i]]) for i in train}
+    if all(map(WHOLE.fullmatch, known)):  # 007 is a name, not the number 7
+        names = {label: int(name) if WHOLE.fullmatch(str(name)) else name for label, name in names.items()}
+        return [names[label] for label in labels], sorted(map(int, known))
+    return [names[label] for label in labels], sorted(known)
 
 
 def _say_left_out(
     classes: npt.NDArray[np.int64],
     parts: Texts,
-    labels: Sequence[int] | Sequence[str],
+    labels: Sequence[int | str],
     listed: Listed,
 ) -> None:
     for part in ("val", "test"):
         gone = np.flatnonzero((classes < 0) & (parts == part))
         if len(gone):
-            names = sorted({labels[i] for i in gone.tolist()})
+            names = sorted({labels[i] for i in gone.tolist()}, key=lambda name: (isinstance(name, str), name))
             log.warning(
                 "%s: %d of %d %s examples are left out, since their classes have no training examples: %s",
                 *(
@@ -168,8 +168,10 @@ def _with_test_part(
     names: list[str],
     test_fraction: float,
     seed: int,
+    clients: Sequence[str] | None,
 ) -> Texts:
-    rng, parts = numpy_generator(seed, "test part"), parts.copy()
+    rng, given = numpy_generator(seed, "test part"), parts
+    parts = parts.copy()
     single, before = [], int((parts == "train").sum())
     mine_of = _indices_by_class(np.where(parts == "train", classes, -1), len(names))
     for name, indices in zip(names, mine_of, strict=True):
@@ -178,6 +180,8 @@ def _with_test_part(
             single.append(name)
             continue
         parts[mine[: min(max(round(test_fraction * len(mine)), 1), len(mine) - 1)]] = "test"
+    if clients is not None:
+        _warn_of_lost_clients(clients, given, parts)
     more = f"; classes of one example have none for testing: {some(single)}" if single else ""
     log.info(
         "no test set: %d of %d examples, %s of each class, are held out for testing%s",
@@ -187,6 +191,18 @@ def _with_test_part(
         more,
     )
     return parts
+
+
+def _warn_of_lost_clients(clients: Sequence[str], before: Texts, after: Texts) -> None:
+    """Warn of clients with training examples, all of which are drawn for testing: the number of clients depends on the seed."""
+    training, kept = ({clients[i] for i in np.flatnonzero(parts == "train").tolist()} for parts in (before, after))
+    if lost := sorted(training - kept):
+        log.warning(
+            "%d of %d clients take no part, since all their examples are held out for testing: %s",
+            len(lost),
+            len(training),
+            some([printable(name) for name in lost]),
+        )
 
 
 def _indices_by_class(classes: npt.NDArray[np.int64], num_classes: int) -> list[npt.NDArray[np.intp]]:

@@ -42,7 +42,7 @@ def image_data(loaded: Any) -> ImageData:
     train_labels, test_labels = _labels(parts[1], "train_labels"), _labels(parts[3], "test_labels")
     more: dict[str, Any] = {}
     if isinstance(loaded, ImageData):
-        more = {"clients": _holders(loaded.clients), "rows": loaded.rows}
+        more = {"clients": _holders(loaded.clients), "rows": loaded.rows, "feature_names": loaded.feature_names}
         if (loaded.val_images is None) != (loaded.val_labels is None):
             raise ValueError("Expected val_images and val_labels to be given both or not at all, got one of them.")
         if loaded.val_images is not None:
@@ -87,6 +87,11 @@ def _images(value: Any, field: str) -> Source:
         if field == "train_images":  # log it once; the other parts are of the same kind
             log.info("images of shape %s are interpreted as (N, H, W, C), channels last", tuple(value.shape))
         return value.permute(0, 3, 1, 2).contiguous()
+    if value.shape[1] == value.shape[2] > value.shape[3]:  # images are mostly square, with fewer channels than rows
+        raise ValueError(
+            f"Expected {field} to be of shape (N, C, H, W), got {_kind(value)}, which looks like channels last: permute it, or "
+            "return it padded if its images are that narrow."
+        )
     return value
 
 

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from fedamm_pl.hints import similar
 from fedamm_pl.terminal import printable
 
 SUFFIXES = (*DELIMITERS, ".parquet")
+INDEX = re.compile(r"|Unnamed: [0-9]+|__index_level_[0-9]+__")
+"""Names under which pandas writes the numbers of rows to CSV and Parquet files, and reads them from CSV files."""
 ROLES = [field.name for field in fields(ReadOptions) if field.name.endswith("_column")]
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,8 @@ def read_table(path: Path, root: Path, options: ReadOptions) -> ImageData:
         examples = open_images(paths, root=Path(os.path.abspath(root)), options=options)
     clients = rows.texts.get(options.client_column)
     listed = Listed(examples, rows.texts[options.label_column], parts, clients, str(path), rows.place)
-    return kept_parts(data_set(listed, options.test_fraction, options.seed), options)
+    data = data_set(listed, options.test_fraction, options.seed)
+    return kept_parts(replace(data, feature_names=header.features or None), options)
 
 
 def _beside(path: Path) -> dict[str, Path]:
@@ -117,6 +121,10 @@ class _Header:
         """Return a function that chooses the columns of a file to read as texts and those to read as numbers."""
 
         def choose(names: list[str]) -> tuple[list[str], list[str]]:
+            if doubled := [name for name, count in Counter(names).items() if count > 1]:
+                raise UnusableFileError(
+                    f"Expected each column of {path} to have a name of its own, got {some(doubled)} twice."
+                )
             if not self.names:
                 self._require_roles(names, path)
                 self.names = names
@@ -146,9 +154,12 @@ class _Header:
         # tables without column names are often written with the numbers from 0 as names
         if len(numeric) == len(names) and names != [str(i) for i in range(len(names))]:
             raise UnusableFileError(f"Expected {path} to name its columns in its first line, got numbers: {shown}.")
-        if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        index = next((name for name in names if INDEX.fullmatch(name) and name not in self.roles.values()), None)
+        if index is not None and "path_column" not in self.roles:
+            got = f"a column {index!r}, under" if index else "a column without a name, as"
             raise UnusableFileError(
-                f"Expected each column of {path} to have a name of its own, got {some(doubled)} twice."
+                f"Expected each feature of {path} to have a name, got {got} which pandas writes the numbers of rows; they may "
+                "reveal the classes: save the table with index=False, or name the column."
             )
         if len(names) == len(self.roles) and "path_column" not in self.roles:
             raise UnusableFileError(
@@ -204,6 +215,14 @@ def _say_used(tables: dict[str, Rows], files: dict[str, Path], header: _Header) 
                 printable(
                     f"{path}: the feature {name!r} varies so little relative to its size, around {most[i]:g}, that float32, which keeps "
                     "seven digits, hardly tells its values apart: subtract its smallest value first"
+                ),
+            )
+        elif len(column) > 2 and (column == column.round()).all() and (column.diff() > 0).all():
+            log.warning(
+                "%s",
+                printable(
+                    f"{path}: the feature {name!r} rises from each row to the next, as numbers of rows do, which may reveal their "
+                    "classes: remove it if it is no measurement"
                 ),
             )
 

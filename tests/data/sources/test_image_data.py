@@ -95,6 +95,13 @@ def test_channels_may_be_last_where_that_is_clear_and_it_is_said(caplog: pytest.
     assert image_data(grey).train_images.shape == (12, 1, 6, 8)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_channels_that_seem_to_be_last_are_refused(channels: int) -> None:
+    images = torch.zeros(12, 6, 6, channels, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"to be of shape \(N, C, H, W\), got .* looks like channels last: permute"):
+        image_data(with_part(train_images=images))
+
+
 def test_rows_are_one_an_example() -> None:
     rows = {"train": torch.arange(12), "test": torch.arange(12, 16)}
     assert image_data(with_part(rows=rows)).rows == rows

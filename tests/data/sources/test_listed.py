@@ -114,3 +114,28 @@ def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
 def test_mistakes(labels: list[int | str], parts: list[str] | None, clients: list[str] | None, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         data_set(listed(labels, parts, clients), 0.5, 0)
+
+
+def test_a_label_that_only_the_test_set_has_does_not_renumber_the_classes(caplog: pytest.LogCaptureFixture) -> None:
+    labels: list[int | str] = [*map(str, range(1, 13)), "2", "unknown", "20"]
+    data = data_set(listed(labels, ["train"] * 12 + ["test"] * 3), 0.2, 0)
+    assert data.class_names == [str(number) for number in range(1, 13)]
+    assert data.test_labels.tolist() == [1]
+    assert (
+        "2 of 3 test examples are left out, since their classes have no training examples: 20, unknown" in caplog.text
+    )
+
+
+def test_clients_that_the_draw_of_the_test_set_leaves_without_examples_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    labels: list[int | str] = ["a", "b"] * 20
+    clients = ["large"] * 30 + [f"site {i}" for i in range(10)]
+    data = data_set(listed(labels, None, clients), 0.5, 1)
+    assert data.clients is not None
+    lost = [name for name in clients[30:] if name not in data.clients]
+    assert lost
+    assert (
+        f"{len(lost)} of 11 clients take no part, since all their examples are held out for testing: {lost[0]}"
+        in caplog.text
+    )

@@ -55,6 +55,8 @@ def test_files_beside_a_table_have_its_columns(tmp_path: Path) -> None:
     assert "F/test.csv to have the columns of the training table, got none called y" in refused(tmp_path, "train.csv")
     table(tmp_path, "x,y,z,label", "1,2,3,a", name="test.csv")
     assert "F/test.csv to have the columns of the training table, got z too" in refused(tmp_path, "train.csv")
+    table(tmp_path, "x,x,y,label", "1,9,2,a", name="test.csv")
+    assert "each column of F/test.csv to have a name of its own, got x twice" in refused(tmp_path, "train.csv")
     table(tmp_path, "x,y,label", "1,2,a", "1,2,", name="test.csv")
     assert "got none in row 2 (line 3) of test.csv" in refused(tmp_path, "train.csv")
 

@@ -218,7 +218,7 @@ def test_one_column_cannot_be_two_things(tmp_path: Path) -> None:
     ("lines", "said"),
     [
         (["id,x,label", "0,1,a", "1,1,a", "2,1,b", "3,1,b"], "the feature 'id' counts the rows"),
-        ([",x,label", "1,1,a", "2,1,a", "3,1,b", "4,1,b"], "the feature '' counts the rows"),
+        (["id,x,label", "3,1,a", "7,1,a", "8,1,b", "20,1,b"], "the feature 'id' rises from each row to the next"),
         (
             ["client,x,label", "0,1,a", "0,1,a", "1,1,b", "2,1,b"],
             "the column 'client' is a feature; if it is not, set --data.client_column client",
@@ -238,8 +238,19 @@ def test_warnings_of_likely_mistakes(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])
+def test_the_index_that_pandas_writes_is_no_feature(tmp_path: Path, name: str) -> None:
+    table(tmp_path, f"{name},x,label", "4,1,a", "2,2,a", "9,1,b", "8,2,b")
+    assert "Expected each feature of F/mine.csv to have a name, got a column" in (said := refused(tmp_path))
+    assert "save the table with index=False" in said
+    if name:
+        assert repr(name) in said
+        table(tmp_path, f"{name},x,label", "4,1,a", "4,2,a", "9,1,b", "9,2,b")
+        assert read(tmp_path, client_column=name).clients is not None
+
+
 def test_usual_features_are_read_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    table(tmp_path, "constant,binary,x,label", *[f"3,{i % 2},{i * 2},a" for i in range(5)])
+    table(tmp_path, "constant,binary,x,label", *[f"3,{i % 2},{i * 2 % 7},a" for i in range(5)])
     read(tmp_path)
     assert caplog.text == ""
 
