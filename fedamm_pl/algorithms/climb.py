@@ -115,7 +115,7 @@ class Climb(FederatedModule):
             raise ValueError(f"its {LOSS} is {loss:g}, beyond the largest number of float32")
         dual = self._dual(server)
         scale = float((1 + dual - dual.mean())[client])
-        trained = {name for name, _ in self.named_parameters()}
+        trained = {name for name, _ in self.named_parameters(remove_duplicate=False)}
         payload = {
             name: server.state[name].to(value.device).lerp(value, scale) if name in trained else value
             for name, value in result.payload.items()

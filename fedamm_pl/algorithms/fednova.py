@@ -109,4 +109,4 @@ class FedNova(FederatedModule):
 
     @property
     def _trained(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.startswith(self.shared)}
+        return {name for name, _ in self.named_parameters(remove_duplicate=False) if name.startswith(self.shared)}

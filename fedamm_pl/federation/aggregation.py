@@ -202,7 +202,8 @@ def update_norm(payload: State, sent: State) -> Tensor:
         sent: What it received, by the same names.
 
     Returns:
-        A scalar in float64 on the device of the update, without waiting for the device.
+        A scalar in float64 on the device of the update, without waiting for the device. A tied parameter counts once
+        for each of its names.
     """
     lengths = []
     for name, before in sent.items():

@@ -17,13 +17,15 @@ import yaml
 pytest.importorskip("flwr", reason="Flower is not installed; it needs Python 3.11")
 
 from fedamm_pl import FederatedDataModule
+from fedamm_pl.algorithms import CCVR
 from fedamm_pl.cli.main import main
 from fedamm_pl.data.own import OwnData
 from fedamm_pl.integrations.flower import executor, nodes
+from fedamm_pl.integrations.flower.client import KeptOnDisk
 from fedamm_pl.integrations.flower.server import DEFAULTS, serve
 from fedamm_pl.integrations.flower.wire import BEGIN, FINISH, HELLO, OUTCOME, ROUND, bytes_part, record
 from fedamm_pl.protocol.codec import decode, encode
-from fedamm_pl.protocol.messages import ClientResult, Question
+from fedamm_pl.protocol.messages import ClientResult, Question, State
 from tests.federation.small import assert_equal
 from tests.integrations.machines import Fault, Machines
 
@@ -125,6 +127,24 @@ def test_what_clients_have_of_their_own_stays_with_them(federate: Federate, conf
     kept = list((tmp_path / "state").rglob("client_0/*.state"))
     assert len(kept) == 3
     assert all(path.stat().st_size > 1000 for path in kept)
+
+
+class Counting(CCVR):
+    """Keeps at each client in how many rounds it has trained."""
+
+    def client_payload(self) -> State:
+        assert self.session is not None
+        self.session.kept = {"rounds": self.session.kept.get("rounds", torch.zeros(())) + 1}
+        return super().client_payload()
+
+
+def test_a_round_in_which_nobody_trains_leaves_what_clients_keep(
+    federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeptOnDisk, "VERSIONS", 1)
+    federate(options=f"--algorithm {__name__}.Counting --algorithm.model small_cnn --federation.num_rounds 3")
+    assert summary(tmp_path / "run")["failed_clients"] == 0
+    assert [path.name for path in (tmp_path / "state").rglob("client_0/*.state")] == ["000000_000003.state"]
 
 
 @pytest.mark.parametrize("method", ["FedAMM, forward", "Moon"])
@@ -521,6 +541,24 @@ def test_own_data_are_read_by_the_names_of_the_servers_classes(hospitals: Path) 
         OwnData(options, ["ant", "bee"], [3])
     with pytest.raises(ValueError, match=r"Expected examples of shape \(4,\), as the server has, got \(3,\)"):
         OwnData(options, NAMES, [4])
+
+
+def test_own_features_are_put_into_the_servers_order(hospitals: Path) -> None:
+    options = {**FederatedDataModule("client_2.csv", str(hospitals.parent), split_column="split").hparams}
+    header = (hospitals.parent / "client_2.csv").read_text().splitlines()[0].split(",")
+    names = [name for name in header if name not in ("label", "split")]
+    given, moved = (OwnData(options, NAMES, [3], order).client(0) for order in (names, names[::-1]))
+    assert torch.equal(torch.as_tensor(moved.images[:]), torch.as_tensor(given.images[:]).flip(1))
+    with pytest.raises(ValueError, match="Expected the features that the server has, got none called age"):
+        OwnData(options, NAMES, [3], ["age", *names[1:]])
+    with pytest.raises(ValueError, match=rf"Expected the features that the server has, got {names[2]} too"):
+        OwnData(options, NAMES, [2], names[:2])
+
+
+def test_class_counts_are_those_of_all_clients_or_refused(hospitals: Path) -> None:
+    told = {"output-dir": str(hospitals.parent / "run"), "own-data": True, "clients": "a,b,c", "wait": 5.0}
+    with pytest.raises(ValueError, match=r"Expected `start-with` to be 0 with `class-counts`, .*, got 2"):
+        serve(with_own_data(hospitals, ["a", "b", "c"]), hospitals, {**told, "class-counts": True, "start-with": 2})
 
 
 def test_nothing_is_said_twice(federate: Federate, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,6 +114,8 @@ def _difference(module: nn.Module, rebuilt: nn.Module) -> str | None:
 
     def described(module: nn.Module) -> dict[str, Any]:
         entries: dict[str, Any] = {name: value.shape for name, value in module.state_dict().items()}
+        for name, part in module.named_modules(remove_duplicate=False):
+            entries[f"{name} ({type(part).__name__})"] = part.extra_repr()  # such as the rate of a dropout
         return {**entries, **{name: (value.shape, value.requires_grad) for name, value in module.named_parameters()}}
 
     before, after = described(module), described(rebuilt)

@@ -183,7 +183,9 @@ class Node:
         if questions:
             outcome = questions[0]
         elif isinstance(outcome, ClientResult) and outcome.kept:
-            outcome = replace(outcome, kept=disk.write(broadcast.round_num, outcome.kept))
+            # a round in which nobody trains changes nothing: its version would push out the one that the server knows
+            kept = disk.write(broadcast.round_num, outcome.kept) if broadcast.local_epochs else {}
+            outcome = replace(outcome, kept=kept)
         return record({ROUND: broadcast.round_num}, **{OUTCOME: encode(outcome)})
 
     def _parts(self, info: Mapping[str, Any]) -> Any:
@@ -191,7 +193,7 @@ class Node:
         from fedamm_pl.cli.parser import build_parser, in_one_line, parse
 
         names, shape = info["class_names"], info["shape"]
-        known = {name: value for name, value in info.items() if name != "shape"}
+        known = {name: value for name, value in info.items() if name not in ("shape", "feature_names")}
         view = SimpleNamespace(num_classes=len(names), in_channels=shape[0], info=known)
         parser = build_parser(lambda data: view)
         config = parse(parser, self.words)
@@ -203,7 +205,7 @@ class Node:
         from fedamm_pl.data.own import OwnData
 
         if self.own:
-            return OwnData(parts.data.hparams, info["class_names"], info["shape"]), 0
+            return OwnData(parts.data.hparams, info["class_names"], info["shape"], info["feature_names"]), 0
         names = parts.data.client_names
         if self.name not in names:
             raise ValueError(

@@ -74,9 +74,9 @@ class Nodes:
         """
         self._data = data
         data.setup()
-        shape = list(data.images.train_images.shape[1:])
+        form = {"shape": list(data.images.train_images.shape[1:]), "feature_names": data.images.feature_names}
         known = {name: value for name, value in data.info.items() if name not in ("class_counts", "shot_groups")}
-        self.told = {INFO: json.dumps({**known, "shape": shape})}
+        self.told = {INFO: json.dumps({**known, **form})}
         expected = self._expected()
         deadline = time.monotonic() + wait
         say(f"waiting for {expected} clients")
@@ -92,7 +92,7 @@ class Nodes:
             self.known = {name: self.known.get(name, absent) for name in names}
             data.hold_elsewhere(self.known)
         info = {name: value for name, value in data.info.items() if name != "class_counts" or data.knows_class_counts}
-        self.told = {INFO: json.dumps({**info, "shape": shape})}
+        self.told = {INFO: json.dumps({**info, **form})}
         self.met = True
         self.view = SimpleNamespace(num_classes=data.num_classes, in_channels=data.in_channels, info=info)
 
@@ -103,6 +103,10 @@ class Nodes:
         if self.start_with and isinstance(self.clients, int) and self.own_data:
             raise ValueError(
                 "Expected `clients` to be names with `start-with`, got a number: the expected clients must be known."
+            )
+        if self.class_counts and 0 < self.start_with < number:
+            raise ValueError(
+                f"Expected `start-with` to be 0 with `class-counts`, which are those of all clients, got {self.start_with}."
             )
         return min(self.start_with or number, number)
 

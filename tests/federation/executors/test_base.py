@@ -94,6 +94,15 @@ def test_a_module_that_its_options_do_not_make_is_refused_by_name(change: str) -
         spec(module, data).pickled()
 
 
+def test_another_layer_without_weights_is_a_difference() -> None:
+    data = tiny_data()
+    module = FedAvg(data.num_classes, 1, "small_cnn", info=data.info)
+    spec(module, data).pickled()
+    module.model.features[2] = torch.nn.Tanh()  # type: ignore[index,union-attr]
+    with pytest.raises(ValueError, match=r"differs in model\.features\.2 "):
+        spec(module, data).pickled()
+
+
 def test_changed_weights_are_no_difference() -> None:
     data = tiny_data()
     module = make(FedAvg, data)
