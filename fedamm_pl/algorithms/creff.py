@@ -38,7 +38,8 @@ class CReFF(FederatedModule):
     unaugmented examples (theirs are means over 10 draws of at most 32 augmented ones); in the first round they are
     those of the model's own classifier (theirs: of a random one); and the classifier is re-trained in full-batch steps
     with momentum. The authors train it for 300 epochs in batches of 32. For 10 classes this is ``retrain_steps: 9600,
-    retrain_batch_size: 32, retrain_lr: 0.01, retrain_momentum: 0``, with about the same product of step size and steps.
+    retrain_batch_size: 32, retrain_lr: 0.01, retrain_momentum: 0``. Step size times steps is 96 there; with the defaults
+    it is 30, or about 300 with the effect of the momentum.
     The averaged model is FedAvg's, bit for bit; in a plain Trainer it is FedAvg.
 
     Args:

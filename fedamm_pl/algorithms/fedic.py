@@ -45,8 +45,8 @@ class FEDIC(FederatedModule):
     evaluation mode, including w' once it is trained. w' and the average are trained in training mode, so their running
     statistics then come from the server's images.
 
-    In each round the server evaluates every client's model on ``num_draws`` draws of its images, and trains on about
-    17,000 images.
+    In each round the server evaluates every client's model on ``num_draws`` draws of its images, and with the default
+    options and 100 images trains on about 17,000.
 
     Nothing extra is sent, but the server must see each client's individual model: the sums that secure aggregation
     provides are not enough, and a robust aggregation protects the average, not the ensemble. A model with logits or

@@ -45,7 +45,7 @@ def gains(probabilities: Tensor, labels: Tensor, rate: float) -> Tensor:
 
     Each probability is standardised over the examples with the same label: z = (q - mean) / standard deviation. The
     gain is ``tanh(z - t_c) max(d_c - d_y, 0)``, where the threshold t_c is exceeded by ``rate`` per cent of the z of
-    class c, and d is the :func:`rarity`. It is 0 or less for classes that are no rarer than the example's own.
+    class c, and d is the :func:`rarity`. It is 0 for classes that are no rarer than the example's own.
 
     Args:
         probabilities: Predicted probabilities q of shape (n, C).
