@@ -281,3 +281,29 @@ def test_the_last_column_of_the_readmes_table_counts_tables(followed: Path) -> N
     for method, (ahead, level, behind) in counts.items():
         (row,) = (row for row in table if row.startswith(f"| {method} |"))
         assert row.endswith(f"| {ahead} / {level} / {behind} |")
+
+
+def test_the_table_of_the_images_is_that_of_the_record() -> None:
+    lines = [
+        [cell.strip(" *†") for cell in line.split("|")[1:-1]]
+        for line in (RECORDS / "fashion_mnist.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    head, paired, title = lines[0], {}, ""
+    for line in lines:
+        if len(line) == 7 and not line[1]:
+            title = line[0].partition(":")[0]
+        elif len(line) == 7:
+            paired[title, line[0]] = f"{line[1]} ({line[2]})"
+    means = {line[0]: dict(zip(head, line, strict=True)) for line in lines if len(line) == len(head) and line[1]}
+    chosen = {line[0]: line[1] for line in lines if len(line) == 5}
+    for path, options in ((RECORDS.parents[1] / "README.md", False), (RECORDS.parent / "results.md", True)):
+        text = path.read_text()
+        table = text[text.index("all, images") :].split("\n\n")[0].splitlines()[2:]
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if "**" not in line]
+        assert len(rows) == 4
+        for name, *cells in rows:
+            wanted = [means[name]["all, mean of last 10"], means[name]["few, mean of last 10"]]
+            groups = ("all", "few") if options else ("all",)
+            wanted += [paired.get((f"{group}, mean of last 10", name), "") for group in groups]
+            assert cells == ([chosen[name]] if options else []) + wanted
