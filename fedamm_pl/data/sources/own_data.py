@@ -90,7 +90,7 @@ def _images(value: Any, field: str) -> Source:
     if value.shape[1] == value.shape[2] > value.shape[3]:  # images are mostly square, with fewer channels than rows
         raise ValueError(
             f"Expected {field} to be of shape (N, C, H, W), got {_kind(value)}, which looks like channels last: permute it, or "
-            "return it padded if its images are that narrow."
+            "pad the width if that is the order."
         )
     return value
 
